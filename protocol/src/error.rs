@@ -1,0 +1,138 @@
+//! Stable error codes of the wire.
+//!
+//! A peer gets a code, a sentence that says what to do, and a request id; nothing internal. What
+//! is not yours and what is not there are one code, [`ErrorCode::NotFound`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::SealedDigest;
+
+/// What went wrong, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is not well formed.
+    BadRequest,
+    /// The client's key belongs to no principal, or to a revoked one.
+    UnknownPrincipal,
+    /// The principal's role does not allow this.
+    NotAllowed,
+    /// No such thing, or not yours.
+    NotFound,
+    /// The token is unknown, used, expired, out of tries, or its proof is wrong.
+    BadToken,
+    /// The descriptor is not acceptable.
+    BadDescriptor,
+    /// The session's lease has ended, or it never was.
+    SessionEnded,
+    /// An envelope does not parse, or a node's level or children do not fit.
+    BadEnvelope,
+    /// The node names children that the repository lacks.
+    MissingChildren,
+    /// The record does not parse or its signature, principal, session or totals do not fit.
+    BadRecord,
+    /// The record does not follow the newest one of its source.
+    OutOfSequence,
+    /// The retention asked for is outside the namespace's policy.
+    RetentionOutOfPolicy,
+    /// The snapshot is locked.
+    Locked,
+    /// The repository has no room for uploads.
+    RepositoryFull,
+    /// The body is larger than the route allows.
+    TooLarge,
+    /// Too many requests, sessions or challenges.
+    TooMany,
+    /// The server is shutting down or starting.
+    Unavailable,
+    /// The server failed; its log has the request id.
+    Internal,
+}
+
+impl ErrorCode {
+    /// All codes.
+    pub const ALL: [Self; 18] = [
+        Self::BadRequest,
+        Self::UnknownPrincipal,
+        Self::NotAllowed,
+        Self::NotFound,
+        Self::BadToken,
+        Self::BadDescriptor,
+        Self::SessionEnded,
+        Self::BadEnvelope,
+        Self::MissingChildren,
+        Self::BadRecord,
+        Self::OutOfSequence,
+        Self::RetentionOutOfPolicy,
+        Self::Locked,
+        Self::RepositoryFull,
+        Self::TooLarge,
+        Self::TooMany,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The word on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::UnknownPrincipal => "unknown_principal",
+            Self::NotAllowed => "not_allowed",
+            Self::NotFound => "not_found",
+            Self::BadToken => "bad_token",
+            Self::BadDescriptor => "bad_descriptor",
+            Self::SessionEnded => "session_ended",
+            Self::BadEnvelope => "bad_envelope",
+            Self::MissingChildren => "missing_children",
+            Self::BadRecord => "bad_record",
+            Self::OutOfSequence => "out_of_sequence",
+            Self::RetentionOutOfPolicy => "retention_out_of_policy",
+            Self::Locked => "locked",
+            Self::RepositoryFull => "repository_full",
+            Self::TooLarge => "too_large",
+            Self::TooMany => "too_many",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The HTTP status that goes with the code.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::BadRequest | Self::BadDescriptor | Self::BadEnvelope | Self::BadRecord => 400,
+            Self::UnknownPrincipal | Self::BadToken => 401,
+            Self::NotAllowed => 403,
+            Self::NotFound => 404,
+            Self::MissingChildren | Self::OutOfSequence | Self::RetentionOutOfPolicy => 409,
+            Self::SessionEnded => 410,
+            Self::TooLarge => 413,
+            Self::Locked => 423,
+            Self::TooMany => 429,
+            Self::Internal => 500,
+            Self::Unavailable => 503,
+            Self::RepositoryFull => 507,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Unavailable | Self::TooMany | Self::Internal)
+    }
+}
+
+/// Body of every error answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+    /// Stands in the server's log.
+    pub request_id: String,
+    /// With [`ErrorCode::MissingChildren`]: which.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<SealedDigest>,
+    /// With [`ErrorCode::Locked`]: until when, seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_until_seconds: Option<u64>,
+}

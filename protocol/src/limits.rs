@@ -1,0 +1,123 @@
+//! Every bound of the system, in one place.
+//!
+//! A decoder or handler that accepts a size, count, depth or duration from a peer compares it with
+//! a constant of this file before it allocates. Times are in milliseconds or seconds, sizes in
+//! bytes, as each name says.
+
+/// Version of the wire protocol, the `v1` of every path.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+// --- Chunks, nodes, envelopes ---------------------------------------------------------------
+
+/// Smallest average chunk size that a descriptor may name.
+pub const CHUNK_AVERAGE_MIN_BYTES: u32 = 4 * 1024;
+/// Largest average chunk size that a descriptor may name.
+pub const CHUNK_AVERAGE_MAX_BYTES: u32 = 1024 * 1024;
+/// Largest chunk of plaintext: four times the largest average.
+pub const CHUNK_MAX_BYTES: u32 = 4 * CHUNK_AVERAGE_MAX_BYTES;
+/// Smallest padded payload of a chunk.
+pub const PAYLOAD_MIN_BYTES: u64 = 512;
+/// Largest envelope: the largest chunk, uncompressed, with header and padding.
+pub const ENVELOPE_MAX_BYTES: u32 = CHUNK_MAX_BYTES + 512 * 1024;
+/// Fewest children of a node that is not the last of its level.
+pub const NODE_CHILDREN_MIN: u32 = 128;
+/// Most children of a node.
+pub const NODE_CHILDREN_MAX: u32 = 2048;
+/// A node ends where these low bits of a child's `ChunkId` are zero.
+pub const NODE_CUT_MASK: u16 = 0x01ff;
+/// Highest level of a node; `128^8` chunks are more than a year of dumps of one appliance.
+pub const LEVEL_MAX: u8 = 8;
+
+// --- Signed objects -------------------------------------------------------------------------
+
+/// Longest source label or namespace name, in bytes.
+pub const LABEL_MAX_BYTES: u32 = 64;
+/// Longest display name of a principal, in bytes.
+pub const NAME_MAX_BYTES: u32 = 128;
+/// Most age recipients in a descriptor.
+pub const RECIPIENTS_MAX: u32 = 32;
+/// Longest age recipient, in bytes (post-quantum recipients are near 2 KiB).
+pub const RECIPIENT_MAX_BYTES: u32 = 4096;
+/// Most server ledger keys in a descriptor.
+pub const LEDGER_KEYS_MAX: u32 = 16;
+/// Longest age file that wraps a convergence secret.
+pub const WRAPPED_SECRET_MAX_BYTES: u32 = 128 * 1024;
+/// Longest descriptor.
+pub const DESCRIPTOR_MAX_BYTES: u32 = 512 * 1024;
+/// Longest standard error text kept in a record, in bytes; the end of it is kept.
+pub const STDERR_MAX_BYTES: u32 = 64 * 1024;
+/// Longest single text in the private part of a record, in bytes.
+pub const PRIVATE_TEXT_MAX_BYTES: u32 = 32 * 1024;
+/// Most arguments, paths or tags in the private part of a record.
+pub const PRIVATE_ITEMS_MAX: u32 = 1024;
+/// Longest key block (an age file) of a record.
+pub const KEY_BLOCK_MAX_BYTES: u32 = 512 * 1024;
+/// Longest snapshot record.
+pub const RECORD_MAX_BYTES: u32 = KEY_BLOCK_MAX_BYTES + 4096;
+
+// --- Catalogue ------------------------------------------------------------------------------
+
+/// Longest path or link target in a catalogue, in bytes.
+pub const PATH_MAX_BYTES: u32 = 16 * 1024;
+/// Most extended attributes of an entry.
+pub const XATTRS_MAX: u32 = 1024;
+/// Longest value of an extended attribute, in bytes.
+pub const XATTR_MAX_BYTES: u32 = 64 * 1024;
+/// Most holes of a sparse file.
+pub const HOLES_MAX: u32 = 1024 * 1024;
+/// Longest catalogue entry, in bytes.
+pub const CATALOGUE_ENTRY_MAX_BYTES: u32 = 32 * 1024 * 1024;
+
+// --- Ledger ---------------------------------------------------------------------------------
+
+/// Longest ledger entry.
+pub const ENTRY_MAX_BYTES: u32 = 4096;
+/// Longest signed checkpoint note.
+pub const CHECKPOINT_MAX_BYTES: u32 = 4096;
+/// Most hashes of a proof: one a level of a tree of `2^64` leaves.
+pub const PROOF_HASHES_MAX: u32 = 64;
+/// Longest receipt.
+pub const RECEIPT_MAX_BYTES: u32 = 16 * 1024;
+
+// --- Enrolment ------------------------------------------------------------------------------
+
+/// Longest life of an enrolment token, in seconds.
+pub const TOKEN_TTL_MAX_SECONDS: u64 = 24 * 3600;
+/// Wrong proofs after which a token is dead.
+pub const TOKEN_TRIES_MAX: u32 = 5;
+/// Longest token, decoded.
+pub const TOKEN_MAX_BYTES: u32 = 1024;
+/// Longest address list in a token.
+pub const ADDRESS_MAX_BYTES: u32 = 512;
+/// Longest enrolment request.
+pub const ENROLL_MAX_BYTES: u32 = DESCRIPTOR_MAX_BYTES + 4096;
+
+// --- Requests -------------------------------------------------------------------------------
+
+/// Longest JSON body of a control request.
+pub const CONTROL_MAX_BYTES: u32 = 64 * 1024;
+/// Longest JSON body of an answer that a client accepts.
+pub const ANSWER_MAX_BYTES: u32 = 8 * 1024 * 1024;
+/// Most digests in one "have" question.
+pub const HAVE_MAX_COUNT: u32 = 8192;
+/// Most digests in one challenge.
+pub const PROVE_MAX_COUNT: u32 = 64;
+/// Most challenged envelopes a session.
+pub const CHALLENGES_MAX: u32 = 64;
+/// Most digests in one read.
+pub const READ_MAX_COUNT: u32 = 4096;
+/// Longest body of one upload request.
+pub const UPLOAD_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Most envelopes in one upload request.
+pub const UPLOAD_MAX_COUNT: u32 = 65_536;
+/// Most digests of missing children named in an error.
+pub const MISSING_MAX_COUNT: u32 = 64;
+/// Most snapshots in one page of a list.
+pub const LIST_MAX_COUNT: u32 = 1000;
+/// A session that declares at most this many bytes of envelopes is a small one.
+pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
+
+// --- Retention ------------------------------------------------------------------------------
+
+/// Longest retention that a policy may name, in seconds (200 years).
+pub const RETENTION_MAX_SECONDS: u64 = 200 * 366 * 24 * 3600;

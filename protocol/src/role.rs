@@ -1,0 +1,169 @@
+//! Roles and capabilities: who may do what, as one pure table.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::ParseIdError;
+
+/// What a principal is enrolled as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Pushes backups into one namespace: append, and nothing else.
+    Backup,
+    /// Reads backups of one namespace.
+    Restore,
+    /// Reads what proves things, and nothing that holds data.
+    Audit,
+    /// Runs the appliance.
+    Operator,
+    /// Guards it; never the same principal as an operator.
+    SecurityOfficer,
+    /// Copies namespaces to another server.
+    Replica,
+}
+
+/// What a route demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// Open sessions, ask, upload and commit in one's namespace.
+    Append,
+    /// Read the namespace's descriptor.
+    ReadDescriptor,
+    /// Read receipts and the ledger's checkpoint.
+    ReadProofs,
+    /// Read the list of snapshots: bodies of records and locks.
+    ListSnapshots,
+    /// Read whole records.
+    ReadRecords,
+    /// Read envelopes.
+    ReadEnvelopes,
+    /// Forget snapshots whose lock has ended.
+    Forget,
+    /// See the state of the server and the names of namespaces.
+    Observe,
+}
+
+impl Role {
+    /// All roles, in the order of their codes.
+    pub const ALL: [Self; 6] = [
+        Self::Backup,
+        Self::Restore,
+        Self::Audit,
+        Self::Operator,
+        Self::SecurityOfficer,
+        Self::Replica,
+    ];
+
+    /// The byte that names the role.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Backup => 1,
+            Self::Restore => 2,
+            Self::Audit => 3,
+            Self::Operator => 4,
+            Self::SecurityOfficer => 5,
+            Self::Replica => 6,
+        }
+    }
+
+    /// The role that `code` names.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.code() == code)
+    }
+
+    /// The word for commands and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+            Self::Audit => "audit",
+            Self::Operator => "operator",
+            Self::SecurityOfficer => "security-officer",
+            Self::Replica => "replica",
+        }
+    }
+
+    /// Whether a principal of this role belongs to one namespace; the others belong to the
+    /// server.
+    pub const fn is_of_namespace(self) -> bool {
+        matches!(self, Self::Backup | Self::Restore)
+    }
+
+    /// What the role may do (`docs/security.md` has the same table, and a test compares them).
+    pub const fn capabilities(self) -> &'static [Capability] {
+        use Capability as C;
+        match self {
+            Self::Backup => &[C::Append, C::ReadDescriptor, C::ReadProofs],
+            Self::Restore => &[
+                C::ReadDescriptor,
+                C::ReadProofs,
+                C::ListSnapshots,
+                C::ReadRecords,
+                C::ReadEnvelopes,
+            ],
+            Self::Audit => &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Observe],
+            Self::Operator | Self::SecurityOfficer => {
+                &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Forget, C::Observe]
+            }
+            Self::Replica => &[
+                C::ReadDescriptor,
+                C::ReadProofs,
+                C::ListSnapshots,
+                C::ReadRecords,
+                C::ReadEnvelopes,
+                C::Observe,
+            ],
+        }
+    }
+
+    /// Whether the role may do it.
+    pub fn may(self, capability: Capability) -> bool {
+        self.capabilities().contains(&capability)
+    }
+}
+
+impl Capability {
+    /// All capabilities.
+    pub const ALL: [Self; 8] = [
+        Self::Append,
+        Self::ReadDescriptor,
+        Self::ReadProofs,
+        Self::ListSnapshots,
+        Self::ReadRecords,
+        Self::ReadEnvelopes,
+        Self::Forget,
+        Self::Observe,
+    ];
+
+    /// The word for documents and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Append => "append",
+            Self::ReadDescriptor => "read-descriptor",
+            Self::ReadProofs => "read-proofs",
+            Self::ListSnapshots => "list-snapshots",
+            Self::ReadRecords => "read-records",
+            Self::ReadEnvelopes => "read-envelopes",
+            Self::Forget => "forget",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        Self::ALL.into_iter().find(|role| role.name() == text).ok_or(ParseIdError(
+            "role (backup, restore, audit, operator, security-officer or replica)",
+        ))
+    }
+}

@@ -1,0 +1,262 @@
+//! The table of routes: method, path, capability, body limit. Client and server read the same.
+
+use crate::id::{NamespaceId, RecordDigest, SessionId};
+use crate::limits::{
+    CONTROL_MAX_BYTES, ENROLL_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT, READ_MAX_COUNT,
+    RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
+};
+use crate::role::Capability;
+
+/// A parsed request line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// `GET /v1/identity`
+    Identity,
+    /// `POST /v1/enroll`
+    Enroll,
+    /// `GET /v1/status`
+    Status,
+    /// `GET /v1/namespaces`
+    Namespaces,
+    /// `GET /v1/checkpoint`
+    Checkpoint,
+    /// `GET /v1/ns/{ns}/descriptor`
+    Descriptor(NamespaceId),
+    /// `POST /v1/ns/{ns}/sessions`
+    OpenSession(NamespaceId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/have`
+    Have(NamespaceId, SessionId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/prove`
+    Prove(NamespaceId, SessionId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/envelopes`
+    Upload(NamespaceId, SessionId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/renew`
+    Renew(NamespaceId, SessionId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/close`
+    Close(NamespaceId, SessionId),
+    /// `POST /v1/ns/{ns}/sessions/{session}/commit`
+    Commit(NamespaceId, SessionId),
+    /// `GET /v1/ns/{ns}/snapshots`
+    Snapshots(NamespaceId),
+    /// `GET /v1/ns/{ns}/snapshots/{record}`
+    Record(NamespaceId, RecordDigest),
+    /// `GET /v1/ns/{ns}/snapshots/{record}/receipt`
+    Receipt(NamespaceId, RecordDigest),
+    /// `POST /v1/ns/{ns}/snapshots/{record}/forget`
+    Forget(NamespaceId, RecordDigest),
+    /// `POST /v1/ns/{ns}/envelopes`
+    Read(NamespaceId),
+}
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever completes a handshake, with a key that need not be known.
+    Anyone,
+    /// A principal that has the capability, in the route's namespace where it names one.
+    Needs(Capability),
+}
+
+impl Route {
+    /// The route of a method and path, or nothing.
+    pub fn parse(method: &str, path: &str) -> Option<Self> {
+        let segments: Vec<&str> = path.strip_prefix("/v1/")?.splitn(8, '/').collect();
+        let route = match (method, segments.as_slice()) {
+            ("GET", ["identity"]) => Self::Identity,
+            ("POST", ["enroll"]) => Self::Enroll,
+            ("GET", ["status"]) => Self::Status,
+            ("GET", ["namespaces"]) => Self::Namespaces,
+            ("GET", ["checkpoint"]) => Self::Checkpoint,
+            ("GET", ["ns", ns, "descriptor"]) => Self::Descriptor(ns.parse().ok()?),
+            ("POST", ["ns", ns, "sessions"]) => Self::OpenSession(ns.parse().ok()?),
+            ("POST", ["ns", ns, "sessions", session, verb]) => {
+                let (ns, session) = (ns.parse().ok()?, session.parse().ok()?);
+                match *verb {
+                    "have" => Self::Have(ns, session),
+                    "prove" => Self::Prove(ns, session),
+                    "envelopes" => Self::Upload(ns, session),
+                    "renew" => Self::Renew(ns, session),
+                    "close" => Self::Close(ns, session),
+                    "commit" => Self::Commit(ns, session),
+                    _ => return None,
+                }
+            }
+            ("GET", ["ns", ns, "snapshots"]) => Self::Snapshots(ns.parse().ok()?),
+            ("GET", ["ns", ns, "snapshots", record]) => {
+                Self::Record(ns.parse().ok()?, record.parse().ok()?)
+            }
+            ("GET", ["ns", ns, "snapshots", record, "receipt"]) => {
+                Self::Receipt(ns.parse().ok()?, record.parse().ok()?)
+            }
+            ("POST", ["ns", ns, "snapshots", record, "forget"]) => {
+                Self::Forget(ns.parse().ok()?, record.parse().ok()?)
+            }
+            ("POST", ["ns", ns, "envelopes"]) => Self::Read(ns.parse().ok()?),
+            _ => return None,
+        };
+        Some(route)
+    }
+
+    /// The method.
+    pub const fn method(&self) -> &'static str {
+        match self {
+            Self::Identity
+            | Self::Status
+            | Self::Namespaces
+            | Self::Checkpoint
+            | Self::Descriptor(_)
+            | Self::Snapshots(_)
+            | Self::Record(..)
+            | Self::Receipt(..) => "GET",
+            _ => "POST",
+        }
+    }
+
+    /// The path.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Identity => "/v1/identity".into(),
+            Self::Enroll => "/v1/enroll".into(),
+            Self::Status => "/v1/status".into(),
+            Self::Namespaces => "/v1/namespaces".into(),
+            Self::Checkpoint => "/v1/checkpoint".into(),
+            Self::Descriptor(ns) => format!("/v1/ns/{ns}/descriptor"),
+            Self::OpenSession(ns) => format!("/v1/ns/{ns}/sessions"),
+            Self::Have(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/have"),
+            Self::Prove(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/prove"),
+            Self::Upload(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/envelopes"),
+            Self::Renew(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/renew"),
+            Self::Close(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/close"),
+            Self::Commit(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/commit"),
+            Self::Snapshots(ns) => format!("/v1/ns/{ns}/snapshots"),
+            Self::Record(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}"),
+            Self::Receipt(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/receipt"),
+            Self::Forget(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/forget"),
+            Self::Read(ns) => format!("/v1/ns/{ns}/envelopes"),
+        }
+    }
+
+    /// A short name for metrics and logs, without ids.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Enroll => "enroll",
+            Self::Status => "status",
+            Self::Namespaces => "namespaces",
+            Self::Checkpoint => "checkpoint",
+            Self::Descriptor(_) => "descriptor",
+            Self::OpenSession(_) => "open_session",
+            Self::Have(..) => "have",
+            Self::Prove(..) => "prove",
+            Self::Upload(..) => "upload",
+            Self::Renew(..) => "renew",
+            Self::Close(..) => "close",
+            Self::Commit(..) => "commit",
+            Self::Snapshots(_) => "snapshots",
+            Self::Record(..) => "record",
+            Self::Receipt(..) => "receipt",
+            Self::Forget(..) => "forget",
+            Self::Read(_) => "read",
+        }
+    }
+
+    /// Who may use it.
+    pub const fn access(&self) -> Access {
+        match self {
+            Self::Identity | Self::Enroll => Access::Anyone,
+            Self::Status | Self::Namespaces => Access::Needs(Capability::Observe),
+            Self::Checkpoint | Self::Receipt(..) => Access::Needs(Capability::ReadProofs),
+            Self::Descriptor(_) => Access::Needs(Capability::ReadDescriptor),
+            Self::OpenSession(_)
+            | Self::Have(..)
+            | Self::Prove(..)
+            | Self::Upload(..)
+            | Self::Renew(..)
+            | Self::Close(..)
+            | Self::Commit(..) => Access::Needs(Capability::Append),
+            Self::Snapshots(_) => Access::Needs(Capability::ListSnapshots),
+            Self::Record(..) => Access::Needs(Capability::ReadRecords),
+            Self::Forget(..) => Access::Needs(Capability::Forget),
+            Self::Read(_) => Access::Needs(Capability::ReadEnvelopes),
+        }
+    }
+
+    /// The namespace that the path names.
+    pub const fn namespace(&self) -> Option<NamespaceId> {
+        match self {
+            Self::Identity | Self::Enroll | Self::Status | Self::Namespaces | Self::Checkpoint => {
+                None
+            }
+            Self::Descriptor(ns)
+            | Self::OpenSession(ns)
+            | Self::Have(ns, _)
+            | Self::Prove(ns, _)
+            | Self::Upload(ns, _)
+            | Self::Renew(ns, _)
+            | Self::Close(ns, _)
+            | Self::Commit(ns, _)
+            | Self::Snapshots(ns)
+            | Self::Record(ns, _)
+            | Self::Receipt(ns, _)
+            | Self::Forget(ns, _)
+            | Self::Read(ns) => Some(*ns),
+        }
+    }
+
+    /// Longest body, in bytes.
+    pub fn body_max_bytes(&self) -> u64 {
+        match self {
+            Self::Enroll => u64::from(ENROLL_MAX_BYTES),
+            Self::OpenSession(_) => u64::from(CONTROL_MAX_BYTES),
+            Self::Have(..) => u64::from(HAVE_MAX_COUNT).saturating_mul(32),
+            Self::Prove(..) => u64::from(PROVE_MAX_COUNT).saturating_add(1).saturating_mul(32),
+            Self::Upload(..) => UPLOAD_MAX_BYTES,
+            Self::Commit(..) => u64::from(RECORD_MAX_BYTES),
+            Self::Read(_) => u64::from(READ_MAX_COUNT).saturating_mul(32),
+            _ => 0,
+        }
+    }
+
+    /// One route of each kind, for tests that iterate over the table.
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 18] {
+        [
+            Self::Identity,
+            Self::Enroll,
+            Self::Status,
+            Self::Namespaces,
+            Self::Checkpoint,
+            Self::Descriptor(ns),
+            Self::OpenSession(ns),
+            Self::Have(ns, session),
+            Self::Prove(ns, session),
+            Self::Upload(ns, session),
+            Self::Renew(ns, session),
+            Self::Close(ns, session),
+            Self::Commit(ns, session),
+            Self::Snapshots(ns),
+            Self::Record(ns, record),
+            Self::Receipt(ns, record),
+            Self::Forget(ns, record),
+            Self::Read(ns),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_parse_back() {
+        let examples =
+            Route::examples(NamespaceId([1; 32]), SessionId([2; 16]), RecordDigest([3; 32]));
+        for route in examples {
+            assert_eq!(Route::parse(route.method(), &route.path()), Some(route));
+            let other = if route.method() == "GET" { "POST" } else { "GET" };
+            assert_eq!(Route::parse(other, &route.path()), None);
+        }
+        for path in ["/", "/v1/", "/v2/identity", "/v1/ns//descriptor", "/v1/identity/"] {
+            assert_eq!(Route::parse("GET", path), None, "{path}");
+        }
+    }
+}
