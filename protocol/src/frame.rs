@@ -21,6 +21,15 @@ pub fn prefix(envelope: &[u8]) -> Result<[u8; PREFIX_BYTES], DecodeError> {
     }
 }
 
+/// The length of the envelope that follows a prefix; refused before anybody waits for it.
+pub fn length_of(prefix: [u8; PREFIX_BYTES]) -> Result<usize, DecodeError> {
+    let length = u32::from_le_bytes(prefix);
+    if length == 0 || length > ENVELOPE_MAX_BYTES {
+        return Err(DecodeError::TooLong(WHAT));
+    }
+    usize::try_from(length).map_err(|_| DecodeError::TooLong(WHAT))
+}
+
 /// Takes a stream apart.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
@@ -47,11 +56,7 @@ impl FrameDecoder {
         let Some((prefix, body)) = rest.split_first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
         };
-        let length = u32::from_le_bytes(*prefix);
-        if length == 0 || length > ENVELOPE_MAX_BYTES {
-            return Err(DecodeError::TooLong(WHAT));
-        }
-        let length = usize::try_from(length).map_err(|_| DecodeError::TooLong(WHAT))?;
+        let length = length_of(*prefix)?;
         if body.len() < length {
             return Ok(None);
         }

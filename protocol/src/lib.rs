@@ -38,3 +38,5 @@ pub mod message;
 pub mod role;
 pub mod route;
 pub mod token;
+
+pub mod fuzzing;

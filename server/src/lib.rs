@@ -1,2 +1,39 @@
-//! placeholder
+//! `strongroomd`: a hardened repository that keeps what it cannot read.
+//!
+//! A request goes down this list, and imports go down it too:
+//!
+//! `run` -> `listener` -> `router` -> `auth` -> `handler` -> `repository` -> (`lock`, `ledger`,
+//! `writer`, `session`, `registry`) -> `store` -> RocksDB
+//!
+//! `docs/architecture.md` has the map, the ranks and the invariants.
+
+pub mod cli;
+pub mod run;
+
+pub mod admin;
+pub mod listener;
+pub mod probes;
+pub mod router;
+pub mod stop;
+pub mod tls;
+
+pub mod auth;
+pub mod handler;
+
+pub mod repository;
+
+pub mod ledger;
+pub mod lock;
+pub mod registry;
+pub mod session;
+pub mod writer;
+
+pub mod rows;
+pub mod server_keys;
 pub mod store;
+
+pub mod clock;
+pub mod config;
+pub mod durable;
+pub mod error;
+pub mod metrics;

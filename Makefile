@@ -1,0 +1,78 @@
+# Every target installs what a bare Debian or Ubuntu machine lacks (scripts/bootstrap.sh), asking
+# before it uses sudo; YES=1 does not ask. There is one build profile, release, and one target
+# folder, which CARGO_TARGET_DIR moves.
+
+SHELL := /bin/bash
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+# rustup's folder first, as its installer has it; scripts/bootstrap.sh sets the same.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/snap/bin
+# Deterministic builds of what is checked in: a lock file that would change is an error.
+CARGO := cargo
+LOCKED := --locked
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
+
+.PHONY: help build demo test bench bench-quick campaign-fuzz fmt clean
+
+help:
+	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
+	@echo 'make demo           a real ERP dump through server and client, and back: two minutes'
+	@echo 'make test           formatting, lints, all tests, documentation tests'
+	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
+	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
+	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
+	@echo 'make fmt            formats the sources'
+	@echo 'make clean          removes what was built'
+	@echo
+	@echo 'YES=1 installs missing tools without asking. CARGO_TARGET_DIR moves the target folder.'
+
+build:
+	@scripts/bootstrap.sh build
+	$(CARGO) build --release --workspace $(LOCKED)
+
+demo:
+	@scripts/bootstrap.sh build demo
+	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/demo.sh
+
+# The binaries are built first, because the integration tests start them. The runner comes last,
+# so that its count of tests is the end of the output.
+test:
+	@scripts/bootstrap.sh build test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets $(LOCKED) -- -D warnings
+	$(CARGO) build --release --workspace $(LOCKED)
+	$(CARGO) test --release --workspace --doc $(LOCKED)
+	@if command -v cargo-nextest >/dev/null; then set -x; \
+	  $(CARGO) nextest run --release --workspace $(LOCKED); \
+	else set -x; \
+	  $(CARGO) test --release --workspace $(LOCKED) --lib --bins --tests; \
+	fi
+
+# DUMPS=folder gives the dumps; else ERP_MAKER=script makes them; else tests/data, which is small.
+bench bench-quick:
+	@scripts/bootstrap.sh build demo
+	@scripts/bench.sh $@
+
+# With nightly and cargo-fuzz: coverage-guided. Without: the same entry points on stable.
+campaign-fuzz:
+	@scripts/bootstrap.sh build
+	@if $(CARGO) +nightly fuzz --version >/dev/null 2>&1; then set -e; \
+	  for target in $(FUZZ_TARGETS); do \
+	    echo "fuzz: $$target, $(FUZZ_SECONDS) s"; \
+	    found=$(CARGO_TARGET_DIR)/fuzz-corpus/$$target; mkdir -p $$found; \
+	    (cd protocol && $(CARGO) +nightly fuzz run $$target $$found fuzz/corpus/$$target -- \
+	      -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=512 -max_len=65536); \
+	  done; \
+	else \
+	  seed=$$(date +%s); echo "fuzz: no nightly toolchain with cargo-fuzz; on stable, seed $$seed"; \
+	  FUZZ_SEED=$$seed FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-50000000} \
+	    $(CARGO) test --release -p strongroom-protocol --test fuzz $(LOCKED) -- --nocapture; \
+	fi
+
+fmt:
+	$(CARGO) fmt --all
+
+clean:
+	$(CARGO) clean

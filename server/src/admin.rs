@@ -1,0 +1,182 @@
+//! Commands on the server itself, while it runs (`DIR/admin.sock`, mode 0600) and while it does
+//! not (the data folder is opened for the one command).
+//!
+//! One JSON line asks, one answers. Whoever may open the socket is root or the service's user, who
+//! could read the folder anyway: there is no further authentication.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use strongroom_protocol::id::{Label, PrincipalId};
+use strongroom_protocol::limits::CONTROL_MAX_BYTES;
+use strongroom_protocol::message::{NamespaceRow, Status};
+use strongroom_protocol::role::Role;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::error::ServerError;
+use crate::repository::Repository;
+use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
+use crate::stop::Stop;
+
+const SOCKET_FILE: &str = "admin.sock";
+/// A command gives up when the server says nothing for so long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest answer that a command reads.
+const ANSWER_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What can be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Make a token.
+    Token {
+        /// Namespace, for roles of one.
+        namespace: Option<Label>,
+        /// Role.
+        role: Role,
+        /// For people.
+        display_name: String,
+        /// Life of the token.
+        ttl_seconds: u64,
+    },
+    /// List principals.
+    Principals,
+    /// Revoke a principal.
+    Revoke {
+        /// Whom.
+        principal: PrincipalId,
+    },
+    /// List namespaces.
+    Namespaces,
+    /// State of the server.
+    Status,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum AdminAnswer {
+    /// A token's text.
+    Token {
+        /// To be handed to whoever enrols.
+        token: String,
+    },
+    /// Principals.
+    Principals {
+        /// All, revoked ones included.
+        principals: Vec<PrincipalSummary>,
+    },
+    /// Namespaces.
+    Namespaces {
+        /// All.
+        namespaces: Vec<NamespaceRow>,
+    },
+    /// State of the server.
+    Status {
+        /// The state.
+        status: Status,
+    },
+    /// Done.
+    Done,
+    /// Refused.
+    Refused {
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+/// Carries out a command.
+pub fn execute(
+    repository: &Arc<Repository>,
+    request: AdminRequest,
+) -> Result<AdminAnswer, ServerError> {
+    Ok(match request {
+        AdminRequest::Token { namespace, role, display_name, ttl_seconds } => {
+            let request = TokenRequest { namespace, role, display_name, ttl_seconds };
+            AdminAnswer::Token { token: repository.make_token(request)?.to_text() }
+        }
+        AdminRequest::Principals => {
+            AdminAnswer::Principals { principals: repository.principals()? }
+        }
+        AdminRequest::Revoke { principal } => {
+            repository.revoke(principal)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::Namespaces => AdminAnswer::Namespaces { namespaces: repository.namespaces() },
+        AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
+    })
+}
+
+/// Asks a running server; nothing, if none runs on this folder.
+pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>, ServerError> {
+    let path = folder.join(SOCKET_FILE);
+    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
+    let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+    let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
+    line.push(b'\n');
+    stream.write_all(&line).map_err(fail)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(ANSWER_MAX_BYTES)).read_line(&mut answer).map_err(fail)?;
+    serde_json::from_str(&answer)
+        .map(Some)
+        .map_err(|error| ServerError::Operator(format!("the server's answer: {error}")))
+}
+
+/// Makes the socket, in place of one that a killed server left.
+pub fn bind(folder: &Path) -> Result<UnixListener, ServerError> {
+    let path: PathBuf = folder.join(SOCKET_FILE);
+    let fail = |error| ServerError::file(format!("make {}", path.display()), error);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    // The folder itself is 0700, so nobody can connect before the mode is set.
+    let listener = UnixListener::bind(&path).map_err(fail)?;
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&path, mode).map_err(fail)?;
+    Ok(listener)
+}
+
+/// Serves commands until `stop` says so.
+pub async fn run(repository: Arc<Repository>, listener: UnixListener, mut stop: Stop) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.wait() => return,
+        };
+        if let Ok((stream, _)) = accepted {
+            let repository = repository.clone();
+            tokio::spawn(async move {
+                if let Err(error) = serve_one(repository, stream).await {
+                    tracing::warn!(%error, "admin command ended early");
+                }
+            });
+        }
+    }
+}
+
+async fn serve_one(repository: Arc<Repository>, stream: UnixStream) -> Result<(), std::io::Error> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new(read.take(u64::from(CONTROL_MAX_BYTES)));
+    reader.read_line(&mut line).await?;
+    let outcome = match serde_json::from_str::<AdminRequest>(&line) {
+        Ok(request) => tokio::task::spawn_blocking(move || execute(&repository, request))
+            .await
+            .map_err(|error| std::io::Error::other(format!("command ended: {error}")))?,
+        Err(error) => Err(ServerError::Operator(format!("unknown command: {error}"))),
+    };
+    let answer = outcome.unwrap_or_else(|error| {
+        tracing::info!(%error, "admin command refused");
+        AdminAnswer::Refused { message: error.to_string() }
+    });
+    let mut bytes = serde_json::to_vec(&answer).map_err(std::io::Error::other)?;
+    bytes.push(b'\n');
+    write.write_all(&bytes).await
+}

@@ -1,0 +1,306 @@
+//! The command line of `strongroomd`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use strongroom_protocol::id::{Label, PrincipalId};
+use strongroom_protocol::role::Role;
+
+use crate::admin::{self, AdminAnswer, AdminRequest};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Period};
+use crate::error::ServerError;
+use crate::repository::{Repository, Witness};
+use crate::run::BoundServer;
+use crate::store::error::StoreError;
+
+/// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
+#[derive(Debug, Parser)]
+#[command(name = "strongroomd", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Log as JSON lines (STRONGROOMD_LOG sets the level: error, warn, info, debug)
+    #[arg(long, global = true)]
+    pub log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  strongroomd init --data /srv/strongroom --host backup.example.com
+  strongroomd serve --data /srv/strongroom
+  strongroomd token --data /srv/strongroom --namespace erp --role backup
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a data folder: keys, ledger, and the first operator's enrolment token
+    Init {
+        #[command(flatten)]
+        folder: Folder,
+        /// Host names or addresses that clients will use, with commas
+        #[arg(long, value_delimiter = ',', required = true, value_name = "NAME")]
+        host: Vec<String>,
+        /// Port that clients will use
+        #[arg(long, default_value_t = 7443)]
+        port: u16,
+    },
+    /// Serve clients until SIGTERM or Ctrl-C
+    Serve {
+        #[command(flatten)]
+        folder: Folder,
+        /// Configuration file (docs/operations.md lists its keys)
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Address for clients; overrides the configuration
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<SocketAddr>,
+        /// Address for Prometheus and probes; overrides the configuration
+        #[arg(long, value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
+    },
+    /// Make a one-time enrolment token
+    Token {
+        #[command(flatten)]
+        folder: Folder,
+        /// Namespace of the principal; made by its first client. Left out for operator,
+        /// security-officer, audit and replica
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<Label>,
+        /// backup, restore, audit, operator, security-officer or replica
+        #[arg(long)]
+        role: Role,
+        /// Name for people, shown by `principals list`
+        #[arg(long, default_value = "", hide_default_value = true)]
+        name: String,
+        /// How long the token lives, at most 24h
+        #[arg(long, default_value = "1h", value_parser = parse_period)]
+        ttl: Period,
+    },
+    /// List or revoke principals
+    Principals {
+        #[command(subcommand)]
+        command: PrincipalsCommand,
+    },
+    /// List namespaces and their retention policies
+    Namespaces {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Say how the repository stands
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PrincipalsCommand {
+    /// List all, revoked ones included
+    List {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Revoke one: its next request is refused
+    Revoke {
+        #[command(flatten)]
+        folder: Folder,
+        /// Id, as `principals list` prints it
+        principal: PrincipalId,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Folder {
+    /// Data folder of the repository
+    #[arg(long, value_name = "DIR", env = "STRONGROOMD_DATA")]
+    data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Ends the process when the store fails: the service manager restarts it into the open check.
+pub struct AbortOnFatal;
+
+impl Witness for AbortOnFatal {
+    fn fatal(&self, error: &StoreError) {
+        tracing::error!(%error, "store failed; aborting without closing anything");
+        std::process::abort();
+    }
+}
+
+/// Runs a parsed command line.
+pub fn run(cli: Cli) -> Result<(), ServerError> {
+    match cli.command {
+        Command::Init { folder, host, port } => init(&folder, host, port),
+        Command::Serve { folder, config, listen, metrics } => {
+            let mut config = Config::load(config.as_deref())?;
+            config.listen = listen.unwrap_or(config.listen);
+            config.metrics = metrics.unwrap_or(config.metrics);
+            serve(&folder.data, config)
+        }
+        Command::Token { folder, namespace, role, name, ttl } => {
+            let ttl_seconds = ttl.0.as_secs();
+            let display_name = name;
+            let request = AdminRequest::Token { namespace, role, display_name, ttl_seconds };
+            ask_or_open(&folder, request)
+        }
+        Command::Principals { command: PrincipalsCommand::List { folder } } => {
+            ask_or_open(&folder, AdminRequest::Principals)
+        }
+        Command::Principals { command: PrincipalsCommand::Revoke { folder, principal } } => {
+            ask_or_open(&folder, AdminRequest::Revoke { principal })
+        }
+        Command::Namespaces { folder } => ask_or_open(&folder, AdminRequest::Namespaces),
+        Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
+    }
+}
+
+fn init(folder: &Folder, hosts: Vec<String>, port: u16) -> Result<(), ServerError> {
+    let path = &folder.data;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let config = Config::default();
+    let repository = Repository::create(path, hosts, port, config, clock, Arc::new(AbortOnFatal))?;
+    let request = AdminRequest::Token {
+        namespace: None,
+        role: Role::Operator,
+        display_name: "first operator".into(),
+        ttl_seconds: strongroom_protocol::limits::TOKEN_TTL_MAX_SECONDS,
+    };
+    let answer = admin::execute(&Arc::new(repository), request)?;
+    if !folder.json {
+        say(&format!("repository made in {}\n", path.display()));
+        say("next: strongroomd serve --data DIR, then a token for the first client:\n");
+        say("      strongroomd token --data DIR --namespace NAME --role backup\n");
+        say("enrolment token of the first operator (one use, 24 hours):\n");
+    }
+    print_answer(&answer, folder.json)
+}
+
+fn serve(path: &Path, config: Config) -> Result<(), ServerError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let (repository, report) = Repository::open(path, config, clock, Arc::new(AbortOnFatal))?;
+    tracing::info!(?report, "repository opened");
+    let repository = Arc::new(repository);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(128)
+        .build()
+        .map_err(|error| ServerError::file("start the runtime", error))?;
+    runtime.block_on(async {
+        let server = BoundServer::bind(repository, path).await?;
+        let (clients, probes) = (server.client_address()?, server.probe_address()?);
+        tracing::info!(%clients, %probes, "serving");
+        server.serve(termination()).await
+    })
+}
+
+/// Ends at SIGTERM or SIGINT.
+async fn termination() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Asks the running server, or opens the folder where none runs.
+fn ask_or_open(folder: &Folder, request: AdminRequest) -> Result<(), ServerError> {
+    let answer = match admin::ask(&folder.data, &request)? {
+        Some(answer) => answer,
+        None => {
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+            let config = Config::default();
+            let (repository, _) =
+                Repository::open(&folder.data, config, clock, Arc::new(AbortOnFatal))?;
+            admin::execute(&Arc::new(repository), request)?
+        }
+    };
+    print_answer(&answer, folder.json)
+}
+
+fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
+    if let AdminAnswer::Refused { message } = answer {
+        return Err(ServerError::Operator(message.clone()));
+    }
+    if json {
+        let text = serde_json::to_string(answer).map_err(|e| ServerError::Bug(e.to_string()))?;
+        say(&format!("{text}\n"));
+        return Ok(());
+    }
+    match answer {
+        AdminAnswer::Token { token } => say(&format!("{token}\n")),
+        AdminAnswer::Principals { principals } => {
+            for p in principals {
+                let namespace = p.namespace.as_ref().map_or("-", Label::as_str);
+                let state = if p.revoked_ms == 0 { "active" } else { "revoked" };
+                say(&format!(
+                    "{}  {:<16} {:<20} {:<8} enrolled {}  {}\n",
+                    p.principal,
+                    p.role.name(),
+                    namespace,
+                    state,
+                    instant(p.enrolled_ms),
+                    p.display_name
+                ));
+            }
+        }
+        AdminAnswer::Namespaces { namespaces } => {
+            for n in namespaces {
+                let days = |seconds: u64| seconds / 86_400;
+                say(&format!(
+                    "{:<20} {}  {} mode, locks of {} to {} days, default {}\n",
+                    n.name,
+                    n.namespace,
+                    n.policy.mode.name(),
+                    days(n.policy.minimum_seconds),
+                    days(n.policy.maximum_seconds),
+                    days(n.policy.default_seconds)
+                ));
+            }
+        }
+        AdminAnswer::Status { status } => {
+            let mib = |bytes: u64| bytes >> 20;
+            say(&format!(
+                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
+                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
+                status.version,
+                status.snapshot_count,
+                status.ledger_size,
+                status.segment_count,
+                mib(status.segment_bytes),
+                status.session_count,
+                mib(status.free_bytes),
+                if status.accepts_uploads { "yes" } else { "no: repository full" }
+            ));
+        }
+        AdminAnswer::Done => say("done\n"),
+        AdminAnswer::Refused { .. } => {}
+    }
+    Ok(())
+}
+
+fn instant(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| "?".into(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn parse_period(text: &str) -> Result<Period, String> {
+    Period::try_from(text.to_owned())
+}

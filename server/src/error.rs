@@ -1,0 +1,92 @@
+//! Errors of the server: who is to blame, and what each side may know.
+//!
+//! A [`ServerError::Peer`] is the peer's fault and carries what the peer is told. Everything else
+//! is logged once, where the request ends, and reaches the peer as `internal` with a request id.
+
+use strongroom_protocol::codec::DecodeError;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::SealedDigest;
+use thiserror::Error;
+
+use crate::store::error::StoreError;
+
+/// Why a request or command did not succeed.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The peer asked for something that it cannot have.
+    #[error("{}: {}", .0.code.name(), .0.message)]
+    Peer(Refusal),
+    /// The store failed or holds something that it should not.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// A row that this program wrote does not decode.
+    #[error("stored row: {0}")]
+    Row(#[from] DecodeError),
+    /// A file could not be read or written.
+    #[error("{what}: {source}")]
+    File {
+        /// What was tried, with the path.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The operator's configuration or command is wrong.
+    #[error("{0}")]
+    Operator(String),
+    /// The server is going down.
+    #[error("server is shutting down")]
+    Closing,
+    /// A bug or a broken library.
+    #[error("internal: {0}")]
+    Bug(String),
+}
+
+/// What a peer is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+    /// Missing children, where that is the reason.
+    pub missing: Vec<SealedDigest>,
+    /// End of the lock, where that is the reason; seconds since 1970.
+    pub locked_until_seconds: Option<u64>,
+}
+
+impl ServerError {
+    /// A refusal with a code and a sentence.
+    pub fn peer(code: ErrorCode, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::Peer(Refusal { code, message, missing: Vec::new(), locked_until_seconds: None })
+    }
+
+    /// The one answer for "not yours" and "not there".
+    pub fn not_found() -> Self {
+        Self::peer(ErrorCode::NotFound, "no such thing here")
+    }
+
+    /// A failed file operation.
+    pub fn file(what: impl Into<String>, source: std::io::Error) -> Self {
+        Self::File { what: what.into(), source }
+    }
+
+    /// What the peer is told, whatever happened.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Peer(refusal) => refusal.clone(),
+            Self::Closing | Self::Store(StoreError::Poisoned(_)) => Refusal {
+                code: ErrorCode::Unavailable,
+                message: "the server is restarting; try again".into(),
+                missing: Vec::new(),
+                locked_until_seconds: None,
+            },
+            _ => Refusal {
+                code: ErrorCode::Internal,
+                message: "the server failed; its log has this request id".into(),
+                missing: Vec::new(),
+                locked_until_seconds: None,
+            },
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Sessions on the wire: open, have, prove, upload, renew, close, commit.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::frame::length_of;
+use strongroom_protocol::id::{NamespaceId, SessionId};
+use strongroom_protocol::limits::UPLOAD_MAX_COUNT;
+use strongroom_protocol::message::Uploaded;
+
+use crate::error::ServerError;
+use crate::handler::{Answer, RequestBody, bad_request, binary, blocking, digests_of, json};
+use crate::registry::Principal;
+use crate::repository::Repository;
+
+/// Envelopes are handed to the repository in batches of about this size.
+const BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// Length prefix of an envelope in a stream.
+const PREFIX_BYTES: usize = 4;
+
+/// Which session of which namespace a request is about, and who asks.
+#[derive(Clone)]
+pub struct InSession {
+    /// Who.
+    pub principal: Principal,
+    /// Where.
+    pub namespace: NamespaceId,
+    /// Which.
+    pub session: SessionId,
+}
+
+/// `POST /v1/ns/{ns}/sessions`
+pub async fn open(
+    repository: &Arc<Repository>,
+    principal: Principal,
+    namespace: NamespaceId,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let bytes = body.whole().await?;
+    let request = serde_json::from_slice(&bytes)
+        .map_err(|error| bad_request(&format!("the body does not open a session: {error}")))?;
+    let opened =
+        blocking(repository, move |r| r.open_session(&principal, &namespace, request)).await?;
+    json(&opened)
+}
+
+/// `POST .../have`
+pub async fn have(
+    repository: &Arc<Repository>,
+    at: InSession,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let digests = body.digests().await?;
+    let answers =
+        blocking(repository, move |r| r.have(&at.principal, &at.namespace, &at.session, &digests));
+    binary(answers.await?)
+}
+
+/// `POST .../prove`
+pub async fn prove(
+    repository: &Arc<Repository>,
+    at: InSession,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let bytes = body.whole().await?;
+    let (nonce, digests) =
+        bytes.split_first_chunk::<32>().ok_or_else(|| bad_request("the nonce is missing"))?;
+    let (nonce, digests) = (*nonce, digests_of(digests)?);
+    let answers = blocking(repository, move |r| {
+        r.prove(&at.principal, &at.namespace, &at.session, &nonce, &digests)
+    });
+    binary(answers.await?)
+}
+
+/// `POST .../envelopes`: takes the stream in by batches, so that memory does not grow with it.
+pub async fn upload(
+    repository: &Arc<Repository>,
+    at: InSession,
+    mut body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let mut arrived = BytesMut::new();
+    let mut batch = Batch::default();
+    let mut count = 0u32;
+    let mut sum = Uploaded::default();
+    while let Some(piece) = body.next().await? {
+        arrived.extend_from_slice(&piece);
+        while let Some(envelope) = next_envelope(&mut arrived)? {
+            count = count.saturating_add(1);
+            if count > UPLOAD_MAX_COUNT {
+                return Err(ServerError::peer(
+                    ErrorCode::TooLarge,
+                    "too many envelopes in one request",
+                ));
+            }
+            batch.push(envelope);
+        }
+        if batch.bytes >= BATCH_BYTES {
+            add(&mut sum, batch.store(repository, &at).await?);
+            // What has not arrived whole moves to a buffer of its own: the batch's is given back.
+            arrived = BytesMut::from(&arrived[..]);
+        }
+    }
+    if !arrived.is_empty() {
+        // Whole envelopes before the cut are kept: the client need not send them again.
+        batch.store(repository, &at).await?;
+        return Err(bad_request("the stream ends inside an envelope"));
+    }
+    add(&mut sum, batch.store(repository, &at).await?);
+    json(&sum)
+}
+
+/// `POST .../renew`
+pub async fn renew(repository: &Arc<Repository>, at: InSession) -> Result<Answer, ServerError> {
+    repository.renew_session(&at.principal, &at.namespace, &at.session)?;
+    binary(Bytes::new())
+}
+
+/// `POST .../close`
+pub async fn close(repository: &Arc<Repository>, at: InSession) -> Result<Answer, ServerError> {
+    repository.close_session(&at.principal, &at.namespace, &at.session)?;
+    binary(Bytes::new())
+}
+
+/// `POST .../commit`
+pub async fn commit(
+    repository: &Arc<Repository>,
+    at: InSession,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let record = body.whole().await?.to_vec();
+    let receipt =
+        blocking(repository, move |r| r.commit(&at.principal, &at.namespace, &at.session, record));
+    binary(receipt.await?.encode())
+}
+
+#[derive(Default)]
+struct Batch {
+    envelopes: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, envelope: Bytes) {
+        self.bytes = self.bytes.saturating_add(envelope.len());
+        self.envelopes.push(envelope);
+    }
+
+    async fn store(
+        &mut self,
+        repository: &Arc<Repository>,
+        at: &InSession,
+    ) -> Result<Uploaded, ServerError> {
+        let Self { envelopes, .. } = std::mem::take(self);
+        let at = at.clone();
+        blocking(repository, move |r| {
+            r.upload(&at.principal, &at.namespace, &at.session, envelopes)
+        })
+        .await
+    }
+}
+
+/// Takes the next whole envelope off the front, without copying it.
+fn next_envelope(arrived: &mut BytesMut) -> Result<Option<Bytes>, ServerError> {
+    let Some((prefix, rest)) = arrived.split_first_chunk::<PREFIX_BYTES>() else {
+        return Ok(None);
+    };
+    let length = length_of(*prefix)
+        .map_err(|error| ServerError::peer(ErrorCode::BadEnvelope, error.to_string()))?;
+    if rest.len() < length {
+        return Ok(None);
+    }
+    let _ = arrived.split_to(PREFIX_BYTES);
+    Ok(Some(arrived.split_to(length).freeze()))
+}
+
+fn add(sum: &mut Uploaded, more: Uploaded) {
+    sum.stored_count = sum.stored_count.saturating_add(more.stored_count);
+    sum.duplicate_count = sum.duplicate_count.saturating_add(more.duplicate_count);
+    sum.stored_bytes = sum.stored_bytes.saturating_add(more.stored_bytes);
+}

@@ -1,0 +1,175 @@
+//! Snapshots on the wire: list, record, receipt, envelopes, forget; and who the server is.
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame};
+use hyper::{Response, StatusCode};
+use strongroom_protocol::frame::prefix;
+use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
+use strongroom_protocol::message::Forgotten;
+use tokio::sync::mpsc;
+
+use crate::error::ServerError;
+use crate::handler::{Answer, Peer, RequestBody, bad_request, binary, blocking, json};
+use crate::metrics::Metrics;
+use crate::registry::Principal;
+use crate::repository::Repository;
+
+/// Envelopes leave in pieces of about this size.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Pieces that wait for the network; with the size above, the memory of one reader.
+const PIECES_WAITING: usize = 8;
+
+/// `POST /v1/enroll`
+pub async fn enroll(
+    repository: &Arc<Repository>,
+    peer: &Peer,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let bytes = body.whole().await?;
+    let peer = peer.clone();
+    let answer =
+        blocking(repository, move |r| r.enroll(&bytes, peer.tls_key, &peer.exporter)).await?;
+    json(&answer)
+}
+
+/// `GET /v1/ns/{ns}/descriptor`
+pub fn descriptor(
+    repository: &Arc<Repository>,
+    namespace: &NamespaceId,
+) -> Result<Answer, ServerError> {
+    let namespace =
+        repository.registry().namespace(namespace).ok_or_else(ServerError::not_found)?;
+    binary(namespace.descriptor.encoded().to_vec())
+}
+
+/// `GET /v1/ns/{ns}/snapshots?after=N&source=LABEL`
+pub async fn list(
+    repository: &Arc<Repository>,
+    namespace: NamespaceId,
+    query: Option<&str>,
+) -> Result<Answer, ServerError> {
+    let (mut after, mut source) = (0, None);
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("after", number)) => {
+                after = number.parse().map_err(|_| bad_request("after: not a number"))?;
+            }
+            Some(("source", label)) => {
+                let label: Label =
+                    label.parse().map_err(|_| bad_request("source: not a source label"))?;
+                source = Some(label);
+            }
+            _ => return Err(bad_request("unknown query: after=N and source=LABEL are known")),
+        }
+    }
+    let page = blocking(repository, move |r| r.list(&namespace, source.as_ref(), after)).await?;
+    json(&page)
+}
+
+/// `GET /v1/ns/{ns}/snapshots/{record}`
+pub async fn record(
+    repository: &Arc<Repository>,
+    principal: Principal,
+    namespace: NamespaceId,
+    digest: RecordDigest,
+) -> Result<Answer, ServerError> {
+    binary(blocking(repository, move |r| r.record(&principal, &namespace, &digest)).await?)
+}
+
+/// `GET /v1/ns/{ns}/snapshots/{record}/receipt`
+pub async fn receipt(
+    repository: &Arc<Repository>,
+    namespace: NamespaceId,
+    digest: RecordDigest,
+) -> Result<Answer, ServerError> {
+    let receipt = blocking(repository, move |r| r.receipt(&namespace, &digest)).await?;
+    binary(receipt.encode())
+}
+
+/// `POST /v1/ns/{ns}/snapshots/{record}/forget`
+pub async fn forget(
+    repository: &Arc<Repository>,
+    principal: Principal,
+    namespace: NamespaceId,
+    record: RecordDigest,
+) -> Result<Answer, ServerError> {
+    blocking(repository, move |r| r.forget(&principal, &namespace, &record)).await?;
+    json(&Forgotten { record })
+}
+
+/// `POST /v1/ns/{ns}/envelopes`: a stream, read ahead by at most [`PIECES_WAITING`] pieces.
+pub async fn read(
+    repository: &Arc<Repository>,
+    namespace: NamespaceId,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let digests = body.digests().await?;
+    let digests = blocking(repository, move |r| {
+        r.check_readable(&namespace, &digests)?;
+        Ok(digests)
+    });
+    let digests = digests.await?;
+    let (sender, receiver) = mpsc::channel::<Result<Bytes, ServerError>>(PIECES_WAITING);
+    let reader = repository.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let mut each = |envelope: &[u8]| {
+            let Ok(prefix) = prefix(envelope) else { return ControlFlow::Break(()) };
+            piece.extend_from_slice(&prefix);
+            piece.extend_from_slice(envelope);
+            if piece.len() < PIECE_BYTES {
+                return ControlFlow::Continue(());
+            }
+            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE_BYTES));
+            match sender.blocking_send(Ok(full.freeze())) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
+        let outcome = reader.read(&namespace, &digests, &mut each);
+        // The reader may have gone away; then nobody wants the rest.
+        let _ = match outcome {
+            Ok(()) => sender.blocking_send(Ok(piece.freeze())),
+            Err(error) => {
+                tracing::warn!(%error, "reading envelopes ended early");
+                sender.blocking_send(Err(error))
+            }
+        };
+    });
+    let body = PieceBody { receiver, metrics: repository.metrics().clone() };
+    Response::builder()
+        .status(StatusCode::OK)
+        .header("content-type", "application/octet-stream")
+        .body(body.boxed())
+        .map_err(|error| ServerError::Bug(error.to_string()))
+}
+
+/// Body made of the pieces that a reading thread sends.
+struct PieceBody {
+    receiver: mpsc::Receiver<Result<Bytes, ServerError>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Body for PieceBody {
+    type Data = Bytes;
+    type Error = ServerError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ServerError>>> {
+        self.receiver.poll_recv(context).map(|piece| {
+            let piece = piece?;
+            if let Ok(bytes) = &piece {
+                self.metrics.sent_bytes.inc_by(u64::try_from(bytes.len()).unwrap_or(0));
+            }
+            Some(piece.map(Frame::data))
+        })
+    }
+}

@@ -1,0 +1,122 @@
+//! The accept loop for clients: limits, deadlines, one task a connection.
+//!
+//! A connection that does not finish its handshake in time is dropped. What the handshake showed
+//! (the client's pin, the exporter) goes with every request of the connection.
+
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use strongroom_protocol::token::EXPORTER_LABEL;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::handler::Peer;
+use crate::repository::Repository;
+use crate::router::serve;
+use crate::server_keys::pin_of_certificate;
+use crate::stop::Stop;
+
+/// Reads of a connection are this large at most, so that uploads arrive in large pieces.
+const READ_BUFFER_BYTES: usize = 512 * 1024;
+
+/// Serves until `stop` says so, then lets requests under way finish within the configured time.
+pub async fn run(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    mut stop: Stop,
+) {
+    let limits = repository.config().limits.clone();
+    let places = usize::try_from(limits.connections).unwrap_or(usize::MAX);
+    let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+    let acceptor = TlsAcceptor::from(tls);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.wait() => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, mostly: waiting is all that helps.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            refuse(&repository, "too_many_connections");
+            continue;
+        };
+        let (repository, acceptor, stop) = (repository.clone(), acceptor.clone(), stop.clone());
+        connections.spawn(async move {
+            let _place = place;
+            repository.metrics().connections.inc();
+            connection(&repository, &acceptor, stream, stop).await;
+            repository.metrics().connections.dec();
+        });
+    }
+    drop(listener);
+    let all_done = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(limits.shutdown.0, all_done).await.is_err() {
+        tracing::warn!("requests under way did not end in time and were cut off");
+    }
+}
+
+async fn connection(
+    repository: &Arc<Repository>,
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    mut stop: Stop,
+) {
+    let limits = &repository.config().limits;
+    if stream.set_nodelay(true).is_err() {
+        return refuse(repository, "socket");
+    }
+    let stream = match tokio::time::timeout(limits.handshake.0, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "handshake failed");
+            return refuse(repository, "handshake");
+        }
+        Err(_) => return refuse(repository, "handshake_timeout"),
+    };
+    let Some(peer) = peer_of(&stream) else { return refuse(repository, "no_client_key") };
+    let service = service_fn(|request| serve(repository.clone(), peer.clone(), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head.0)
+        .max_buf_size(READ_BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stop.wait() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
+    let (_, session) = stream.get_ref();
+    let certificate = session.peer_certificates()?.first()?;
+    let tls_key = pin_of_certificate(certificate)?;
+    let exporter = session.export_keying_material([0; 32], EXPORTER_LABEL, None).ok()?;
+    Some(Peer { tls_key, exporter })
+}
+
+fn refuse(repository: &Repository, reason: &str) {
+    repository.metrics().connections_refused.with_label_values(&[reason]).inc();
+}

@@ -1,0 +1,181 @@
+//! All metrics of the server, in one struct that is passed in. `docs/operations.md` lists them.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    Opts, Registry, TextEncoder,
+};
+
+use crate::error::ServerError;
+
+/// The metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by route and code.
+    pub requests: IntCounterVec,
+    /// Latency of requests by route, in seconds.
+    pub request_seconds: HistogramVec,
+    /// Bytes of envelopes received.
+    pub received_bytes: IntCounter,
+    /// Bytes of envelopes sent.
+    pub sent_bytes: IntCounter,
+    /// Envelopes stored.
+    pub envelopes_new: IntCounter,
+    /// Envelopes that were there already: uploaded again, or answered "have".
+    pub envelopes_deduplicated: IntCounter,
+    /// "Have" answers of sessions that ended without a commit.
+    pub hits_uncommitted: IntCounter,
+    /// Sessions that hold a lease.
+    pub sessions: IntGauge,
+    /// Connections open.
+    pub connections: IntGauge,
+    /// Handshakes and connections that failed or were refused, by reason.
+    pub connections_refused: IntCounterVec,
+    /// Snapshots committed.
+    pub commits: IntCounter,
+    /// Time to seal a segment, in seconds.
+    pub seal_seconds: Histogram,
+    /// Time to write a batch of rows, in seconds.
+    pub meta_batch_seconds: Histogram,
+    /// Time of the writer's sync, in seconds.
+    pub sync_seconds: Histogram,
+    /// Errors of the store.
+    pub store_errors: IntCounter,
+    /// Free bytes of the filesystem.
+    pub free_bytes: IntGauge,
+    /// When the last backup of a source was committed, seconds since 1970.
+    pub last_backup_timestamp: GaugeVec,
+}
+
+impl Metrics {
+    /// Registers all metrics.
+    pub fn new() -> Result<Self, ServerError> {
+        let registry = Registry::new();
+        Self::register(&registry)
+            .map_err(|e| ServerError::Bug(format!("register metrics: {e}")))
+            .map(|build| build(registry))
+    }
+
+    #[expect(clippy::type_complexity)]
+    fn register(
+        registry: &Registry,
+    ) -> Result<Box<dyn FnOnce(Registry) -> Self>, prometheus::Error> {
+        let r = registry;
+        let requests =
+            counters(r, "requests_total", "Requests by route and code", &["route", "code"])?;
+        let request_seconds = HistogramVec::new(
+            histogram_options("request_seconds", "Latency of requests"),
+            &["route"],
+        )?;
+        r.register(Box::new(request_seconds.clone()))?;
+        let received_bytes = counter(r, "received_bytes_total", "Bytes of envelopes received")?;
+        let sent_bytes = counter(r, "sent_bytes_total", "Bytes of envelopes sent")?;
+        let envelopes_new = counter(r, "envelopes_new_total", "Envelopes stored")?;
+        let envelopes_deduplicated =
+            counter(r, "envelopes_deduplicated_total", "Envelopes that were there already")?;
+        let hits_uncommitted = counter(
+            r,
+            "hits_uncommitted_total",
+            "Have answers of sessions that ended without a commit",
+        )?;
+        let sessions = gauge(r, "sessions", "Sessions that hold a lease")?;
+        let connections = gauge(r, "connections", "Connections open")?;
+        let connections_refused = counters(
+            r,
+            "connections_refused_total",
+            "Connections that failed or were refused",
+            &["reason"],
+        )?;
+        let commits = counter(r, "commits_total", "Snapshots committed")?;
+        let seal_seconds = histogram(r, "seal_seconds", "Time to seal a segment")?;
+        let meta_batch_seconds =
+            histogram(r, "meta_batch_seconds", "Time to write a batch of rows")?;
+        let sync_seconds = histogram(r, "sync_seconds", "Time of the writer's sync")?;
+        let store_errors = counter(r, "store_errors_total", "Errors of the store")?;
+        let free_bytes = gauge(r, "free_bytes", "Free bytes of the filesystem")?;
+        let last_backup_timestamp = GaugeVec::new(
+            Opts::new(
+                "strongroom_last_backup_timestamp_seconds",
+                "When the last backup of a source was committed",
+            ),
+            &["namespace", "source"],
+        )?;
+        r.register(Box::new(last_backup_timestamp.clone()))?;
+        Ok(Box::new(|registry| Self {
+            registry,
+            requests,
+            request_seconds,
+            received_bytes,
+            sent_bytes,
+            envelopes_new,
+            envelopes_deduplicated,
+            hits_uncommitted,
+            sessions,
+            connections,
+            connections_refused,
+            commits,
+            seal_seconds,
+            meta_batch_seconds,
+            sync_seconds,
+            store_errors,
+            free_bytes,
+            last_backup_timestamp,
+        }))
+    }
+
+    /// Prometheus' text form.
+    pub fn render(&self) -> Result<Vec<u8>, ServerError> {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .map_err(|error| ServerError::Bug(format!("render metrics: {error}")))?;
+        Ok(text)
+    }
+
+    /// Counts one request.
+    pub fn request_done(&self, route: &str, code: &str, elapsed: Duration) {
+        self.requests.with_label_values(&[route, code]).inc();
+        self.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    }
+}
+
+fn full_name(name: &str) -> String {
+    format!("strongroom_{name}")
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let metric = IntCounter::new(full_name(name), help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntCounterVec, prometheus::Error> {
+    let metric = IntCounterVec::new(Opts::new(full_name(name), help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let metric = IntGauge::new(full_name(name), help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+    let metric = Histogram::with_opts(histogram_options(name, help))?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram_options(name: &str, help: &str) -> HistogramOpts {
+    let buckets =
+        vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0];
+    HistogramOpts::new(full_name(name), help).buckets(buckets)
+}

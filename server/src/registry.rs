@@ -1,0 +1,152 @@
+//! Namespaces and principals in memory: what every request needs before it may read anything.
+//!
+//! Loaded at open, changed by decisions on the writer thread, in the same breath as the rows. Its
+//! size grows with clients and namespaces (hundreds), never with snapshots or chunks.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey, TlsKeyDigest};
+use strongroom_protocol::role::Role;
+
+use crate::error::ServerError;
+use crate::rows::{NamespaceRow, PrincipalRow};
+use crate::server_keys::pin_of_ed25519;
+use crate::store::Store;
+use crate::store::schema::Family;
+
+/// A namespace of this repository.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Its number in keys.
+    pub number: u32,
+    /// Its row.
+    pub row: NamespaceRow,
+    /// Its newest descriptor.
+    pub descriptor: VerifiedDescriptor,
+}
+
+/// Who is asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// Its id.
+    pub id: PrincipalId,
+    /// What it may do.
+    pub role: Role,
+    /// Where, for roles of one namespace.
+    pub namespace: Option<NamespaceId>,
+    /// The key that signs its records.
+    pub signing_key: PublicKey,
+}
+
+/// The registry.
+#[derive(Default)]
+pub struct Registry {
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    namespaces: HashMap<NamespaceId, Arc<Namespace>>,
+    names: HashMap<Label, NamespaceId>,
+    principals: HashMap<TlsKeyDigest, Arc<Principal>>,
+}
+
+impl Registry {
+    /// Loads all rows.
+    pub fn load(store: &Store) -> Result<Self, ServerError> {
+        let registry = Self::default();
+        for (key, value) in all_rows(store, Family::Namespaces)? {
+            let number = key.try_into().map(u32::from_be_bytes);
+            let number = number.map_err(|_| ServerError::Bug("namespace key".into()))?;
+            let row = NamespaceRow::decode(&value)?;
+            let newest = store.last(Family::Descriptors, &number.to_be_bytes())?;
+            let (_, descriptor) =
+                newest.ok_or_else(|| ServerError::Bug(format!("no descriptor of {}", row.name)))?;
+            let descriptor = VerifiedDescriptor::decode_for(&descriptor, &row.namespace, 0)
+                .map_err(|error| ServerError::Bug(error.to_string()))?;
+            registry.add_namespace(Namespace { number, row, descriptor });
+        }
+        for (key, value) in all_rows(store, Family::Principals)? {
+            let id = key.try_into().map(PrincipalId);
+            let id = id.map_err(|_| ServerError::Bug("principal key".into()))?;
+            let row = PrincipalRow::decode(&value)?;
+            if row.revoked_ms == 0 {
+                registry.add_principal(id, &row);
+            }
+        }
+        Ok(registry)
+    }
+
+    /// Who has this TLS key; nobody, if it is revoked.
+    pub fn principal(&self, tls_key: &TlsKeyDigest) -> Option<Arc<Principal>> {
+        self.state.read().principals.get(tls_key).cloned()
+    }
+
+    /// A namespace by its id.
+    pub fn namespace(&self, id: &NamespaceId) -> Option<Arc<Namespace>> {
+        self.state.read().namespaces.get(id).cloned()
+    }
+
+    /// A namespace by its name here.
+    pub fn namespace_named(&self, name: &Label) -> Option<Arc<Namespace>> {
+        let state = self.state.read();
+        state.names.get(name).and_then(|id| state.namespaces.get(id)).cloned()
+    }
+
+    /// All namespaces, by name.
+    pub fn namespaces(&self) -> Vec<Arc<Namespace>> {
+        let mut all: Vec<_> = self.state.read().namespaces.values().cloned().collect();
+        all.sort_by(|a, b| a.row.name.cmp(&b.row.name));
+        all
+    }
+
+    /// Adds a namespace, and the principal that its kit's access key is.
+    pub fn add_namespace(&self, namespace: Namespace) {
+        let mut state = self.state.write();
+        let id = namespace.row.namespace;
+        let access_key = namespace.descriptor.contents().access_key;
+        let kit = Principal {
+            id: kit_principal(&id),
+            role: Role::Restore,
+            namespace: Some(id),
+            signing_key: access_key,
+        };
+        state.principals.insert(pin_of_ed25519(&access_key), Arc::new(kit));
+        state.names.insert(namespace.row.name.clone(), id);
+        state.namespaces.insert(id, Arc::new(namespace));
+    }
+
+    /// Adds a principal.
+    pub fn add_principal(&self, id: PrincipalId, row: &PrincipalRow) {
+        let PrincipalRow { role, namespace, signing_key, .. } = row.clone();
+        let principal = Principal { id, role, namespace, signing_key };
+        self.state.write().principals.insert(row.tls_key, Arc::new(principal));
+    }
+
+    /// Takes a principal out; its next request finds nobody.
+    pub fn remove_principal(&self, tls_key: &TlsKeyDigest) {
+        self.state.write().principals.remove(tls_key);
+    }
+}
+
+/// The id under which reads with a namespace's kit are entered in the ledger.
+fn kit_principal(namespace: &NamespaceId) -> PrincipalId {
+    let digest = blake3::derive_key("strongroom v1 kit principal", &namespace.0);
+    let mut id = [0; 16];
+    id.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
+    PrincipalId(id)
+}
+
+/// All rows of a family that is known to be small.
+pub fn all_rows(store: &Store, family: Family) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ServerError> {
+    let mut rows = Vec::new();
+    store.scan(family, &[], None, &mut |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
+        ControlFlow::Continue(())
+    })?;
+    Ok(rows)
+}

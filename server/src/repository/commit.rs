@@ -1,0 +1,220 @@
+//! Commit: a tree that this session has brought together becomes a locked snapshot.
+//!
+//! Order, and what a crash after each step leaves (`store` and `writer` argue the rest):
+//!
+//! 1. A record that was committed before gets its old receipt; nothing else is looked at.
+//! 2. Record, signatures, principal and session are checked. *Nothing is written.*
+//! 3. Envelopes of this session are sealed into segments and indexed. *Invisible; "have" finds
+//!    them, so the client need not send them again.*
+//! 4. On the writer thread, in one batch: node locks (children first), snapshot, `seen`, the
+//!    source's new head, the ledger entry. *Whole or absent.* The lock comes with the snapshot: no
+//!    moment exists in which a committed snapshot is unlocked.
+//! 5. One sync. *Before it: invisible after a crash. After it: committed, answered or not.*
+//! 6. The receipt: the ledger's proof.
+
+use std::sync::Arc;
+
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::entry::Event;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::{NamespaceId, SessionId};
+use strongroom_protocol::receipt::Receipt;
+use strongroom_protocol::record::Record;
+
+use crate::error::ServerError;
+use crate::lock::lock_tree;
+use crate::registry::{Namespace, Principal};
+use crate::repository::Repository;
+use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
+use crate::session::Session;
+use crate::store::schema::Family;
+use crate::writer::Decision;
+
+/// Row of family `ledger` that holds the number of the last commit.
+const COMMIT_COUNTER: &[u8] = b"commits";
+
+impl Repository {
+    /// Commits an encoded record in a session.
+    pub fn commit(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session_id: &SessionId,
+        encoded: Vec<u8>,
+    ) -> Result<Receipt, ServerError> {
+        let bad = |message: String| ServerError::peer(ErrorCode::BadRecord, message);
+        let namespace = self.namespace(namespace)?;
+        let record = Record::decode(&encoded).map_err(|error| bad(error.to_string()))?;
+        let seen = SeenRow::key(namespace.number, &record.digest());
+        if let Some(value) = self.store.get(Family::Seen, &seen)? {
+            // Only its own writer learns that a record was seen.
+            if record.body.principal == principal.id {
+                return self.ledger.receipt(SeenRow::decode(&value)?.leaf_index);
+            }
+        }
+        let session = self.session(principal, &namespace.row.namespace, session_id)?;
+        self.check_record(&namespace, principal, &session, &record)?;
+        if session.needs_seal() {
+            self.store.seal()?;
+        }
+        let source = record.body.source.clone();
+        let terms = CommitTerms { namespace: namespace.clone(), session, record, encoded };
+        let (leaf_index, committed_ms) =
+            self.writer.decide(move |decision| terms.decide(decision))?;
+        self.sessions.close(session_id);
+        self.metrics.commits.inc();
+        self.note_backup(&namespace, source.as_str(), committed_ms);
+        self.ledger.receipt(leaf_index)
+    }
+
+    fn check_record(
+        &self,
+        namespace: &Namespace,
+        principal: &Principal,
+        session: &Session,
+        record: &Record,
+    ) -> Result<(), ServerError> {
+        let bad = |message: &str| Err(ServerError::peer(ErrorCode::BadRecord, message));
+        let descriptor = self.descriptor_of(namespace, record)?;
+        if let Err(error) = record.verify(&descriptor) {
+            return bad(&error.to_string());
+        }
+        let body = &record.body;
+        if body.principal != principal.id || record.certificate.signing_key != principal.signing_key
+        {
+            return bad("the record is another principal's");
+        }
+        if body.session_nonce != session.terms.nonce || body.source != session.terms.source {
+            return bad("the record was made for another session or source");
+        }
+        let row = self.store.lookup(namespace.number, &[body.root])?.pop().flatten();
+        let Some(row) = row.filter(|row| session.is_pinned(&body.root, row)) else {
+            return bad("the root was neither uploaded nor asked about in this session");
+        };
+        let totals = (row.totals.chunk_count, row.totals.sealed_bytes);
+        let claimed = (body.totals.chunk_count, body.totals.sealed_bytes);
+        if row.level != body.root_level || totals != claimed {
+            return bad("level or totals of the record are not those of its tree");
+        }
+        Ok(())
+    }
+
+    /// The descriptor that the record's writer went by: the newest, as long as epochs do not mix.
+    fn descriptor_of(
+        &self,
+        namespace: &Namespace,
+        record: &Record,
+    ) -> Result<VerifiedDescriptor, ServerError> {
+        let newest = &namespace.descriptor;
+        if newest.digest() == record.body.descriptor {
+            return Ok(newest.clone());
+        }
+        let version = newest.contents().version.saturating_sub(1);
+        let key = descriptor_key(namespace.number, version);
+        if let Some(bytes) = self.store.get(Family::Descriptors, &key)?
+            && let Ok(previous) = VerifiedDescriptor::decode(&bytes)
+            && previous.digest() == record.body.descriptor
+        {
+            return Ok(previous);
+        }
+        Err(ServerError::peer(
+            ErrorCode::BadRecord,
+            "the record goes by a descriptor that this server does not have or no longer takes",
+        ))
+    }
+}
+
+/// A checked commit on its way to the writer thread.
+struct CommitTerms {
+    namespace: Arc<Namespace>,
+    session: Arc<Session>,
+    record: Record,
+    encoded: Vec<u8>,
+}
+
+impl CommitTerms {
+    /// Runs alone. Returns leaf index and time of the commit.
+    fn decide(self, decision: &mut Decision<'_>) -> Result<(u64, u64), ServerError> {
+        let ns = self.namespace.number;
+        let body = &self.record.body;
+        let record_digest = self.record.digest();
+        let seen_key = SeenRow::key(ns, &record_digest);
+        if let Some(value) = decision.store.get(Family::Seen, &seen_key)? {
+            // The same record came twice at once; the other was first.
+            return Ok((SeenRow::decode(&value)?.leaf_index, decision.now_ms));
+        }
+        let head_key = head_key(ns, &body.principal, &body.source);
+        self.check_sequence(decision.store.get(Family::Heads, &head_key)?)?;
+        let row = decision.store.lookup(ns, &[body.root])?.pop().flatten();
+        let pinned = row.is_some_and(|row| row.durable && self.session.is_pinned(&body.root, &row));
+        if !pinned {
+            return Err(ServerError::Bug("root of a checked commit is not durable".into()));
+        }
+        let now = decision.retention_seconds;
+        let policy = &self.namespace.row.policy;
+        let locked_until_seconds = policy
+            .locked_until(now, body.lock_wanted_seconds)
+            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        let commit = next_commit(decision)?;
+        let event = Event::Committed {
+            commit,
+            record: record_digest,
+            root: body.root,
+            sequence: body.sequence,
+            mode: policy.mode,
+            locked_until_seconds,
+        };
+        let (root, level) = (body.root, body.root_level);
+        let store = decision.store;
+        lock_tree(store, &mut decision.batch, ns, root, level, now, locked_until_seconds)?;
+        let leaf_index = decision.enter(body.principal, self.namespace.row.namespace, event);
+        let snapshot = SnapshotRow {
+            record_digest,
+            committed_ms: decision.now_ms,
+            mode: policy.mode,
+            locked_until_seconds,
+            leaf_index,
+            record: self.encoded.clone(),
+        };
+        let seen = SeenRow { commit, leaf_index };
+        let batch = &mut decision.batch;
+        batch.put(Family::Snapshots, SnapshotRow::key(ns, commit), snapshot.encode());
+        batch.put(Family::Seen, seen_key, seen.encode());
+        batch.put(Family::Heads, head_key, self.encoded);
+        Ok((leaf_index, decision.now_ms))
+    }
+
+    fn check_sequence(&self, head: Option<Vec<u8>>) -> Result<(), ServerError> {
+        let (last, previous) = match head {
+            Some(encoded) => {
+                let head = Record::decode(&encoded)?;
+                (head.body.sequence, head.digest())
+            }
+            None => (0, strongroom_protocol::id::RecordDigest([0; 32])),
+        };
+        let body = &self.record.body;
+        if body.sequence == last.saturating_add(1) && body.previous == previous {
+            return Ok(());
+        }
+        Err(ServerError::peer(
+            ErrorCode::OutOfSequence,
+            format!(
+                "the newest snapshot of {} has number {last}; another run of this client was \
+                 faster, run the backup again",
+                body.source
+            ),
+        ))
+    }
+}
+
+fn next_commit(decision: &mut Decision<'_>) -> Result<u64, ServerError> {
+    let last = match decision.store.get(Family::Ledger, COMMIT_COUNTER)? {
+        Some(value) => u64::from_be_bytes(
+            value.try_into().map_err(|_| ServerError::Bug("commit counter".into()))?,
+        ),
+        None => 0,
+    };
+    let commit = last.saturating_add(1);
+    decision.batch.put(Family::Ledger, COMMIT_COUNTER, commit.to_be_bytes());
+    Ok(commit)
+}

@@ -1,0 +1,346 @@
+//! The repository: its verbs, each in one file, over store, ledger, locks, sessions and registry.
+//!
+//! Nothing here knows HTTP. Verbs that take a [`Principal`] trust that the caller has already
+//! checked its capability and namespace (`auth.rs`). All verbs block; callers run them on threads
+//! that may.
+//!
+//! | file | verbs |
+//! |---|---|
+//! | `enrolment.rs` | make a token, enrol, revoke |
+//! | `upload.rs` | open a session, have, prove, upload, close |
+//! | `commit.rs` | commit, head |
+//! | `snapshots.rs` | list, record, receipt, read, forget |
+
+pub mod commit;
+pub mod enrolment;
+pub mod snapshots;
+pub mod upload;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use strongroom_protocol::entry::Event;
+use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
+use strongroom_protocol::message::{Identity, NamespaceRow, Status};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::durable;
+use crate::error::ServerError;
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::registry::{Namespace, Registry};
+use crate::rows::SnapshotRow;
+use crate::server_keys::{ServerKeys, random_bytes};
+use crate::session::Sessions;
+use crate::store::error::StoreError;
+use crate::store::observer::{Observer, Step};
+use crate::store::open_check::OpenReport;
+use crate::store::schema::Family;
+use crate::store::{Store, StoreOptions};
+use crate::writer::Writer;
+
+/// A file of the data folder that is made once, by `init`, and read by everything else.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identification {
+    /// Names the repository.
+    pub repository: RepositoryId,
+    /// Host names and addresses that clients use, without port.
+    pub hosts: Vec<String>,
+    /// Port that clients use.
+    pub port: u16,
+}
+
+const IDENTIFICATION_FILE: &str = "repository.toml";
+
+/// What the world does when the store or a step asks for it; production aborts on a fatal error.
+pub trait Witness: Send + Sync {
+    /// A durable step is done.
+    fn step(&self, _: Step) {}
+    /// The store is poisoned: nothing may be written any more.
+    fn fatal(&self, _: &StoreError) {}
+}
+
+/// An open repository.
+pub struct Repository {
+    store: Store,
+    ledger: Arc<Ledger>,
+    registry: Registry,
+    sessions: Sessions,
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    keys: ServerKeys,
+    identification: Identification,
+    config: Config,
+    /// Last, so that it ends after nobody can ask it for anything.
+    writer: Writer,
+}
+
+impl Repository {
+    /// Makes a data folder with new keys. Refuses a folder that holds anything.
+    pub fn create(
+        folder: &Path,
+        hosts: Vec<String>,
+        port: u16,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        witness: Arc<dyn Witness>,
+    ) -> Result<Self, ServerError> {
+        durable::make_folder(folder)?;
+        let mut contents = std::fs::read_dir(folder)
+            .map_err(|e| ServerError::file(format!("list {}", folder.display()), e))?;
+        if contents.next().is_some() {
+            return Err(ServerError::Operator(format!(
+                "{}: folder is not empty; name a new one",
+                folder.display()
+            )));
+        }
+        let keys = ServerKeys::create(folder, &hosts)?;
+        let repository = RepositoryId(random_bytes()?);
+        let identification = Identification { repository, hosts, port };
+        let text = toml::to_string(&identification).map_err(|e| ServerError::Bug(e.to_string()))?;
+        let event = Event::Initialised {
+            repository,
+            ledger_key: keys.ledger_public(),
+            tls_key: keys.tls_key_digest,
+        };
+        let made = Self::assemble(folder, identification, keys, config, clock, witness)?.0;
+        made.writer.decide(|decision| {
+            decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
+            Ok(())
+        })?;
+        // Written last: a folder without it is a failed `init`, and is refused by `open`.
+        durable::write(&folder.join(IDENTIFICATION_FILE), text.as_bytes())?;
+        Ok(made)
+    }
+
+    /// Opens a data folder, after the checks of store and ledger.
+    pub fn open(
+        folder: &Path,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        witness: Arc<dyn Witness>,
+    ) -> Result<(Self, OpenReport), ServerError> {
+        let identification = Self::identify(folder)?;
+        let keys = ServerKeys::load(folder)?;
+        Self::assemble(folder, identification, keys, config, clock, witness)
+    }
+
+    /// Reads what a data folder says of itself.
+    pub fn identify(folder: &Path) -> Result<Identification, ServerError> {
+        let path: PathBuf = folder.join(IDENTIFICATION_FILE);
+        if !path.exists() {
+            return Err(ServerError::Operator(format!(
+                "{}: not a data folder; make one with: strongroomd init --data {} --host NAME",
+                folder.display(),
+                folder.display()
+            )));
+        }
+        let text = String::from_utf8_lossy(&durable::read(&path)?).into_owned();
+        toml::from_str(&text)
+            .map_err(|error| ServerError::Operator(format!("{}: {error}", path.display())))
+    }
+
+    fn assemble(
+        folder: &Path,
+        identification: Identification,
+        keys: ServerKeys,
+        config: Config,
+        clock: Arc<dyn Clock>,
+        witness: Arc<dyn Witness>,
+    ) -> Result<(Self, OpenReport), ServerError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let observer = StoreObserver { metrics: metrics.clone(), clock: clock.clone(), witness };
+        let options = StoreOptions {
+            segment_bytes: config.store.segment.0,
+            idle_seal_ms: u64::try_from(config.store.idle_seal.0.as_millis()).unwrap_or(u64::MAX),
+            inbox_fold_bytes: config.store.inbox_fold.0,
+            block_cache_bytes: config.store.block_cache.0,
+            reserve_bytes: config.store.reserve.0,
+            observer: Arc::new(observer),
+            ..StoreOptions::default()
+        };
+        let (store, report) = Store::open(folder, options)?;
+        let (ledger, appender) = Ledger::open(&store, keys.ledger.clone(), folder)?;
+        let ledger = Arc::new(ledger);
+        let registry = Registry::load(&store)?;
+        let limits = &config.limits;
+        let sessions =
+            Sessions::new(limits.lease.0, limits.sessions_per_principal, limits.have_per_second);
+        let writer = Writer::start(store.clone(), ledger.clone(), appender, clock.clone())?;
+        let repository = Self {
+            store,
+            ledger,
+            registry,
+            sessions,
+            metrics,
+            clock,
+            keys,
+            identification,
+            config,
+            writer,
+        };
+        repository.load_last_backups()?;
+        Ok((repository, report))
+    }
+
+    /// Namespaces and principals.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The server's keys.
+    pub fn keys(&self) -> &ServerKeys {
+        &self.keys
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The store, for tests that look behind the verbs.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Who this server is.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            protocol: strongroom_protocol::limits::PROTOCOL_VERSION,
+            ledger_key: self.keys.ledger_public(),
+            tls_key: self.keys.tls_key_digest,
+            vouch: strongroom_protocol::message::HexBytes(self.keys.vouch().to_vec()),
+        }
+    }
+
+    /// The state of the server.
+    pub fn status(&self) -> Result<Status, ServerError> {
+        let held = self.store.statistics();
+        let head = self.ledger.head();
+        let mut snapshot_count = 0u64;
+        self.store.scan(Family::Snapshots, &[], None, &mut |_, _| {
+            snapshot_count = snapshot_count.saturating_add(1);
+            std::ops::ControlFlow::Continue(())
+        })?;
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            ledger_size: head.size,
+            checkpoint: head.note,
+            snapshot_count,
+            segment_count: held.segment_count,
+            segment_bytes: held.segment_bytes,
+            session_count: u64::try_from(self.sessions.count()).unwrap_or(u64::MAX),
+            free_bytes: self.store.free_bytes()?,
+            accepts_uploads: self.store.accepts_uploads()?,
+        })
+    }
+
+    /// Names, ids and policies of all namespaces.
+    pub fn namespaces(&self) -> Vec<NamespaceRow> {
+        let rows = self.registry.namespaces();
+        rows.iter()
+            .map(|namespace| NamespaceRow {
+                name: namespace.row.name.clone(),
+                namespace: namespace.row.namespace,
+                policy: namespace.row.policy,
+            })
+            .collect()
+    }
+
+    /// What must happen now and then: ends silent sessions, refreshes gauges.
+    pub fn tick(&self) {
+        for session in self.sessions.reap(self.clock.monotonic()) {
+            self.metrics.hits_uncommitted.inc_by(session.hit_count());
+        }
+        self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
+        if let Ok(free) = self.store.free_bytes() {
+            self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Seals what is unsealed and makes it durable, before an orderly end.
+    pub fn settle(&self) -> Result<(), ServerError> {
+        self.store.seal()?;
+        self.store.sync()?;
+        Ok(())
+    }
+
+    fn namespace(&self, id: &NamespaceId) -> Result<Arc<Namespace>, ServerError> {
+        self.registry.namespace(id).ok_or_else(ServerError::not_found)
+    }
+
+    /// Sets the gauge of the last backup of each source from the rows.
+    fn load_last_backups(&self) -> Result<(), ServerError> {
+        for namespace in self.registry.namespaces() {
+            let prefix = namespace.number.to_be_bytes();
+            self.store.scan(Family::Snapshots, &prefix, None, &mut |_, value| {
+                // Rows of one namespace come in commit order, so the last of a source stays.
+                if let Ok(row) = SnapshotRow::decode(value)
+                    && let Ok(record) = strongroom_protocol::record::Record::decode(&row.record)
+                {
+                    self.note_backup(&namespace, record.body.source.as_str(), row.committed_ms);
+                }
+                std::ops::ControlFlow::Continue(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn note_backup(&self, namespace: &Namespace, source: &str, committed_ms: u64) {
+        let seconds = Duration::from_millis(committed_ms).as_secs_f64();
+        let labels = [namespace.row.name.as_str(), source];
+        self.metrics.last_backup_timestamp.with_label_values(&labels).set(seconds);
+    }
+}
+
+/// Carries the store's news to metrics and witness.
+struct StoreObserver {
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    witness: Arc<dyn Witness>,
+}
+
+impl Observer for StoreObserver {
+    fn step(&self, step: Step) {
+        self.witness.step(step);
+    }
+
+    fn fatal(&self, error: &StoreError) {
+        self.metrics.store_errors.inc();
+        self.witness.fatal(error);
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn sealed(&self, _bytes: u64, elapsed: Duration) {
+        self.metrics.seal_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    fn meta_written(&self, elapsed: Duration) {
+        self.metrics.meta_batch_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    fn synced(&self, elapsed: Duration) {
+        self.metrics.sync_seconds.observe(elapsed.as_secs_f64());
+    }
+}

@@ -1,0 +1,191 @@
+//! Snapshots after the commit: list, read, prove, forget.
+//!
+//! Forget looks at the lock on the writer thread, where nothing can change it in between, and is
+//! refused for every role while the lock lasts. It drops the record only; the bytes stay until
+//! garbage collection finds no lock and no record above them.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use strongroom_protocol::entry::Event;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::{Label, NamespaceId, RecordDigest, SealedDigest};
+use strongroom_protocol::limits::LIST_MAX_COUNT;
+use strongroom_protocol::message::{HexBytes, SnapshotPage};
+use strongroom_protocol::receipt::Receipt;
+use strongroom_protocol::record::Record;
+use strongroom_protocol::retention::may_forget;
+
+use crate::error::{Refusal, ServerError};
+use crate::registry::{Namespace, Principal};
+use crate::repository::Repository;
+use crate::rows::{SeenRow, SnapshotRow};
+use crate::store::error::StoreError;
+use crate::store::schema::Family;
+
+/// A page ends when its bodies take this much.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+impl Repository {
+    /// A page of the snapshots of a namespace with commit numbers above `after`, oldest first.
+    pub fn list(
+        &self,
+        namespace: &NamespaceId,
+        source: Option<&Label>,
+        after: u64,
+    ) -> Result<SnapshotPage, ServerError> {
+        let ns = self.namespace(namespace)?.number;
+        let start = SnapshotRow::key(ns, after.saturating_add(1));
+        let max = usize::try_from(LIST_MAX_COUNT).unwrap_or(usize::MAX);
+        let (mut rows, mut bytes, mut next_after, mut failure) = (Vec::new(), 0usize, None, None);
+        let mut collect = |key: &[u8], value: &[u8]| {
+            let row = match page_row(key, value) {
+                Ok((row, row_source)) if source.is_none_or(|wanted| *wanted == row_source) => row,
+                Ok(_) => return ControlFlow::Continue(()),
+                Err(error) => {
+                    failure = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            bytes = bytes.saturating_add(row.body.0.len());
+            next_after = Some(row.commit);
+            rows.push(row);
+            match rows.len() < max && bytes < PAGE_BYTES {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        };
+        self.store.scan(Family::Snapshots, &ns.to_be_bytes(), Some(&start), &mut collect)?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        let is_full = rows.len() >= max || bytes >= PAGE_BYTES;
+        Ok(SnapshotPage { rows, next_after: next_after.filter(|_| is_full) })
+    }
+
+    /// A whole record, and a ledger entry that it was read.
+    pub fn record(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        digest: &RecordDigest,
+    ) -> Result<Vec<u8>, ServerError> {
+        let namespace = self.namespace(namespace)?;
+        let (_, row) = self.snapshot(&namespace, digest)?;
+        let (actor, id, record) = (principal.id, namespace.row.namespace, *digest);
+        self.writer.decide(move |decision| {
+            decision.enter(actor, id, Event::RecordRead { record });
+            Ok(())
+        })?;
+        Ok(row.record)
+    }
+
+    /// The proof that a snapshot's commit is in the ledger.
+    pub fn receipt(
+        &self,
+        namespace: &NamespaceId,
+        digest: &RecordDigest,
+    ) -> Result<Receipt, ServerError> {
+        let ns = self.namespace(namespace)?.number;
+        let seen = self.store.get(Family::Seen, &SeenRow::key(ns, digest))?;
+        let seen = seen.ok_or_else(ServerError::not_found)?;
+        self.ledger.receipt(SeenRow::decode(&seen)?.leaf_index)
+    }
+
+    /// Refuses digests that are not in the namespace, before an answer begins.
+    pub fn check_readable(
+        &self,
+        namespace: &NamespaceId,
+        digests: &[SealedDigest],
+    ) -> Result<(), ServerError> {
+        let ns = self.namespace(namespace)?.number;
+        let rows = self.store.lookup(ns, digests)?;
+        if rows.iter().all(Option::is_some) { Ok(()) } else { Err(ServerError::not_found()) }
+    }
+
+    /// Gives envelopes in the order asked, as they are stored.
+    pub fn read(
+        &self,
+        namespace: &NamespaceId,
+        digests: &[SealedDigest],
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), ServerError> {
+        let ns = self.namespace(namespace)?.number;
+        let outcome = self.store.read(ns, digests, &mut |_, envelope| match each(envelope) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(StoreError::Invalid("reader went away")),
+        });
+        Ok(outcome?)
+    }
+
+    /// Forgets a snapshot whose lock has ended; refuses, on record, while it lasts.
+    pub fn forget(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        digest: &RecordDigest,
+    ) -> Result<(), ServerError> {
+        let namespace = self.namespace(namespace)?;
+        let (actor, record) = (principal.id, *digest);
+        let seen_key = SeenRow::key(namespace.number, digest);
+        self.writer.decide(move |decision| {
+            let seen = decision.store.get(Family::Seen, &seen_key)?;
+            let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
+            let key = SnapshotRow::key(namespace.number, commit);
+            let value = decision.store.get(Family::Snapshots, &key)?;
+            let row = SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?;
+            let locked_until_seconds = row.locked_until_seconds;
+            let id = namespace.row.namespace;
+            if !may_forget(decision.retention_seconds, locked_until_seconds) {
+                // The refusal is entered, so it is an outcome, not an error.
+                decision.enter(actor, id, Event::ForgetRefused { record, locked_until_seconds });
+                return Ok(Err(locked(&row)));
+            }
+            decision.batch.delete(Family::Snapshots, key);
+            decision.enter(actor, id, Event::Forgotten { record, commit, locked_until_seconds });
+            Ok(Ok(()))
+        })?
+    }
+
+    fn snapshot(
+        &self,
+        namespace: &Arc<Namespace>,
+        digest: &RecordDigest,
+    ) -> Result<(u64, SnapshotRow), ServerError> {
+        let seen = self.store.get(Family::Seen, &SeenRow::key(namespace.number, digest))?;
+        let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
+        let key = SnapshotRow::key(namespace.number, commit);
+        let value = self.store.get(Family::Snapshots, &key)?;
+        Ok((commit, SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?))
+    }
+}
+
+fn page_row(
+    key: &[u8],
+    value: &[u8],
+) -> Result<(strongroom_protocol::message::SnapshotRow, Label), ServerError> {
+    let row = SnapshotRow::decode(value)?;
+    let record = Record::decode(&row.record)?;
+    let page_row = strongroom_protocol::message::SnapshotRow {
+        record: row.record_digest,
+        commit: SnapshotRow::commit_of(key)?,
+        committed_ms: row.committed_ms,
+        mode: row.mode,
+        locked_until_seconds: row.locked_until_seconds,
+        body: HexBytes(record.body.encode()),
+    };
+    Ok((page_row, record.body.source))
+}
+
+fn locked(row: &SnapshotRow) -> ServerError {
+    let until = i64::try_from(row.locked_until_seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(|| "a distant date".to_owned(), |instant| instant.to_string());
+    ServerError::Peer(Refusal {
+        code: ErrorCode::Locked,
+        message: format!("the snapshot is locked until {until} ({} mode)", row.mode.name()),
+        missing: Vec::new(),
+        locked_until_seconds: Some(row.locked_until_seconds),
+    })
+}

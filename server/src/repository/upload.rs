@@ -1,0 +1,329 @@
+//! Sessions and uploads: what a client may learn, prove and add before it commits.
+//!
+//! An envelope becomes visible to others only through the index, and reaches the index only after
+//! its digest was recomputed here and its bytes are durable (`store`). A node is accepted only if
+//! every child is indexed at the level below, and pinned by this session or locked; its totals are
+//! summed here, so a record cannot lie about them.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use strongroom_protocol::envelope::Envelope;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::{NamespaceId, SealedDigest, SessionId, SessionNonce};
+use strongroom_protocol::limits::{MISSING_MAX_COUNT, SMALL_SESSION_MAX_BYTES};
+use strongroom_protocol::message::{HexBytes, OpenSession, SessionOpened, SizeClass, Uploaded};
+
+use crate::error::{Refusal, ServerError};
+use crate::lock::{Day, locked_until};
+use crate::registry::{Namespace, Principal};
+use crate::repository::Repository;
+use crate::rows::head_key;
+use crate::server_keys::random_bytes;
+use crate::session::{Session, SessionTerms};
+use crate::store::schema::{Family, IndexRow, Place, Totals};
+use crate::store::{Appended, NewEnvelope};
+
+impl Repository {
+    /// Opens a session.
+    pub fn open_session(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        request: OpenSession,
+    ) -> Result<SessionOpened, ServerError> {
+        let namespace = self.namespace(namespace)?;
+        let now = self.clock.retention_seconds();
+        namespace
+            .row
+            .policy
+            .locked_until(now, request.lock_wanted_seconds)
+            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        self.check_room()?;
+        let session = SessionId(random_bytes()?);
+        let nonce = SessionNonce(random_bytes()?);
+        let key = head_key(namespace.number, &principal.id, &request.source);
+        let head = self.store.get(Family::Heads, &key)?.map(HexBytes);
+        let terms = SessionTerms {
+            principal: principal.id,
+            namespace: namespace.row.namespace,
+            nonce,
+            source: request.source,
+            size_class: request.size_class,
+        };
+        self.sessions.open(session, terms, self.clock.monotonic())?;
+        let lease_ms = u64::try_from(self.sessions.lease().as_millis()).unwrap_or(u64::MAX);
+        let descriptor_version = namespace.descriptor.contents().version;
+        Ok(SessionOpened { session, nonce, lease_ms, head, descriptor_version })
+    }
+
+    /// Renews a session's lease.
+    pub fn renew_session(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+    ) -> Result<(), ServerError> {
+        self.session(principal, namespace, session).map(drop)
+    }
+
+    /// Ends a session without a commit.
+    pub fn close_session(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+    ) -> Result<(), ServerError> {
+        self.session(principal, namespace, session)?;
+        if let Some(closed) = self.sessions.close(session) {
+            self.metrics.hits_uncommitted.inc_by(closed.hit_count());
+        }
+        Ok(())
+    }
+
+    /// Which of these digests the repository has: 1 for "have", 0 for "lack", in order. What is
+    /// answered "have" is pinned. A node is "have" only while its lock is in the future.
+    pub fn have(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+        digests: &[SealedDigest],
+    ) -> Result<Vec<u8>, ServerError> {
+        let session = self.session(principal, namespace, session)?;
+        self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
+        let namespace = self.namespace(namespace)?;
+        let today = Day::of(self.clock.retention_seconds());
+        let rows = self.store.lookup(namespace.number, digests)?;
+        let mut answers = Vec::with_capacity(digests.len());
+        let mut hits = Vec::new();
+        for (digest, row) in digests.iter().zip(rows) {
+            let known = match row {
+                Some(row) if row.level == 0 => Some(row),
+                Some(row) => self.is_locked(&namespace, digest, today)?.then_some(row),
+                None => None,
+            };
+            answers.push(u8::from(known.is_some()));
+            hits.extend(known.map(|row| (*digest, row)));
+        }
+        self.metrics.envelopes_deduplicated.inc_by(u64::try_from(hits.len()).unwrap_or(0));
+        session.pin_hits(hits);
+        Ok(answers)
+    }
+
+    /// Proves possession: `keyed(nonce, envelope)` for each digest, which must be pinned here.
+    pub fn prove(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+        nonce: &[u8; 32],
+        digests: &[SealedDigest],
+    ) -> Result<Vec<u8>, ServerError> {
+        let session = self.session(principal, namespace, session)?;
+        session.spend_challenges(digests.len())?;
+        let ns = self.namespace(namespace)?.number;
+        let rows = self.store.lookup(ns, digests)?;
+        for (digest, row) in digests.iter().zip(&rows) {
+            if !row.is_some_and(|row| session.is_pinned(digest, &row)) {
+                return Err(ServerError::not_found());
+            }
+        }
+        let mut answers = Vec::with_capacity(digests.len().saturating_mul(32));
+        self.store.read(ns, digests, &mut |_, envelope| {
+            answers.extend_from_slice(blake3::keyed_hash(nonce, envelope).as_bytes());
+            Ok(())
+        })?;
+        Ok(answers)
+    }
+
+    /// Takes in a batch of envelopes, in order; children must come before their nodes. What came
+    /// before an envelope that is refused stays.
+    pub fn upload(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+        envelopes: Vec<Bytes>,
+    ) -> Result<Uploaded, ServerError> {
+        let session = self.session(principal, namespace, session)?;
+        self.check_room()?;
+        let namespace = self.namespace(namespace)?;
+        let bytes: usize = envelopes.iter().map(Bytes::len).sum();
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        session.count_upload(bytes, SMALL_SESSION_MAX_BYTES)?;
+        self.metrics.received_bytes.inc_by(bytes);
+        let mut intake = Intake {
+            repository: self,
+            session: &session,
+            ns: namespace.number,
+            today: Day::of(self.clock.retention_seconds()),
+            waiting: Vec::new(),
+            uploaded: Uploaded::default(),
+        };
+        for bytes in envelopes {
+            intake.take(bytes)?;
+        }
+        intake.store_waiting()?;
+        let uploaded = intake.uploaded;
+        self.metrics.envelopes_new.inc_by(uploaded.stored_count);
+        self.metrics.envelopes_deduplicated.inc_by(uploaded.duplicate_count);
+        Ok(uploaded)
+    }
+
+    pub(super) fn session(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        session: &SessionId,
+    ) -> Result<std::sync::Arc<Session>, ServerError> {
+        self.sessions.find(session, &principal.id, namespace, self.clock.monotonic())
+    }
+
+    fn check_room(&self) -> Result<(), ServerError> {
+        if self.store.accepts_uploads()? {
+            return Ok(());
+        }
+        Err(ServerError::peer(
+            ErrorCode::RepositoryFull,
+            "the repository is full: the operator must add disk space; snapshots, locks and \
+             restores are not affected",
+        ))
+    }
+
+    fn is_locked(
+        &self,
+        namespace: &Namespace,
+        node: &SealedDigest,
+        today: Day,
+    ) -> Result<bool, ServerError> {
+        Ok(locked_until(&self.store, namespace.number, node)?.is_some_and(|day| day > today))
+    }
+}
+
+/// One upload under way.
+struct Intake<'a> {
+    repository: &'a Repository,
+    session: &'a Session,
+    ns: u32,
+    today: Day,
+    /// Chunks that were checked and will be stored together.
+    waiting: Vec<NewEnvelope>,
+    uploaded: Uploaded,
+}
+
+impl Intake<'_> {
+    fn take(&mut self, bytes: Bytes) -> Result<(), ServerError> {
+        let envelope = Envelope::parse(&bytes)
+            .map_err(|error| ServerError::peer(ErrorCode::BadEnvelope, error.to_string()))?;
+        let digest = SealedDigest::of(&bytes);
+        let level = envelope.level;
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let totals = if envelope.is_node() {
+            self.store_waiting()?;
+            let children: Vec<SealedDigest> = envelope.children().collect();
+            self.totals_of_node(level, length, &children)?
+        } else {
+            Totals { chunk_count: 1, sealed_bytes: length }
+        };
+        self.waiting.push(NewEnvelope { digest, level, totals, bytes });
+        Ok(())
+    }
+
+    fn store_waiting(&mut self) -> Result<(), ServerError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.waiting);
+        let sizes: Vec<(SealedDigest, usize)> =
+            batch.iter().map(|new| (new.digest, new.bytes.len())).collect();
+        let store = &self.repository.store;
+        let (place, appended) = match self.session.terms.size_class {
+            SizeClass::Small => (Place::Inbox, store.append_inbox(self.ns, batch)?),
+            SizeClass::Stream => (Place::Unsealed, store.append(self.ns, batch)?),
+        };
+        let mut duplicates = Vec::new();
+        for ((digest, size), Appended { slot, duplicate }) in sizes.into_iter().zip(appended) {
+            if duplicate {
+                self.uploaded.duplicate_count = self.uploaded.duplicate_count.saturating_add(1);
+                duplicates.push(digest);
+                continue;
+            }
+            self.uploaded.stored_count = self.uploaded.stored_count.saturating_add(1);
+            let size = u64::try_from(size).unwrap_or(u64::MAX);
+            self.uploaded.stored_bytes = self.uploaded.stored_bytes.saturating_add(size);
+            self.session.pin_uploaded(digest, slot, place);
+        }
+        self.pin_duplicates(&duplicates)
+    }
+
+    /// What was there before may lie in another kind of place than this session's own uploads.
+    fn pin_duplicates(&self, duplicates: &[SealedDigest]) -> Result<(), ServerError> {
+        if duplicates.is_empty() {
+            return Ok(());
+        }
+        let rows = self.repository.store.lookup(self.ns, duplicates)?;
+        for (digest, row) in duplicates.iter().zip(rows) {
+            let row = row.ok_or_else(|| ServerError::Bug("a duplicate is not indexed".into()))?;
+            self.session.pin_uploaded(*digest, row.slot, row.place);
+        }
+        Ok(())
+    }
+
+    fn totals_of_node(
+        &self,
+        level: u8,
+        length: u64,
+        children: &[SealedDigest],
+    ) -> Result<Totals, ServerError> {
+        let rows = self.repository.store.lookup(self.ns, children)?;
+        let lacking = children.iter().zip(&rows).filter(|(_, row)| row.is_none());
+        let lacking: Vec<SealedDigest> = lacking.map(|(digest, _)| *digest).collect();
+        if !lacking.is_empty() {
+            return Err(missing(lacking));
+        }
+        let known: Vec<(&SealedDigest, IndexRow)> =
+            children.iter().zip(rows).filter_map(|(digest, row)| Some((digest, row?))).collect();
+        let below = level.checked_sub(1);
+        if known.iter().any(|(_, row)| Some(row.level) != below) {
+            return Err(ServerError::peer(
+                ErrorCode::BadEnvelope,
+                "a child of the node is not at the level below it",
+            ));
+        }
+        let mut unpinned = self.session.unpinned(known.iter().map(|(digest, row)| (*digest, row)));
+        if below != Some(0) {
+            let mut loose = Vec::new();
+            for digest in unpinned {
+                let lock = locked_until(&self.repository.store, self.ns, &digest)?;
+                if lock.is_none_or(|day| day <= self.today) {
+                    loose.push(digest);
+                }
+            }
+            unpinned = loose;
+        }
+        if !unpinned.is_empty() {
+            return Err(missing(unpinned));
+        }
+        let start = Totals { chunk_count: 0, sealed_bytes: length };
+        Ok(known.iter().fold(start, |sum, (_, row)| Totals {
+            chunk_count: sum.chunk_count.saturating_add(row.totals.chunk_count),
+            sealed_bytes: sum.sealed_bytes.saturating_add(row.totals.sealed_bytes),
+        }))
+    }
+}
+
+/// The same answer for a child that is not there and one that this session has not touched.
+fn missing(digests: Vec<SealedDigest>) -> ServerError {
+    let mut seen = HashSet::new();
+    let mut missing: Vec<SealedDigest> =
+        digests.into_iter().filter(|digest| seen.insert(*digest)).collect();
+    missing.truncate(usize::try_from(MISSING_MAX_COUNT).unwrap_or(usize::MAX));
+    ServerError::Peer(Refusal {
+        code: ErrorCode::MissingChildren,
+        message: "the node names children that this session has neither uploaded nor asked about"
+            .into(),
+        missing,
+        locked_until_seconds: None,
+    })
+}

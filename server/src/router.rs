@@ -1,0 +1,113 @@
+//! One request, from its first line to its answer: route, permission, handler, log, metrics.
+
+use std::sync::Arc;
+
+use hyper::Request;
+use hyper::body::Incoming;
+use strongroom_protocol::id::to_hex;
+use strongroom_protocol::route::Route;
+
+use crate::auth::{Authorized, authorize};
+use crate::error::{Refusal, ServerError};
+use crate::handler::session::InSession;
+use crate::handler::{
+    Answer, Peer, RequestBody, binary, blocking, json, refused, session, snapshot,
+};
+use crate::repository::Repository;
+use crate::server_keys::random_bytes;
+
+/// Answers a request. Only a bug of this program makes it fail, and closes the connection.
+pub async fn serve(
+    repository: Arc<Repository>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Answer, ServerError> {
+    let request_id = to_hex(&random_bytes::<8>()?);
+    let began = repository.clock().monotonic();
+    let route = Route::parse(request.method().as_str(), request.uri().path());
+    let outcome = match route {
+        Some(route) => dispatch(&repository, &peer, route, request).await,
+        None => Err(ServerError::not_found()),
+    };
+    let route_name = route.map_or("unknown", |route| route.name());
+    let (code, answer) = match outcome {
+        Ok(answer) => ("ok", Ok(answer)),
+        Err(error) => {
+            let refusal = error.refusal();
+            log_refusal(&request_id, route_name, &peer, &error, &refusal);
+            (refusal.code.name(), refused(refusal, &request_id))
+        }
+    };
+    let elapsed = repository.clock().monotonic().saturating_sub(began);
+    repository.metrics().request_done(route_name, code, elapsed);
+    tracing::debug!(request_id, route = route_name, code, ?elapsed, "request done");
+    answer
+}
+
+async fn dispatch(
+    repository: &Arc<Repository>,
+    peer: &Peer,
+    route: Route,
+    request: Request<Incoming>,
+) -> Result<Answer, ServerError> {
+    let authorized = authorize(repository.registry(), &peer.tls_key, &route)?;
+    let query = request.uri().query().map(str::to_owned);
+    let idle = repository.config().limits.body_idle.0;
+    let body = RequestBody::new(request.into_body(), route.body_max_bytes(), idle)?;
+    match route {
+        Route::Identity => json(&repository.identity()),
+        Route::Enroll => snapshot::enroll(repository, peer, body).await,
+        Route::Status => json(&blocking(repository, |r| r.status()).await?),
+        Route::Namespaces => json(&repository.namespaces()),
+        Route::Checkpoint => binary(repository.ledger().head().note),
+        Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
+        Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
+        Route::Record(ns, record) => {
+            let principal = authorized.principal()?.clone();
+            snapshot::record(repository, principal, ns, record).await
+        }
+        Route::Receipt(ns, record) => snapshot::receipt(repository, ns, record).await,
+        Route::Forget(ns, record) => {
+            let principal = authorized.principal()?.clone();
+            snapshot::forget(repository, principal, ns, record).await
+        }
+        Route::Read(ns) => snapshot::read(repository, ns, body).await,
+        Route::OpenSession(ns) => {
+            session::open(repository, authorized.principal()?.clone(), ns, body).await
+        }
+        Route::Have(ns, id)
+        | Route::Prove(ns, id)
+        | Route::Upload(ns, id)
+        | Route::Renew(ns, id)
+        | Route::Close(ns, id)
+        | Route::Commit(ns, id) => {
+            let at = in_session(&authorized, ns, id)?;
+            match route {
+                Route::Have(..) => session::have(repository, at, body).await,
+                Route::Prove(..) => session::prove(repository, at, body).await,
+                Route::Upload(..) => session::upload(repository, at, body).await,
+                Route::Renew(..) => session::renew(repository, at).await,
+                Route::Close(..) => session::close(repository, at).await,
+                _ => session::commit(repository, at, body).await,
+            }
+        }
+    }
+}
+
+fn in_session(
+    authorized: &Authorized,
+    namespace: strongroom_protocol::id::NamespaceId,
+    session: strongroom_protocol::id::SessionId,
+) -> Result<InSession, ServerError> {
+    Ok(InSession { principal: authorized.principal()?.clone(), namespace, session })
+}
+
+/// The one place where an error of a request is logged.
+fn log_refusal(request_id: &str, route: &str, peer: &Peer, error: &ServerError, refusal: &Refusal) {
+    let (code, client) = (refusal.code.name(), &peer.tls_key);
+    if matches!(error, ServerError::Peer(_)) {
+        tracing::info!(request_id, route, code, %client, %error, "request refused");
+    } else {
+        tracing::error!(request_id, route, code, %client, %error, "request failed");
+    }
+}

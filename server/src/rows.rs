@@ -1,0 +1,305 @@
+//! Rows of `meta/` that belong to the repository: keys and values.
+//!
+//! Keys: integers big-endian, `ns` is the namespace's number on this server. Values: protocol
+//! encoding, a magic first.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | namespaces | ns u32 | [`NamespaceRow`] |
+//! | descriptors | ns u32, version u64 | the encoded descriptor |
+//! | principals | principal(16) | [`PrincipalRow`] |
+//! | tokens | token id(16) | [`TokenRow`] |
+//! | snapshots | ns u32, commit u64 | [`SnapshotRow`] |
+//! | seen | ns u32, record digest | [`SeenRow`] |
+//! | heads | ns u32, principal(16), source | the encoded record |
+//! | locks | ns u32, node digest | locked-until day u32 |
+
+use strongroom_protocol::codec::{DecodeError, Reader, Writer};
+use strongroom_protocol::id::{
+    Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest, TlsKeyDigest, TokenId,
+};
+use strongroom_protocol::limits::{LABEL_MAX_BYTES, NAME_MAX_BYTES, RECORD_MAX_BYTES};
+use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::role::Role;
+use strongroom_protocol::token::Scope;
+
+/// A namespace of this repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceRow {
+    /// Its global id.
+    pub namespace: NamespaceId,
+    /// Its name here.
+    pub name: Label,
+    /// Rule for new snapshots.
+    pub policy: RetentionPolicy,
+}
+
+/// A principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrincipalRow {
+    /// What it may do.
+    pub role: Role,
+    /// Where, for roles of one namespace.
+    pub namespace: Option<NamespaceId>,
+    /// Pin of its TLS key.
+    pub tls_key: TlsKeyDigest,
+    /// Its signing key.
+    pub signing_key: PublicKey,
+    /// For people.
+    pub display_name: String,
+    /// When it was enrolled, milliseconds since 1970.
+    pub enrolled_ms: u64,
+    /// When it was revoked, milliseconds since 1970; 0 while it is not.
+    pub revoked_ms: u64,
+}
+
+/// An enrolment token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Checks proofs ([`strongroom_protocol::token::enrolment_key`]).
+    pub enrolment_key: [u8; 32],
+    /// What it gives access to.
+    pub scope: Scope,
+    /// In which role.
+    pub role: Role,
+    /// For people; replaces the client's own display name where not empty.
+    pub display_name: String,
+    /// When it ends, seconds since 1970.
+    pub expires_seconds: u64,
+    /// Wrong proofs so far.
+    pub tries: u32,
+    /// Whether it was used.
+    pub used: bool,
+}
+
+/// A committed snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRow {
+    /// Names it.
+    pub record_digest: RecordDigest,
+    /// When it was committed, milliseconds since 1970.
+    pub committed_ms: u64,
+    /// Mode of its lock.
+    pub mode: RetentionMode,
+    /// End of its lock, seconds of the retention clock since 1970.
+    pub locked_until_seconds: u64,
+    /// Its entry in the ledger.
+    pub leaf_index: u64,
+    /// The encoded record.
+    pub record: Vec<u8>,
+}
+
+/// What became of a record that was committed once; stays when the snapshot is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenRow {
+    /// Number of the commit.
+    pub commit: u64,
+    /// Its entry in the ledger.
+    pub leaf_index: u64,
+}
+
+impl NamespaceRow {
+    /// Key of namespace number `ns`.
+    pub fn key(ns: u32) -> Vec<u8> {
+        ns.to_be_bytes().to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RNS1");
+        out.raw(&self.namespace.0).bytes(self.name.as_str().as_bytes());
+        out.u8(self.policy.mode.code()).u64(self.policy.minimum_seconds);
+        out.u64(self.policy.default_seconds).u64(self.policy.maximum_seconds);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("namespace row", bytes);
+        reader.magic(b"RNS1")?;
+        let row = Self {
+            namespace: NamespaceId(reader.array()?),
+            name: read_label(&mut reader)?,
+            policy: RetentionPolicy {
+                mode: read_mode(&mut reader)?,
+                minimum_seconds: reader.u64()?,
+                default_seconds: reader.u64()?,
+                maximum_seconds: reader.u64()?,
+            },
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl PrincipalRow {
+    /// Key of a principal.
+    pub fn key(principal: &PrincipalId) -> Vec<u8> {
+        principal.0.to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RPR1");
+        out.u8(self.role.code()).bool(self.namespace.is_some());
+        out.raw(&self.namespace.unwrap_or(NamespaceId([0; 32])).0);
+        out.raw(&self.tls_key.0).raw(&self.signing_key.0).bytes(self.display_name.as_bytes());
+        out.u64(self.enrolled_ms).u64(self.revoked_ms);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("principal row", bytes);
+        reader.magic(b"RPR1")?;
+        let role = read_role(&mut reader)?;
+        let has_namespace = reader.bool()?;
+        let namespace = NamespaceId(reader.array()?);
+        let row = Self {
+            role,
+            namespace: has_namespace.then_some(namespace),
+            tls_key: TlsKeyDigest(reader.array()?),
+            signing_key: PublicKey(reader.array()?),
+            display_name: reader.text(NAME_MAX_BYTES)?.to_owned(),
+            enrolled_ms: reader.u64()?,
+            revoked_ms: reader.u64()?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl TokenRow {
+    /// Key of a token.
+    pub fn key(token: &TokenId) -> Vec<u8> {
+        token.0.to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let (scope, namespace, name) = match &self.scope {
+            Scope::Server => (0, NamespaceId([0; 32]), ""),
+            Scope::Existing(namespace, name) => (1, *namespace, name.as_str()),
+            Scope::New(name) => (2, NamespaceId([0; 32]), name.as_str()),
+        };
+        let mut out = Writer::with_magic(b"RTK1");
+        out.raw(&self.enrolment_key).u8(scope).raw(&namespace.0).bytes(name.as_bytes());
+        out.u8(self.role.code()).bytes(self.display_name.as_bytes());
+        out.u64(self.expires_seconds).u32(self.tries).bool(self.used);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("token row", bytes);
+        reader.magic(b"RTK1")?;
+        let enrolment_key = reader.array()?;
+        let (scope, namespace) = (reader.u8()?, NamespaceId(reader.array()?));
+        let name = reader.text(LABEL_MAX_BYTES)?;
+        let label = || name.parse().map_err(|_| DecodeError::Value("token row"));
+        let scope = match scope {
+            0 => Scope::Server,
+            1 => Scope::Existing(namespace, label()?),
+            2 => Scope::New(label()?),
+            _ => return reader.refuse(),
+        };
+        let row = Self {
+            enrolment_key,
+            scope,
+            role: read_role(&mut reader)?,
+            display_name: reader.text(NAME_MAX_BYTES)?.to_owned(),
+            expires_seconds: reader.u64()?,
+            tries: reader.u32()?,
+            used: reader.bool()?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl SnapshotRow {
+    /// Key of the snapshot of a commit; commits of a namespace sort by their number.
+    pub fn key(ns: u32, commit: u64) -> Vec<u8> {
+        [&ns.to_be_bytes()[..], &commit.to_be_bytes()].concat()
+    }
+
+    /// The commit number in a key.
+    pub fn commit_of(key: &[u8]) -> Result<u64, DecodeError> {
+        let bytes = key.last_chunk::<8>().ok_or(DecodeError::Short("snapshot key"))?;
+        Ok(u64::from_be_bytes(*bytes))
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RSN1");
+        out.raw(&self.record_digest.0).u64(self.committed_ms).u8(self.mode.code());
+        out.u64(self.locked_until_seconds).u64(self.leaf_index).bytes(&self.record);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("snapshot row", bytes);
+        reader.magic(b"RSN1")?;
+        let row = Self {
+            record_digest: RecordDigest(reader.array()?),
+            committed_ms: reader.u64()?,
+            mode: read_mode(&mut reader)?,
+            locked_until_seconds: reader.u64()?,
+            leaf_index: reader.u64()?,
+            record: reader.bytes(RECORD_MAX_BYTES)?.to_vec(),
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl SeenRow {
+    /// Key of a record.
+    pub fn key(ns: u32, record: &RecordDigest) -> Vec<u8> {
+        [&ns.to_be_bytes()[..], &record.0].concat()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RSE1");
+        out.u64(self.commit).u64(self.leaf_index);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("seen row", bytes);
+        reader.magic(b"RSE1")?;
+        let row = Self { commit: reader.u64()?, leaf_index: reader.u64()? };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// Key of the newest record of a principal's source.
+pub fn head_key(ns: u32, principal: &PrincipalId, source: &Label) -> Vec<u8> {
+    [&ns.to_be_bytes()[..], &principal.0, source.as_str().as_bytes()].concat()
+}
+
+/// Key of a version of a namespace's descriptor.
+pub fn descriptor_key(ns: u32, version: u64) -> Vec<u8> {
+    [&ns.to_be_bytes()[..], &version.to_be_bytes()].concat()
+}
+
+/// Key of a node's lock.
+pub fn lock_key(ns: u32, node: &SealedDigest) -> Vec<u8> {
+    [&ns.to_be_bytes()[..], &node.0].concat()
+}
+
+fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
+    reader.text(LABEL_MAX_BYTES)?.parse().map_err(|_| DecodeError::Value("label"))
+}
+
+fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
+    Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
+}
+
+fn read_mode(reader: &mut Reader<'_>) -> Result<RetentionMode, DecodeError> {
+    RetentionMode::from_code(reader.u8()?).ok_or(DecodeError::Value("retention mode"))
+}

@@ -1,0 +1,89 @@
+//! The composition root of a running server, and its orderly end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::error::ServerError;
+use crate::repository::Repository;
+use crate::stop::{self, Stop};
+use crate::{admin, listener, probes, tls};
+
+/// How often silent sessions are ended and gauges refreshed.
+const TICK: Duration = Duration::from_secs(5);
+
+/// A server whose sockets are bound.
+pub struct BoundServer {
+    repository: Arc<Repository>,
+    clients: TcpListener,
+    probes: TcpListener,
+    admin: tokio::net::UnixListener,
+}
+
+impl BoundServer {
+    /// Binds the sockets of the configuration; port 0 takes a free one.
+    pub async fn bind(
+        repository: Arc<Repository>,
+        folder: &std::path::Path,
+    ) -> Result<Self, ServerError> {
+        let config = repository.config();
+        let bind = |address: SocketAddr| async move {
+            let listener = TcpListener::bind(address).await;
+            listener.map_err(|error| ServerError::file(format!("listen on {address}"), error))
+        };
+        let clients = bind(config.listen).await?;
+        let probes = bind(config.metrics).await?;
+        let admin = admin::bind(folder)?;
+        Ok(Self { repository, clients, probes, admin })
+    }
+
+    /// Address of the listener for clients.
+    pub fn client_address(&self) -> Result<SocketAddr, ServerError> {
+        self.clients.local_addr().map_err(|error| ServerError::file("own address", error))
+    }
+
+    /// Address of the listener for probes.
+    pub fn probe_address(&self) -> Result<SocketAddr, ServerError> {
+        self.probes.local_addr().map_err(|error| ServerError::file("own address", error))
+    }
+
+    /// Serves until `until` ends, then finishes what is under way, within the configured bound.
+    pub async fn serve(self, until: impl Future<Output = ()>) -> Result<(), ServerError> {
+        let tls = tls::server_config(self.repository.keys())?;
+        let (stopper, stopped) = stop::signal();
+        let repository = self.repository;
+        let probes = tokio::spawn(probes::run(repository.clone(), self.probes, stopped.clone()));
+        let admin = tokio::spawn(admin::run(repository.clone(), self.admin, stopped.clone()));
+        let ticker = tokio::spawn(tick(repository.clone(), stopped.clone()));
+        let clients = listener::run(repository.clone(), self.clients, tls, stopped);
+        let clients = tokio::spawn(clients);
+        until.await;
+        tracing::info!("stopping");
+
+        stopper.stop();
+        for task in [clients, probes, admin, ticker] {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task ended badly");
+            }
+        }
+        let settled = tokio::task::spawn_blocking(move || repository.settle()).await;
+        settled.map_err(|error| ServerError::Bug(error.to_string()))??;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn tick(repository: Arc<Repository>, mut stop: Stop) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            () = stop.wait() => return,
+        }
+        let ticking = repository.clone();
+        if tokio::task::spawn_blocking(move || ticking.tick()).await.is_err() {
+            tracing::error!("tick ended badly");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! The store: envelopes in sealed segments, everything else in rows. The only code that names
+//! RocksDB.
+//!
+//! **One rule: an index row is written only after the bytes it points to are durable.** Envelopes
+//! of large sessions go to segments, files that the store writes in arrival order and hands to
+//! RocksDB whole (`segments.rs`: the steps, and what a crash after each of them leaves). Envelopes
+//! of small sessions go through the log with their index rows (`inbox.rs`), so that they are
+//! durable with one sync. All rows are in one database behind one log (`meta.rs`): what is written
+//! later is durable later, so the caller's synced commit covers every index row before it.
+//!
+//! A commit of a large session is: [`Store::append`] its envelopes, [`Store::seal`],
+//! [`Store::write`] its record, [`Store::sync`], answer. A crash before the sync leaves nothing that
+//! a reader can see; a crash after it leaves everything. A small session uses
+//! [`Store::append_inbox`], and needs no `seal` unless it refers to envelopes of others that
+//! [`Store::lookup`] calls not durable.
+//!
+//! After the first failed write, sync, finish or ingest nothing is written any more (`poison.rs`).
+//! Memory is bounded by [`StoreOptions`] and `engine.rs`, whatever the repository's size.
+//!
+//! Calls block. A [`Store`] is a handle: clones share one store, which closes with the last of them;
+//! what is unsealed then is lost, as in a crash, so seal before you drop it.
+//!
+//! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`, `index`,
+//! `reader`, `meta`, `records`, `rebuild`, `open_check`, `engine`, `poison`.
+
+mod appender;
+mod engine;
+pub mod error;
+mod inbox;
+mod index;
+pub mod meta;
+pub mod observer;
+pub mod open_check;
+mod poison;
+mod reader;
+mod rebuild;
+mod records;
+pub mod schema;
+mod sealer;
+mod segments;
+pub mod statistics;
+pub mod table;
+#[cfg(test)]
+mod tests;
+mod unsealed;
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+use rocksdb::Cache;
+use strongroom_protocol::id::SealedDigest;
+
+pub use self::appender::NewEnvelope;
+use self::appender::{Appender, Job, SEALING_MAX, SegmentLimits};
+use self::error::StoreError;
+use self::inbox::{FoldLimits, Inbox};
+use self::index::Index;
+use self::meta::{Meta, MetaBatch};
+use self::observer::{Observer, Unobserved};
+use self::open_check::OpenReport;
+use self::poison::Poison;
+pub use self::reader::EachEnvelope;
+use self::reader::Reader;
+use self::rebuild::Rebuilder;
+pub use self::rebuild::{EachIndexRow, RecordCopy};
+use self::schema::{Family, IndexRow, SegmentRow};
+use self::sealer::Sealer;
+use self::statistics::{Gauges, StoreStatistics};
+use self::table::TableRow;
+pub use self::unsealed::Appended;
+use self::unsealed::Unsealed;
+
+/// How a store works.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Size at which a segment is sealed.
+    pub segment_bytes: u64,
+    /// Envelopes at which a segment is sealed.
+    pub segment_slots_max: u32,
+    /// A segment that got nothing for this long is sealed (after at most twice as long).
+    pub idle_seal_ms: u64,
+    /// Size at which the inbox is folded into a segment.
+    pub inbox_fold_bytes: u64,
+    /// Cache of blocks, indexes and filters, for both databases.
+    pub block_cache_bytes: u64,
+    /// Free space that uploads must leave.
+    pub reserve_bytes: u64,
+    /// Watches the store.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            segment_bytes: 256 << 20,
+            segment_slots_max: 262_144,
+            idle_seal_ms: 60_000,
+            inbox_fold_bytes: 64 << 20,
+            block_cache_bytes: 64 << 20,
+            reserve_bytes: 1 << 30,
+            observer: Arc::new(Unobserved),
+        }
+    }
+}
+
+/// An open store.
+#[derive(Clone)]
+pub struct Store {
+    open: Arc<OpenStore>,
+}
+
+impl Store {
+    /// Opens the store in `folder` after the open check; makes it if it is not there.
+    pub fn open(folder: &Path, options: StoreOptions) -> Result<(Store, OpenReport), StoreError> {
+        let (open, report) = OpenStore::start(folder, options)?;
+        Ok((Store { open: Arc::new(open) }, report))
+    }
+
+    /// Appends envelopes to the open segment, in order; answers in the same order. What is indexed
+    /// or unsealed already is not written again, even if two threads append it at once.
+    pub fn append(&self, ns: u32, batch: Vec<NewEnvelope>) -> Result<Vec<Appended>, StoreError> {
+        self.open.appender.append(ns, batch)
+    }
+
+    /// Stores envelopes of a small session with their index rows through the log. They are durable
+    /// with the next `sync`; no `seal` is needed.
+    pub fn append_inbox(
+        &self,
+        ns: u32,
+        batch: Vec<NewEnvelope>,
+    ) -> Result<Vec<Appended>, StoreError> {
+        self.open.inbox.append(ns, &batch)
+    }
+
+    /// What is known of each of `digests`, unsealed envelopes included.
+    pub fn lookup(
+        &self,
+        ns: u32,
+        digests: &[SealedDigest],
+    ) -> Result<Vec<Option<IndexRow>>, StoreError> {
+        self.open.reader.lookup(ns, digests)
+    }
+
+    /// Waits until all that was appended before this call is in a segment on disk and in the index.
+    /// Its index rows still need a `sync`. Callers share seals.
+    pub fn seal(&self) -> Result<(), StoreError> {
+        self.open.appender.seal()
+    }
+
+    /// Moves the inbox to segments now.
+    pub fn fold_inbox(&self) -> Result<(), StoreError> {
+        self.open.poison.check()?;
+        let (sender, answer) = crossbeam_channel::bounded(1);
+        let closing = |_| StoreError::Invalid("store is closing");
+        self.open.jobs.send(Job::Fold(Some(sender))).map_err(|_| closing(()))?;
+        answer.recv().map_err(|_| closing(()))?
+    }
+
+    /// Gives the envelopes of `digests` to `each`, in the order asked, as they are stored: whoever
+    /// needs to be sure checks the digest. What is unsealed is sealed first.
+    pub fn read(
+        &self,
+        ns: u32,
+        digests: &[SealedDigest],
+        each: &mut EachEnvelope<'_>,
+    ) -> Result<(), StoreError> {
+        self.open.reader.read(ns, digests, each)
+    }
+
+    /// Value of a row.
+    pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.open.meta.get(family, key)
+    }
+
+    /// Calls `each` for the rows whose key begins with `prefix` and is at least `start`, in order.
+    pub fn scan(
+        &self,
+        family: Family,
+        prefix: &[u8],
+        start: Option<&[u8]>,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        self.open.meta.scan(family, prefix, start, each)
+    }
+
+    /// Key and value of the last row whose key begins with `prefix`.
+    pub fn last(
+        &self,
+        family: Family,
+        prefix: &[u8],
+    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+        self.open.meta.last(family, prefix)
+    }
+
+    /// Writes rows: all or none of them, visible at once, durable with the next `sync`.
+    pub fn write(&self, batch: &MetaBatch) -> Result<(), StoreError> {
+        self.open.meta.write(batch)
+    }
+
+    /// Makes every row written before this call durable.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.open.meta.sync()
+    }
+
+    /// Bytes that the file system still has for this store.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let space = rustix::fs::statvfs(&self.open.folder)
+            .map_err(|error| StoreError::file("measure", &self.open.folder, error.into()))?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    /// True while there is room for uploads: what is free covers the reserve, all segments that may
+    /// be under way, and a fold of the inbox, which needs room for a second copy.
+    pub fn accepts_uploads(&self) -> Result<bool, StoreError> {
+        let held = self.statistics();
+        let under_way = self.open.segment_bytes.saturating_mul(SEALING_MAX + 1);
+        let inbox = held.inbox_bytes.saturating_add(self.open.inbox_fold_bytes);
+        let needed = under_way
+            .saturating_sub(held.unsealed_bytes)
+            .saturating_add(inbox)
+            .saturating_add(self.open.reserve_bytes);
+        Ok(self.free_bytes()? > needed)
+    }
+
+    /// What the store holds.
+    pub fn statistics(&self) -> StoreStatistics {
+        self.open.gauges.read(self.open.unsealed.bytes())
+    }
+
+    /// Catalogue of sealed segments, in the order of their numbers.
+    pub fn catalogue(&self) -> Result<Vec<(u32, SegmentRow)>, StoreError> {
+        self.open.rebuilder.catalogue()
+    }
+
+    /// What a segment's own table says of its envelopes, in slot order.
+    pub fn segment_table(&self, segment: u32) -> Result<Vec<TableRow>, StoreError> {
+        self.open.rebuilder.table(segment)
+    }
+
+    /// Copies of rows of `snapshots` that a segment carries.
+    pub fn record_copies(&self, segment: u32) -> Result<Vec<RecordCopy>, StoreError> {
+        self.open.rebuilder.records(segment)
+    }
+
+    /// Gives every index row that the segments' tables and the inbox imply, without the index.
+    pub fn rebuild_index(&self, each: &mut EachIndexRow<'_>) -> Result<(), StoreError> {
+        self.open.rebuilder.index_rows(each)
+    }
+
+    /// The observer that the store was opened with.
+    pub fn observer(&self) -> &Arc<dyn Observer> {
+        &self.open.observer
+    }
+}
+
+/// Everything that is open. Fields close in this order, the lock last.
+struct OpenStore {
+    appender: Arc<Appender>,
+    inbox: Arc<Inbox>,
+    reader: Reader,
+    rebuilder: Rebuilder,
+    meta: Arc<Meta>,
+    unsealed: Arc<Unsealed>,
+    gauges: Arc<Gauges>,
+    poison: Arc<Poison>,
+    observer: Arc<dyn Observer>,
+    jobs: Sender<Job>,
+    sealer: Option<JoinHandle<()>>,
+    folder: PathBuf,
+    segment_bytes: u64,
+    inbox_fold_bytes: u64,
+    reserve_bytes: u64,
+    _lock: File,
+}
+
+impl OpenStore {
+    fn start(folder: &Path, options: StoreOptions) -> Result<(Self, OpenReport), StoreError> {
+        let observer = options.observer;
+        let poison = Arc::new(Poison::new(observer.clone()));
+        let cache_bytes = usize::try_from(options.block_cache_bytes).unwrap_or(usize::MAX);
+        let cache = Cache::new_lru_cache(cache_bytes);
+        let opened = open_check::open(folder, &cache, &poison, &observer)?;
+        let (meta, segments, gauges) = (opened.meta, opened.segments, opened.gauges);
+        let unsealed = Arc::new(Unsealed::default());
+        let index = Arc::new(Index::new(meta.clone()));
+        let (jobs, waiting) = crossbeam_channel::unbounded();
+        let appender = Arc::new(Appender::new(
+            SegmentLimits { bytes: options.segment_bytes, slots: options.segment_slots_max },
+            segments.clone(),
+            index.clone(),
+            unsealed.clone(),
+            (poison.clone(), observer.clone()),
+            jobs.clone(),
+        ));
+        let inbox = Arc::new(Inbox {
+            meta: meta.clone(),
+            segments: segments.clone(),
+            index: index.clone(),
+            unsealed: unsealed.clone(),
+            gauges: gauges.clone(),
+            poison: poison.clone(),
+            limits: FoldLimits {
+                trigger_bytes: options.inbox_fold_bytes,
+                segment_bytes: options.segment_bytes,
+            },
+            jobs: jobs.clone(),
+            next: Mutex::new(None),
+        });
+        let sealer = Sealer {
+            meta: meta.clone(),
+            segments: segments.clone(),
+            index: index.clone(),
+            unsealed: unsealed.clone(),
+            appender: appender.clone(),
+            inbox: inbox.clone(),
+            gauges: gauges.clone(),
+            poison: poison.clone(),
+            observer: observer.clone(),
+        };
+        let sealer = sealer.start(waiting, Duration::from_millis(options.idle_seal_ms))?;
+        if inbox.wants_fold() {
+            jobs.send(Job::Fold(None)).map_err(|_| StoreError::Invalid("no sealer"))?;
+        }
+        let store = OpenStore {
+            reader: Reader {
+                index,
+                unsealed: unsealed.clone(),
+                segments: segments.clone(),
+                inbox: inbox.clone(),
+                appender: appender.clone(),
+            },
+            rebuilder: Rebuilder { meta: meta.clone(), segments },
+            appender,
+            inbox,
+            meta,
+            unsealed,
+            gauges,
+            poison,
+            observer,
+            jobs,
+            sealer: Some(sealer),
+            folder: folder.to_path_buf(),
+            segment_bytes: options.segment_bytes,
+            inbox_fold_bytes: options.inbox_fold_bytes,
+            reserve_bytes: options.reserve_bytes,
+            _lock: opened.lock,
+        };
+        Ok((store, opened.report))
+    }
+}
+
+impl Drop for OpenStore {
+    fn drop(&mut self) {
+        // Errors mean that the thread is gone already.
+        let _ = self.jobs.send(Job::Stop);
+        if let Some(sealer) = self.sealer.take() {
+            let _ = sealer.join();
+        }
+    }
+}

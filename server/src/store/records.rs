@@ -1,0 +1,98 @@
+//! Copies of snapshot records for the next segment.
+//!
+//! Each sealed segment carries the rows of `snapshots` that were written since the last one, so
+//! that records can be read back from `chunks/` alone. How far a namespace got stands in a counter
+//! that is written in the same batch as the catalogue row: a crash before that batch drops the
+//! segment with its copies, and the next segment carries them again. What one segment takes is
+//! bounded; the rest follows with the next one. A copy may be of a record that is not synced yet;
+//! the catalogue row comes after it in the log, so if that survives, the record does too.
+
+use std::ops::ControlFlow;
+
+use super::error::StoreError;
+use super::meta::{Meta, MetaBatch};
+use super::schema::{Family, records_copied_key, row_invalid, take};
+
+/// Most bytes of records that one segment carries.
+const COPIES_MAX_BYTES: usize = 16 << 20;
+
+/// Rows of `snapshots` to be carried, and the counters that say so.
+#[derive(Default)]
+pub(super) struct RecordCopies {
+    /// Key and value of each row.
+    pub(super) rows: Vec<(Vec<u8>, Vec<u8>)>,
+    counters: Vec<(u32, u64)>,
+}
+
+impl RecordCopies {
+    /// Rows that no catalogued segment carries, up to the bound.
+    pub(super) fn collect(meta: &Meta) -> Result<RecordCopies, StoreError> {
+        let mut copies = RecordCopies::default();
+        let mut bytes = 0;
+        let mut next = Some(0);
+        while let Some(ns) = next_namespace(meta, next)? {
+            let prefix = ns.to_be_bytes();
+            let start = match copied(meta, ns)? {
+                Some(last) => record_key(ns, last.saturating_add(1)),
+                None => record_key(ns, 0),
+            };
+            let mut last = None;
+            meta.scan(Family::Snapshots, &prefix, Some(&start), &mut |key, value| {
+                if bytes >= COPIES_MAX_BYTES {
+                    return ControlFlow::Break(());
+                }
+                let Some((_, number)) = parse_record_key(key) else {
+                    return ControlFlow::Continue(()); // not a record
+                };
+                bytes += key.len() + value.len();
+                last = Some(number);
+                copies.rows.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            })?;
+            copies.counters.extend(last.map(|number| (ns, number)));
+            if bytes >= COPIES_MAX_BYTES {
+                break;
+            }
+            next = ns.checked_add(1);
+        }
+        Ok(copies)
+    }
+
+    /// Adds the counters to the batch that catalogues the segment.
+    pub(super) fn count_into(&self, batch: &mut MetaBatch) {
+        for (ns, number) in &self.counters {
+            batch.put(Family::Counters, records_copied_key(*ns), number.to_le_bytes());
+        }
+    }
+}
+
+/// First namespace at or after `from` that has rows.
+fn next_namespace(meta: &Meta, from: Option<u32>) -> Result<Option<u32>, StoreError> {
+    let Some(from) = from else { return Ok(None) };
+    let mut found = None;
+    meta.scan(Family::Snapshots, &[], Some(&from.to_be_bytes()), &mut |key, _| {
+        found = key.first_chunk::<4>().map(|ns| u32::from_be_bytes(*ns));
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
+
+/// Last commit number of `ns` that a catalogued segment carries.
+fn copied(meta: &Meta, ns: u32) -> Result<Option<u64>, StoreError> {
+    let key = records_copied_key(ns);
+    let Some(value) = meta.get(Family::Counters, &key)? else { return Ok(None) };
+    let number = <[u8; 8]>::try_from(value.as_slice())
+        .map_err(|_| row_invalid(Family::Counters, &key, "not a number of eight bytes"))?;
+    Ok(Some(u64::from_le_bytes(number)))
+}
+
+fn record_key(ns: u32, number: u64) -> Vec<u8> {
+    [&ns.to_be_bytes()[..], &number.to_be_bytes()[..]].concat()
+}
+
+fn parse_record_key(key: &[u8]) -> Option<(u32, u64)> {
+    let mut input = key;
+    let ns = u32::from_be_bytes(take(&mut input)?);
+    let number = u64::from_be_bytes(take(&mut input)?);
+    input.is_empty().then_some((ns, number))
+}

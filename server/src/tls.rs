@@ -1,0 +1,86 @@
+//! TLS: version 1.3 only, both sides authenticated by pinned keys.
+//!
+//! There is no CA. The server shows its self-signed certificate, which clients pin. It demands a
+//! certificate of the client, checks that the client holds its private key (the handshake's
+//! signature), and nothing else: whose key it is, `auth.rs` looks up for each request.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+
+use crate::error::ServerError;
+use crate::server_keys::{ServerKeys, pin_of_certificate};
+
+/// The listener's configuration.
+pub fn server_config(keys: &ServerKeys) -> Result<Arc<ServerConfig>, ServerError> {
+    let bad = |error: Error| ServerError::Operator(format!("TLS key or certificate: {error}"));
+    // The default provider of aws-lc-rs offers X25519MLKEM768 first.
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(AnyKeyVerifier { provider: provider.clone() });
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(bad)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![keys.tls_certificate.clone()], keys.tls_key.clone_key())
+        .map_err(bad)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // No resumption: each connection proves its key anew, and no ticket key can be stolen.
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// Accepts every key that the client can prove to hold.
+#[derive(Debug)]
+struct AnyKeyVerifier {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for AnyKeyVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let is_bare = intermediates.is_empty() && pin_of_certificate(end_entity).is_some();
+        match is_bare {
+            true => Ok(ClientCertVerified::assertion()),
+            false => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

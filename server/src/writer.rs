@@ -1,0 +1,197 @@
+//! The writer thread: the one place where decisions about data become rows and ledger entries.
+//!
+//! A decision is a closure that looks at the rows as they are, refuses or adds rows and entries to
+//! a [`Decision`], and runs alone: no two decisions interleave, so what it looked at stays true.
+//!
+//! For each group of waiting decisions:
+//!
+//! 1. Each decision's rows and its ledger leaves go into **one** batch, written through the log.
+//!    *Crash: the log's tail may be lost; it holds whole batches in order, so a decision is there
+//!    with its entry, or neither is. Nobody was told yet.*
+//! 2. One sync covers the group, and whatever was written before (index rows of sealed segments).
+//!    *Crash: all decisions of the group are there; nobody was told yet; a client that asks again
+//!    finds them (commits are idempotent).*
+//! 3. The head is signed and published, at most once a second also to the file `HEAD`.
+//!    *Crash: `HEAD` is older than the ledger, which is what the open check allows.*
+//! 4. The callers are answered.
+//!
+//! An error of step 1 or 2 poisons the store, whose observer ends the process.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use strongroom_protocol::entry::{Entry, Event};
+use strongroom_protocol::id::{NamespaceId, PrincipalId};
+
+use crate::clock::Clock;
+use crate::error::ServerError;
+use crate::ledger::{Appender, Ledger};
+use crate::store::Store;
+use crate::store::meta::MetaBatch;
+use crate::store::observer::Step;
+
+/// Decisions that may wait; more callers block.
+const QUEUE_MAX: usize = 1024;
+/// Most decisions under one sync.
+const GROUP_MAX: usize = 256;
+/// `HEAD` is written at most this often.
+const HEAD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a decision adds to the repository.
+pub struct Decision<'a> {
+    /// The rows as they are.
+    pub store: &'a Store,
+    /// Rows to write.
+    pub batch: MetaBatch,
+    /// Wall clock, milliseconds since 1970.
+    pub now_ms: u64,
+    /// Retention clock, seconds since 1970.
+    pub retention_seconds: u64,
+    entries: Vec<Entry>,
+    next_leaf: u64,
+}
+
+impl Decision<'_> {
+    /// Adds a ledger entry; returns its leaf index, which holds once the decision is durable.
+    pub fn enter(&mut self, actor: PrincipalId, namespace: NamespaceId, event: Event) -> u64 {
+        let leaf = self.next_leaf.saturating_add(u64::try_from(self.entries.len()).unwrap_or(0));
+        self.entries.push(Entry {
+            server_time_ms: self.now_ms,
+            retention_time_seconds: self.retention_seconds,
+            actor,
+            namespace,
+            event,
+        });
+        leaf
+    }
+}
+
+type Answer = Box<dyn FnOnce() + Send>;
+type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
+
+/// Hands decisions to the writer thread.
+pub struct Writer {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub fn start(
+        store: Store,
+        ledger: Arc<Ledger>,
+        appender: Appender,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ServerError> {
+        let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
+        let mut desk = Desk { store, ledger, appender, clock, head_saved_at: Duration::ZERO };
+        let thread = std::thread::Builder::new()
+            .name("writer".into())
+            .spawn(move || desk.serve(&waiting))
+            .map_err(|error| ServerError::file("start writer thread", error))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Runs a decision and waits until it is durable. If `decide` refuses, nothing is written.
+    pub fn decide<T: Send + 'static>(
+        &self,
+        decide: impl FnOnce(&mut Decision<'_>) -> Result<T, ServerError> + Send + 'static,
+    ) -> Result<T, ServerError> {
+        let (sender, answer) = crossbeam_channel::bounded(1);
+        let job: Job = Box::new(move |decision| {
+            let outcome = decide(decision);
+            let accepted = outcome.is_ok();
+            // The caller may have gone away; its decision stands all the same.
+            (accepted, Box::new(move || drop(sender.send(outcome))))
+        });
+        let jobs = self.jobs.as_ref().ok_or(ServerError::Closing)?;
+        jobs.send(job).map_err(|_| ServerError::Closing)?;
+        answer.recv().map_err(|_| ServerError::Closing)?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread owns.
+struct Desk {
+    store: Store,
+    ledger: Arc<Ledger>,
+    appender: Appender,
+    clock: Arc<dyn Clock>,
+    head_saved_at: Duration,
+}
+
+impl Desk {
+    fn serve(&mut self, waiting: &Receiver<Job>) {
+        while let Ok(first) = waiting.recv() {
+            let group = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX);
+            let mut answers = Vec::new();
+            let mut written = false;
+            for job in group {
+                match self.write_one(job) {
+                    Ok((changed, answer)) => {
+                        written |= changed;
+                        answers.push(answer);
+                    }
+                    // The store is poisoned and its observer told; nobody gets an answer.
+                    Err(error) => return log_end(&error),
+                }
+            }
+            if written && let Err(error) = self.make_durable() {
+                return log_end(&error);
+            }
+            for answer in answers {
+                answer();
+            }
+        }
+        if let Err(error) = self.ledger.save_head() {
+            log_end(&error);
+        }
+    }
+
+    fn write_one(&mut self, job: Job) -> Result<(bool, Answer), ServerError> {
+        let mut decision = Decision {
+            store: &self.store,
+            batch: MetaBatch::new(),
+            now_ms: self.clock.wall_ms(),
+            retention_seconds: self.clock.retention_seconds(),
+            entries: Vec::new(),
+            next_leaf: self.appender.size(),
+        };
+        let (accepted, answer) = job(&mut decision);
+        let Decision { mut batch, entries, .. } = decision;
+        if !accepted || (batch.is_empty() && entries.is_empty()) {
+            return Ok((false, answer));
+        }
+        for entry in &entries {
+            self.appender.append(&mut batch, entry);
+        }
+        self.store.write(&batch)?;
+        Ok((true, answer))
+    }
+
+    fn make_durable(&mut self) -> Result<(), ServerError> {
+        self.store.sync()?;
+        self.ledger.publish(&self.appender);
+        let now = self.clock.monotonic();
+        if now.saturating_sub(self.head_saved_at) >= HEAD_INTERVAL {
+            self.ledger.save_head()?;
+            self.head_saved_at = now;
+            self.store.observer().step(Step::HeadWritten);
+        }
+        Ok(())
+    }
+}
+
+fn log_end(error: &ServerError) {
+    tracing::error!(%error, "writer thread ends; restart the server");
+}
