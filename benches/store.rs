@@ -4,14 +4,15 @@
 //! Expected, on a disk that takes 1000 MB/s: each byte is copied to the page cache once and
 //! checksummed once, so about the rate of a plain file with fdatasync, and below one CPU-second per
 //! GB. Reading back in order: 1000 MB/s or more. Index lookups: a few microseconds each while the
-//! index is in memory, so 200 000 a second or more. Small commits: two thirds of what the same bytes
-//! appended to a plain file with one fdatasync each reach, or more.
+//! index is in memory, so 200 000 a second or more. Small commits: a third or more of what the same
+//! bytes reach that are appended to a plain file with an fdatasync each: the log takes the bytes
+//! with a record and index rows, the memtable takes them again, and some commits wait for a flush.
 //!
 //! ```text
 //! cargo bench --bench store -- [MIB] [SEGMENT_MIB] [FOLDER]     default: 2048, 256, under target/
 //! ```
 //!
-//! The reference runs in the same minute on the same disk: a plain file, written in the same pieces.
+//! The reference runs in the same minute on the same disk: a plain file, written in equal pieces.
 //! CPU-seconds are those of this process, kernel time included. MB and GB are decimal.
 
 use std::fs::{self, File};

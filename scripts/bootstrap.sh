@@ -27,7 +27,7 @@ as_root() {
 
 may_become_root() { [ "$(id -u)" = 0 ] || have sudo; }
 
-# --- Distribution packages ------------------------------------------------------------------------
+# --- Distribution packages -----------------------------------------------------------------------
 
 has_libclang() {
   [ -n "${LIBCLANG_PATH:-}" ] && return 0
@@ -66,7 +66,7 @@ install_packages() { # packages
     apt-get install -qq -y --no-install-recommends "$@" >&2 || fail "apt-get could not install: $*"
 }
 
-# --- The Rust toolchain ---------------------------------------------------------------------------
+# --- The Rust toolchain --------------------------------------------------------------------------
 
 version_at_least() { # found wanted
   [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
@@ -85,18 +85,19 @@ rust_from_rustup() {
     rustup default stable >&2
 }
 
-# The newest packaged cargo, where it is new enough: "cargo", or Ubuntu's "cargo-1.91" and so on.
-packaged_cargo() {
-  have apt-cache || return 0
-  local name version best=
-  for name in $(apt-cache search --names-only '^cargo(-1\.[0-9]+)?$' | cut -d' ' -f1); do
-    version=$(apt-cache show --no-all-versions "$name" | sed -n 's/^Version: //p' | head -n 1)
-    version=${version%%[+~-]*}
-    # Debian numbers cargo 0.x where Rust is 1.(x - 1).
+# The packages of the distribution's own toolchain, where one is new enough. Debian keeps a second,
+# newer one for building browsers.
+packaged_rust() {
+  local group version
+  for group in 'cargo rustc rustfmt rust-clippy' \
+    'cargo-web rustc-web rustfmt-web rust-web-clippy'; do
+    version=$(LC_ALL=C apt-cache policy "${group%% *}" |
+      sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
+    [ -n "$version" ] || continue
+    # Old packages of cargo are numbered 0.x, which belongs to Rust 1.(x - 1).
     case $version in 0.*) version=1.$(($(cut -d. -f2 <<<"$version") - 1)) ;; esac
-    version_at_least "$version" "$RUST_WANTED" && best=$name
+    version_at_least "$version" "$RUST_WANTED" && echo "$group" && return
   done
-  echo "$best"
 }
 
 install_rust() {
@@ -109,11 +110,10 @@ install_rust() {
       rust_from_rustup || true
       rust_is_good && return 0
     fi
-    local cargo
-    cargo=$(packaged_cargo)
-    if [ -n "$cargo" ]; then
-      local suffix=${cargo#cargo}
-      install_packages "$cargo" "rustc$suffix" rustfmt rust-clippy
+    local group
+    read -r -a group < <(packaged_rust) || true
+    if [ ${#group[@]} -gt 0 ]; then
+      install_packages "${group[@]}"
       rust_is_good && return 0
     fi
   fi
@@ -126,7 +126,7 @@ install_rust() {
     "'rustup toolchain install stable --component rustfmt,clippy' and this again."
 }
 
-# --- Test runner ----------------------------------------------------------------------------------
+# --- Test runner ---------------------------------------------------------------------------------
 
 # Tests run without it too (cargo test), so that a failure here is no failure.
 install_nextest() {
@@ -139,7 +139,7 @@ install_nextest() {
   rm -rf "$folder"
 }
 
-# --- Main -----------------------------------------------------------------------------------------
+# --- Main ----------------------------------------------------------------------------------------
 
 [ $# -gt 0 ] || set -- build
 # rustup's folder first, as its installer has it; the Makefile sets the same.

@@ -1,1 +1,61 @@
-//! placeholder
+//! The client of strongroom: streams dumps into a repository, write-only.
+//!
+//! Modules, in the order in which a backup meets them:
+//!
+//! * `error`, `clock`, `durable`, `budget`: what all others stand on;
+//! * `keys`, `age_file`, `kit`, `namespace`: secrets, and how a namespace begins;
+//! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
+//! * `tls`, `connection`, `transport`: requests to a pinned server;
+//! * `profile`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how it
+//!   becomes known to a server;
+//! * `progress`, `source`, `pipeline`, `challenge`, `window`, `session`, `uploader`, `commit`,
+//!   `backup`: making a snapshot;
+//! * `fetch`, `unsealer`, `restore`, `snapshot`: listing snapshots and getting them back;
+//! * `arguments`, `cli`, `commands`: the command line.
+
+pub mod budget;
+pub mod clock;
+pub mod durable;
+pub mod error;
+
+pub mod age_file;
+pub mod keys;
+pub mod kit;
+pub mod namespace;
+
+pub mod cache;
+pub mod chunker;
+pub mod compressor;
+pub mod sealer;
+pub mod tree;
+
+pub mod connection;
+pub mod tls;
+pub mod transport;
+
+pub mod enroll;
+pub mod profile;
+pub mod receipts;
+pub mod trust;
+
+pub mod backup;
+pub mod challenge;
+pub mod commit;
+pub mod pipeline;
+pub mod progress;
+pub mod session;
+pub mod source;
+pub mod uploader;
+pub mod window;
+
+pub mod fetch;
+pub mod restore;
+pub mod snapshot;
+pub mod unsealer;
+
+pub mod arguments;
+pub mod cli;
+pub mod commands;
+
+#[cfg(test)]
+mod vectors;

@@ -1,2 +1,37 @@
-//! placeholder
-fn main() {}
+//! `strongroom`: parse, log, run, exit.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use strongroom_client::cli::Cli;
+use strongroom_client::commands::run;
+use tokio::runtime::Builder;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "error",
+        (_, 0) => "warn",
+        (_, 1) => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("STRONGROOM_LOG").unwrap_or_else(|_| level.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let runtime = match Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("strongroom: cannot start: {error}; try again later");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(Box::pin(run(cli)));
+    // Nothing that still waits on the network has anything left to say.
+    runtime.shutdown_background();
+    ExitCode::from(code.number())
+}

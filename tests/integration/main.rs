@@ -1,2 +1,14 @@
-//! placeholder
-fn main() {}
+//! All integration tests in one binary, because each further one would link RocksDB again.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
+
+mod harness;
+
+mod access;
+mod commit;
+mod crash;
+mod enrolment;
+mod envelopes;
+mod immutability;
+mod lying_server;
+mod programs;
+mod trust;

@@ -65,6 +65,13 @@ impl RequestBody {
         }
     }
 
+    /// Reads and forgets what is left, for at most `time`.
+    pub async fn drain(&mut self, time: Duration) {
+        let rest = async { while let Ok(Some(_)) = self.next().await {} };
+        // Whoever sends for longer has had its chance.
+        let _ = tokio::time::timeout(time, rest).await;
+    }
+
     /// The whole body.
     pub async fn whole(mut self) -> Result<Bytes, ServerError> {
         let mut bytes = BytesMut::new();

@@ -1,6 +1,7 @@
 //! Sessions on the wire: open, have, prove, upload, renew, close, commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use strongroom_protocol::error::ErrorCode;
@@ -16,6 +17,8 @@ use crate::repository::Repository;
 
 /// Envelopes are handed to the repository in batches of about this size.
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// How long a refused upload may go on before its connection is cut.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Length prefix of an envelope in a stream.
 const PREFIX_BYTES: usize = 4;
 
@@ -79,6 +82,19 @@ pub async fn upload(
     at: InSession,
     mut body: RequestBody,
 ) -> Result<Answer, ServerError> {
+    let outcome = take_in(repository, &at, &mut body).await;
+    if outcome.is_err() {
+        // A client that still writes would see a broken connection instead of the refusal.
+        body.drain(DRAIN_TIME).await;
+    }
+    json(&outcome?)
+}
+
+async fn take_in(
+    repository: &Arc<Repository>,
+    at: &InSession,
+    body: &mut RequestBody,
+) -> Result<Uploaded, ServerError> {
     let mut arrived = BytesMut::new();
     let mut batch = Batch::default();
     let mut count = 0u32;
@@ -96,18 +112,18 @@ pub async fn upload(
             batch.push(envelope);
         }
         if batch.bytes >= BATCH_BYTES {
-            add(&mut sum, batch.store(repository, &at).await?);
+            add(&mut sum, batch.store(repository, at).await?);
             // What has not arrived whole moves to a buffer of its own: the batch's is given back.
             arrived = BytesMut::from(&arrived[..]);
         }
     }
     if !arrived.is_empty() {
         // Whole envelopes before the cut are kept: the client need not send them again.
-        batch.store(repository, &at).await?;
+        batch.store(repository, at).await?;
         return Err(bad_request("the stream ends inside an envelope"));
     }
-    add(&mut sum, batch.store(repository, &at).await?);
-    json(&sum)
+    add(&mut sum, batch.store(repository, at).await?);
+    Ok(sum)
 }
 
 /// `POST .../renew`

@@ -164,6 +164,8 @@ impl Repository {
         };
         let (store, report) = Store::open(folder, options)?;
         let (ledger, appender) = Ledger::open(&store, keys.ledger.clone(), folder)?;
+        // Only now is it known that the log was replayed whole: orphans are what a crash left.
+        store.drop_orphans()?;
         let ledger = Arc::new(ledger);
         let registry = Registry::load(&store)?;
         let limits = &config.limits;

@@ -150,8 +150,8 @@ impl Appender {
         self.poison.check()
     }
 
-    /// Hands the open segment over if nothing was appended since `mark` was taken; gives a new mark.
-    /// Never waits, because the sealer calls it.
+    /// Hands the open segment over if nothing was appended since `mark` was taken; gives a new
+    /// mark. Never waits, because the sealer calls it.
     pub(super) fn seal_if_idle(&self, mark: u64) -> Result<u64, StoreError> {
         let now = self.appended.load(Ordering::Relaxed);
         if now == mark

@@ -24,7 +24,7 @@ const INBOX_BUFFER_BYTES: usize = 16 << 20;
 /// Write buffer of any other family.
 const SMALL_BUFFER_BYTES: usize = 4 << 20;
 /// Log that may pile up before the family that holds it back is flushed.
-const LOG_MAX_BYTES: u64 = 256 << 20;
+const LOG_MAX_BYTES: u64 = 128 << 20;
 /// Open files of each database; a table reader takes some kilobytes.
 const OPEN_FILES_MAX: i32 = 400;
 /// Bytes after which written data is pushed to the disk, so that a sync finds little left to do.

@@ -4,8 +4,8 @@
 //! `meta/`: one sync later it is durable, without a segment of its own and without waiting for a
 //! large session. When enough has piled up, the sealer folds: it copies the rows in order to a
 //! segment, publishes that, and in one batch points the index rows to it, removes the inbox rows
-//! and catalogues the segment. *Crash before that batch: the segment is dropped at open, the inbox
-//! is untouched. After it: the envelopes are in the segment alone.* At no point is there neither.
+//! and catalogues the segment. *Crash before that batch: the segment is an orphan at open, and the
+//! inbox is untouched. After it: the envelopes are in the segment alone.* Never is there neither.
 //!
 //! Inbox rows are numbered like slots, in runs that take their number from the segments' counter.
 //! A fold ends the run: rows that come while it works belong to the next run and to the next fold.

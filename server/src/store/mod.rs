@@ -9,19 +9,19 @@
 //! later is durable later, so the caller's synced commit covers every index row before it.
 //!
 //! A commit of a large session is: [`Store::append`] its envelopes, [`Store::seal`],
-//! [`Store::write`] its record, [`Store::sync`], answer. A crash before the sync leaves nothing that
-//! a reader can see; a crash after it leaves everything. A small session uses
+//! [`Store::write`] its record, [`Store::sync`], answer. A crash before the sync leaves nothing
+//! that a reader can see; a crash after it leaves everything. A small session uses
 //! [`Store::append_inbox`], and needs no `seal` unless it refers to envelopes of others that
 //! [`Store::lookup`] calls not durable.
 //!
 //! After the first failed write, sync, finish or ingest nothing is written any more (`poison.rs`).
 //! Memory is bounded by [`StoreOptions`] and `engine.rs`, whatever the repository's size.
 //!
-//! Calls block. A [`Store`] is a handle: clones share one store, which closes with the last of them;
-//! what is unsealed then is lost, as in a crash, so seal before you drop it.
+//! Calls block. A [`Store`] is a handle: clones share one store, which closes with the last of
+//! them; what is unsealed then is lost, as in a crash, so seal before you drop it.
 //!
-//! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`, `index`,
-//! `reader`, `meta`, `records`, `rebuild`, `open_check`, `engine`, `poison`.
+//! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`,
+//! `index`, `reader`, `meta`, `records`, `rebuild`, `open_check`, `engine`, `poison`.
 
 mod appender;
 mod engine;
@@ -71,6 +71,7 @@ use self::rebuild::Rebuilder;
 pub use self::rebuild::{EachIndexRow, RecordCopy};
 use self::schema::{Family, IndexRow, SegmentRow};
 use self::sealer::Sealer;
+use self::segments::Segments;
 use self::statistics::{Gauges, StoreStatistics};
 use self::table::TableRow;
 pub use self::unsealed::Appended;
@@ -228,6 +229,16 @@ impl Store {
         Ok(self.free_bytes()? > needed)
     }
 
+    /// Drops the orphans that the open report names. To be called once the rows are known to be
+    /// whole, that is: none that an acknowledged commit wrote is missing. Until then they only take
+    /// room.
+    pub fn drop_orphans(&self) -> Result<(), StoreError> {
+        for segment in std::mem::take(&mut *self.open.orphans.lock()) {
+            self.open.segments.drop_segment(segment)?;
+        }
+        Ok(())
+    }
+
     /// What the store holds.
     pub fn statistics(&self) -> StoreStatistics {
         self.open.gauges.read(self.open.unsealed.bytes())
@@ -266,10 +277,12 @@ struct OpenStore {
     reader: Reader,
     rebuilder: Rebuilder,
     meta: Arc<Meta>,
+    segments: Arc<Segments>,
     unsealed: Arc<Unsealed>,
     gauges: Arc<Gauges>,
     poison: Arc<Poison>,
     observer: Arc<dyn Observer>,
+    orphans: Mutex<Vec<u32>>,
     jobs: Sender<Job>,
     sealer: Option<JoinHandle<()>>,
     folder: PathBuf,
@@ -312,22 +325,7 @@ impl OpenStore {
             jobs: jobs.clone(),
             next: Mutex::new(None),
         });
-        let sealer = Sealer {
-            meta: meta.clone(),
-            segments: segments.clone(),
-            index: index.clone(),
-            unsealed: unsealed.clone(),
-            appender: appender.clone(),
-            inbox: inbox.clone(),
-            gauges: gauges.clone(),
-            poison: poison.clone(),
-            observer: observer.clone(),
-        };
-        let sealer = sealer.start(waiting, Duration::from_millis(options.idle_seal_ms))?;
-        if inbox.wants_fold() {
-            jobs.send(Job::Fold(None)).map_err(|_| StoreError::Invalid("no sealer"))?;
-        }
-        let store = OpenStore {
+        let mut store = OpenStore {
             reader: Reader {
                 index,
                 unsealed: unsealed.clone(),
@@ -335,23 +333,44 @@ impl OpenStore {
                 inbox: inbox.clone(),
                 appender: appender.clone(),
             },
-            rebuilder: Rebuilder { meta: meta.clone(), segments },
+            rebuilder: Rebuilder { meta: meta.clone(), segments: segments.clone() },
             appender,
             inbox,
             meta,
+            segments,
             unsealed,
             gauges,
             poison,
             observer,
+            orphans: Mutex::new(opened.report.orphans.clone()),
             jobs,
-            sealer: Some(sealer),
+            sealer: None,
             folder: folder.to_path_buf(),
             segment_bytes: options.segment_bytes,
             inbox_fold_bytes: options.inbox_fold_bytes,
             reserve_bytes: options.reserve_bytes,
             _lock: opened.lock,
         };
+        let idle = Duration::from_millis(options.idle_seal_ms);
+        store.sealer = Some(store.sealer().start(waiting, idle)?);
+        if store.inbox.wants_fold() {
+            store.jobs.send(Job::Fold(None)).map_err(|_| StoreError::Invalid("no sealer"))?;
+        }
         Ok((store, opened.report))
+    }
+
+    fn sealer(&self) -> Sealer {
+        Sealer {
+            meta: self.meta.clone(),
+            segments: self.segments.clone(),
+            index: self.reader.index.clone(),
+            unsealed: self.unsealed.clone(),
+            appender: self.appender.clone(),
+            inbox: self.inbox.clone(),
+            gauges: self.gauges.clone(),
+            poison: self.poison.clone(),
+            observer: self.observer.clone(),
+        }
     }
 }
 

@@ -11,10 +11,14 @@
 //! `meta/` with the files in `chunks/`, both ways:
 //!
 //! * A file without a catalogue row is a seal that a crash cut off between steps 3 and 4 of
-//!   `segments.rs`. Nothing refers to it: it is dropped.
+//!   `segments.rs`. Nothing refers to it. It is reported as an orphan, its number is never used
+//!   again, and it is dropped when the caller says so: if the log of `meta/` was damaged, so that
+//!   its end is missing, the same files are all that is left of acknowledged commits. The caller
+//!   knows whether the rows are whole (it compares the ledger with its `HEAD` file); the store
+//!   does not.
 //! * A catalogue row without its file, or whose file has another size, number or last slot, is
-//!   loss of acknowledged data. The store refuses to open and names the segment, before anything
-//!   is written: what is left may be needed to repair it.
+//!   loss of acknowledged data. The store refuses to open and names the segment, and leaves
+//!   `chunks/` and `staging/` as they are: they may be needed to repair it.
 //!
 //! A new folder is made in the order meta, schema version, chunks: a crash in between leaves a
 //! folder without `chunks/`, and no rows, which the next open completes. `chunks/` without `meta/`
@@ -55,8 +59,8 @@ pub struct OpenReport {
     pub inbox_count: u64,
     /// Unfinished segments that a crash left in `staging/`.
     pub staged_files_wiped: u64,
-    /// Segments that a crash left without a catalogue row.
-    pub segments_dropped: Vec<u32>,
+    /// Segments without a catalogue row, to be dropped once the rows are known to be whole.
+    pub orphans: Vec<u32>,
 }
 
 /// An open data folder.
@@ -94,12 +98,10 @@ pub(super) fn open(
     report.staged_files_wiped = wipe_staging(&staging)?;
     let segments = Arc::new(Segments::open(&chunks, &staging, cache, poison, observer)?);
     sync_folder(folder)?;
-    let orphans = compare(&chunks, &catalogue, &segments.live()?)?;
-    for segment in &orphans {
-        segments.drop_segment(*segment)?;
+    report.orphans = compare(&chunks, &catalogue, &segments.live()?)?;
+    for segment in &report.orphans {
         segments.raise_next_number(segment.saturating_add(1));
     }
-    report.segments_dropped = orphans;
     let gauges = Arc::new(count(&meta, &segments, &catalogue)?);
     let held = gauges.read(0);
     report.segment_count = held.segment_count;

@@ -2,8 +2,8 @@
 //!
 //! Each sealed segment carries the rows of `snapshots` that were written since the last one, so
 //! that records can be read back from `chunks/` alone. How far a namespace got stands in a counter
-//! that is written in the same batch as the catalogue row: a crash before that batch drops the
-//! segment with its copies, and the next segment carries them again. What one segment takes is
+//! that is written in the same batch as the catalogue row: a crash before that batch orphans
+//! the segment with its copies, and the next segment carries them again. What one segment takes is
 //! bounded; the rest follows with the next one. A copy may be of a record that is not synced yet;
 //! the catalogue row comes after it in the log, so if that survives, the record does too.
 

@@ -77,7 +77,7 @@ impl Sealer {
         let began = self.observer.monotonic();
         let copies = RecordCopies::collect(&self.meta)?;
         let catalogued = self.segments.publish(&mut segment, &copies)?;
-        // Crash here: the file has no catalogue row and is dropped at open.
+        // Crash here: the file has no catalogue row and is an orphan at open.
         let order = self.index.order();
         let mut batch = MetaBatch::new();
         let listed = self.unsealed.listed(segment.rows());

@@ -7,7 +7,7 @@
 //! 2. **Finish**: record copies, the table, index blocks, fdatasync. *Crash: the same.*
 //! 3. **Ingest**: RocksDB links the file into `chunks/`, syncs file and folder, and logs it in the
 //!    MANIFEST with another sync. *Crash: the file is part of `chunks/` or not; without its
-//!    catalogue row it is dropped at open, and its number is not used again.*
+//!    catalogue row it is an orphan (`open_check.rs`), and its number is not used again.*
 //! 4. The caller writes index and catalogue rows to `meta/`: only now does anything refer to it.
 //!
 //! Numbers come from one counter that also counts inbox runs. The counter is saved with each

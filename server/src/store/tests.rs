@@ -115,6 +115,10 @@ fn assert_readable(store: &Store, wanted: &[NewEnvelope]) {
     assert!(positions.into_iter().eq(0..wanted.len()));
 }
 
+fn is_segment(entry: &std::io::Result<fs::DirEntry>) -> bool {
+    entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|end| end == "sst"))
+}
+
 fn rows(store: &Store, wanted: &[NewEnvelope]) -> Vec<Option<IndexRow>> {
     store.lookup(NS, &digests(wanted)).unwrap()
 }
@@ -267,13 +271,13 @@ fn dozens_of_segments_open_again() {
     store.seal().unwrap();
     drop(store);
     let (store, report) = Store::open(folder.path(), small()).unwrap();
-    assert_eq!((report.segment_count, report.segments_dropped.len()), (60, 0));
+    assert_eq!((report.segment_count, report.orphans.len()), (60, 0));
     assert_readable(&store, &envelopes(0..60));
 }
 
 #[test]
 fn a_crash_leaves_whole_segments_or_nothing() {
-    for (step, survives, dropped, wiped) in [
+    for (step, survives, orphans, wiped) in [
         (Step::Appended, false, 0, 1),
         (Step::SegmentFinished, false, 0, 1),
         (Step::SegmentIngested, false, 1, 0),
@@ -288,13 +292,22 @@ fn a_crash_leaves_whole_segments_or_nothing() {
         store.seal().unwrap();
         let (after, report) = Store::open(image.path(), options()).unwrap();
         assert_eq!(known(&after, &envelopes(40..60)), if survives { 20 } else { 0 }, "{step:?}");
-        assert_eq!(report.segments_dropped.len(), dropped, "{step:?}");
+        assert_eq!(report.orphans.len(), orphans, "{step:?}");
         assert_eq!(report.staged_files_wiped, wiped, "{step:?}");
         assert_readable(&after, &envelopes(0..40));
         // The same session again completes, and leaves one copy of everything.
         after.append(NS, envelopes(40..60)).unwrap();
         assert_readable(&after, &envelopes(0..60));
         assert_eq!(after.statistics().envelope_count, 60);
+        let files =
+            || fs::read_dir(image.path().join("chunks")).unwrap().filter(is_segment).count();
+        assert_eq!(files(), after.catalogue().unwrap().len() + orphans);
+        after.drop_orphans().unwrap();
+        assert_eq!(files(), after.catalogue().unwrap().len());
+        drop(after);
+        let (after, report) = Store::open(image.path(), options()).unwrap();
+        assert_eq!(report.orphans.len(), 0);
+        assert_readable(&after, &envelopes(0..60));
     }
 }
 
@@ -402,7 +415,7 @@ fn a_crash_in_a_fold_loses_nothing_and_keeps_nothing_twice() {
         store.fold_inbox().unwrap();
         let (after, report) = Store::open(image.path(), options()).unwrap();
         assert_eq!(after.statistics().inbox_count, if folded { 0 } else { 50 }, "{step:?}");
-        assert_eq!(report.segments_dropped.len(), usize::from(step == Step::SegmentIngested));
+        assert_eq!(report.orphans.len(), usize::from(step == Step::SegmentIngested));
         assert_readable(&after, &envelopes(0..50));
         after.fold_inbox().unwrap();
         assert_readable(&after, &envelopes(0..50));

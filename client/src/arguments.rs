@@ -1,0 +1,112 @@
+//! What a person types and reads: durations, shares, times, sizes.
+//!
+//! Durations are whole numbers with a unit: `y` (365 days), `w`, `d`, `h`, `m` (minutes), `s`, in
+//! that order and added up, as in `5y`, `90d` or `1y6w`. A year is always 365 days, so that a
+//! retention is the same number of seconds whenever it is asked for; months, which are not, have no
+//! unit.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::error::ClientError;
+
+const UNITS: [(char, u64); 6] =
+    [('y', 365 * 86_400), ('w', 7 * 86_400), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+
+/// Reads a duration; the result is in seconds.
+pub fn parse_duration(text: &str) -> Result<u64, String> {
+    const FORM: &str = "a duration is numbers with units y (365 days), w, d, h, m (minutes), s, \
+                        largest first, as in 5y or 90d";
+    let (mut rest, mut seconds, mut units) = (text, 0u64, UNITS.iter());
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, tail) = rest.split_at_checked(digits).ok_or(FORM)?;
+        let unit = tail.chars().next().ok_or(FORM)?;
+        let (_, factor) = units.find(|(name, _)| *name == unit).ok_or(FORM)?;
+        let number: u64 = number.parse().map_err(|_| FORM)?;
+        let part = number.checked_mul(*factor).ok_or(FORM)?;
+        seconds = seconds.checked_add(part).ok_or(FORM)?;
+        rest = tail.get(1..).ok_or(FORM)?;
+    }
+    if seconds == 0 { Err(FORM.into()) } else { Ok(seconds) }
+}
+
+/// Reads a share in percent, above 0 and up to 100, with or without the sign.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.trim_end_matches('%').trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("a share is above 0 and at most 100 percent, as in 5 or 0.1".into()),
+    }
+}
+
+/// A time of the server in local time, with its zone.
+pub fn local_time(milliseconds: i64) -> String {
+    match Timestamp::from_millisecond(milliseconds) {
+        Ok(time) => time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
+        Err(_) => "out of range".into(),
+    }
+}
+
+/// [`local_time`] of seconds since 1970.
+pub fn local_time_of_seconds(seconds: u64) -> String {
+    i64::try_from(seconds.saturating_mul(1000)).map_or_else(|_| "out of range".into(), local_time)
+}
+
+/// Reads an age identity file: comment lines and `AGE-SECRET-KEY-1...` lines.
+pub fn identities_in(text: &str) -> Result<Vec<zeroize::Zeroizing<String>>, ClientError> {
+    let lines = text.lines().map(str::trim);
+    let identities: Vec<_> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| zeroize::Zeroizing::new(line.to_owned()))
+        .collect();
+    if identities.is_empty() {
+        return Err(ClientError::Usage(
+            "the identity file holds no line that starts with AGE-SECRET-KEY-1".into(),
+        ));
+    }
+    Ok(identities)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_add_up() {
+        for (text, seconds) in [
+            ("90d", 90 * 86_400),
+            ("5y", 5 * 365 * 86_400),
+            ("1y6w", (365 + 42) * 86_400),
+            ("1h30m", 5400),
+            ("45s", 45),
+        ] {
+            assert_eq!(parse_duration(text), Ok(seconds), "{text}");
+        }
+        for bad in ["", "0d", "5", "d", "5x", "1d1y", "1d1d", "-1d", "1.5y", "99999999999999999y"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_are_bounded() {
+        assert_eq!(parse_percent("5%"), Ok(5.0));
+        assert_eq!(parse_percent("0.1"), Ok(0.1));
+        for bad in ["0", "-1", "101", "x", "NaN", "inf"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_name_their_zone() {
+        let text = local_time(0);
+        assert!(text.starts_with("19") && (text.contains('+') || text.contains('-')), "{text}");
+    }
+
+    #[test]
+    fn identity_files_may_have_comments() {
+        let identities = identities_in("# created: today\n\nAGE-SECRET-KEY-1X\n").unwrap();
+        assert_eq!(identities.len(), 1);
+        assert!(identities_in("# nothing\n").is_err());
+    }
+}

@@ -1,0 +1,409 @@
+//! A backup from beginning to end: one source, one snapshot.
+//!
+//! 1. Fetch and verify the newest descriptor; check the ledger's checkpoint against the last one.
+//! 2. Commit the record that an earlier run may have left behind.
+//! 3. Open the source, then a session; read, cut, seal, ask and upload (`pipeline`, `uploader`).
+//! 4. Wait for the source's verdict: a command that failed makes no snapshot.
+//! 5. Sign and commit the record (`commit`).
+//!
+//! Nothing is visible to a reader before 5. What was uploaded and not committed is asked about by
+//! the next run and not sent again while the server has it. A file is read again from its start
+//! when a session is lost, which is quick because the cache knows its chunks; a stream cannot be,
+//! so the run fails and says that running it again re-sends only what is missing.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use serde::Serialize;
+use strongroom_protocol::catalogue;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::id::{Label, RecordDigest};
+use strongroom_protocol::limits::{PRIVATE_ITEMS_MAX, PRIVATE_TEXT_MAX_BYTES};
+use strongroom_protocol::message::SizeClass;
+use strongroom_protocol::record::PrivateFields;
+use strongroom_protocol::retention::RetentionMode;
+use strongroom_protocol::role::Role;
+use strongroom_protocol::route::Route;
+use tokio::sync::oneshot;
+
+use crate::budget::{self, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
+use crate::cache::{CACHE_MEMORY_BYTES, Cache, CacheCondition, CacheScope};
+use crate::clock::Moment;
+use crate::commit::{self, Statement, finish_pending, host_name, position_after};
+use crate::durable;
+use crate::error::ClientError;
+use crate::keys::{EpochKeys, public_key_of};
+use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::profile::{ConnectOptions, Profile};
+use crate::progress::Monitor;
+use crate::receipts::Committed;
+use crate::session::Session;
+use crate::source::{OpenSource, Source, SourceEnd};
+use crate::transport::{Body, Client};
+use crate::trust::fetch_descriptor;
+use crate::uploader::{Acknowledged, UploadOptions, Uploader};
+
+/// How often a file is read again from its start because its session was lost.
+const RESTARTS_MAX: u32 = 5;
+
+/// What a user chooses for a snapshot.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// Name of what is backed up.
+    pub source: Label,
+    /// Retention to ask for, in seconds; 0 takes the namespace's default.
+    pub retain_seconds: u64,
+    /// Words to find it by; sealed.
+    pub tags: Vec<String>,
+    /// How to reach the server.
+    pub connect: ConnectOptions,
+    /// Worker threads; as many as there are cores where nothing is said.
+    pub worker_count: Option<usize>,
+}
+
+/// What came of it; the object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BackupSummary {
+    /// The snapshot.
+    pub snapshot: RecordDigest,
+    /// What was backed up.
+    pub source: Label,
+    /// Its number in its source.
+    pub sequence: u64,
+    /// Bytes of the dump.
+    pub plaintext_bytes: u64,
+    /// Chunks of the snapshot, with multiplicity.
+    pub chunk_count: u64,
+    /// Bytes of all envelopes of the snapshot, with multiplicity.
+    pub sealed_bytes: u64,
+    /// Chunks that were sent.
+    pub sent_chunk_count: u64,
+    /// Nodes that were sent.
+    pub sent_node_count: u64,
+    /// Bytes of envelopes that were sent.
+    pub sent_sealed_bytes: u64,
+    /// Bytes of all request bodies, questions included.
+    pub sent_bytes: u64,
+    /// Bytes of the dump that the server had already.
+    pub deduplicated_bytes: u64,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// The server's clock at the commit, milliseconds since 1970.
+    pub committed_ms: u64,
+    /// End of the lock, seconds since 1970.
+    pub locked_until_seconds: u64,
+    /// Mode of the lock.
+    pub mode: RetentionMode,
+    /// The file changed while it was read: the dump may not be of one moment.
+    pub changed_while_read: bool,
+    /// How often the source was read again because a session was lost.
+    pub restart_count: u32,
+    /// The server was asked nothing, because it was caught lying before.
+    pub distrusted: bool,
+    /// A snapshot that an earlier run had left uncommitted, and this one committed first.
+    pub recovered_snapshot: Option<RecordDigest>,
+}
+
+/// Backs `source` up with an enrolled profile of role `backup`.
+pub async fn run(
+    profile: &mut Profile,
+    source: &mut Source,
+    options: &BackupOptions,
+    monitor: &Monitor,
+) -> Result<BackupSummary, ClientError> {
+    let since = Moment::now();
+    check_texts(&options.tags)?;
+    let mut writer = Writer::prepare(profile, options).await?;
+    let recovered = finish_pending(writer.profile, &writer.client, &options.source).await?;
+    let marker = writer.profile.folder().path("distrust");
+    let mut distrusted = marker.exists();
+    let mut restart_count = 0;
+    let (committed, acknowledged, end) = loop {
+        let error = match writer.attempt(source, distrusted, monitor).await {
+            Ok(outcome) => break outcome,
+            Err(error) => error,
+        };
+        if matches!(error, ClientError::Unproven(_)) {
+            tracing::error!("{error}");
+            durable::write(&marker, b"")?;
+            writer.cache.clear();
+        }
+        let may_restart = match &error {
+            ClientError::Unproven(_) => !distrusted,
+            ClientError::SessionLost(_) => restart_count < RESTARTS_MAX,
+            _ => false,
+        };
+        if !may_restart || !source.can_restart() {
+            return Err(error);
+        }
+        tracing::warn!("{error}; reading the source again from its start");
+        distrusted = marker.exists();
+        restart_count += 1;
+        monitor.restart();
+    };
+    if distrusted {
+        durable::remove(&marker)?;
+    }
+    let elapsed_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let sent_bytes = writer.client.sent_bytes();
+    Ok(BackupSummary {
+        snapshot: committed.record,
+        source: committed.body.source,
+        sequence: committed.body.sequence,
+        plaintext_bytes: acknowledged.data_bytes,
+        chunk_count: committed.body.totals.chunk_count,
+        sealed_bytes: committed.body.totals.sealed_bytes,
+        sent_chunk_count: acknowledged.counts.sent_chunk_count,
+        sent_node_count: acknowledged.counts.sent_node_count,
+        sent_sealed_bytes: acknowledged.sent_sealed_bytes,
+        sent_bytes,
+        deduplicated_bytes: acknowledged.counts.deduplicated_bytes,
+        elapsed_ms,
+        committed_ms: committed.committed_ms,
+        locked_until_seconds: committed.locked_until_seconds,
+        mode: committed.mode,
+        changed_while_read: end.changed,
+        restart_count,
+        distrusted,
+        recovered_snapshot: recovered.map(|committed| committed.record),
+    })
+}
+
+/// What stays the same over all attempts of a run.
+struct Writer<'a> {
+    profile: &'a mut Profile,
+    options: &'a BackupOptions,
+    client: Client,
+    descriptor: VerifiedDescriptor,
+    keys: EpochKeys,
+    cache: Arc<Cache>,
+    _flush: FlushOnDrop,
+}
+
+impl<'a> Writer<'a> {
+    async fn prepare(
+        profile: &'a mut Profile,
+        options: &'a BackupOptions,
+    ) -> Result<Self, ClientError> {
+        if profile.settings().role != Role::Backup {
+            return Err(ClientError::Usage(format!(
+                "a profile of role {} cannot make backups: use one of role backup (--profile)",
+                profile.settings().role
+            )));
+        }
+        let client = profile.client(&options.connect)?;
+        let descriptor = fetch_descriptor(profile, &client).await?;
+        let note = client.request(&Route::Checkpoint, "", Body::empty()).await?;
+        profile.accept_newest_checkpoint(&String::from_utf8_lossy(&note))?;
+
+        let (namespace, contents) = (descriptor.namespace(), descriptor.contents());
+        let secret = profile.convergence_secret()?;
+        let keys = EpochKeys::derive(&secret, &namespace, contents.epoch);
+        if public_key_of(&keys.record_key()) != contents.record_key {
+            return Err(ClientError::Usage(format!(
+                "the namespace is at epoch {}, and this machine has the secret of another: enrol \
+                 it again with the new secret",
+                contents.epoch
+            )));
+        }
+        let repository = profile.settings().ledger_key;
+        let scope = CacheScope { repository, namespace, epoch: contents.epoch };
+        let path = profile.folder().path("cache.redb");
+        let cache = Cache::open(&path, scope, keys.plaintext(), CACHE_MEMORY_BYTES)
+            .map_err(|error| ClientError::Usage(error.to_string()))?;
+        match cache.condition() {
+            CacheCondition::Replaced { reason } => {
+                tracing::warn!("client cache: started anew ({reason}); this run is slower");
+            }
+            CacheCondition::Off { reason } => {
+                tracing::warn!("client cache: not used ({reason}); this run is slower");
+            }
+            CacheCondition::Opened | CacheCondition::Created => {}
+        }
+        let cache = Arc::new(cache);
+        let flush = FlushOnDrop(cache.clone());
+        Ok(Self { profile, options, client, descriptor, keys, cache, _flush: flush })
+    }
+
+    /// Reads the source once, and commits it.
+    async fn attempt(
+        &mut self,
+        source: &mut Source,
+        distrusted: bool,
+        monitor: &Monitor,
+    ) -> Result<(Committed, Acknowledged, SourceEnd), ClientError> {
+        let mut source = source.open()?;
+        check_texts(&source.command)?;
+        let size_class = declare_size(&mut source).await?;
+        let label = &self.options.source;
+        let wanted = self.options.retain_seconds;
+        let namespace = self.descriptor.namespace();
+        let session = Session::open(&self.client, namespace, label, size_class, wanted).await?;
+        let renewal = session.keep_alive();
+        let outcome = self.upload_and_commit(&session, source, distrusted, monitor).await;
+        drop(renewal);
+        if outcome.is_err() {
+            session.close().await;
+        }
+        outcome
+    }
+
+    async fn upload_and_commit(
+        &mut self,
+        session: &Session,
+        source: OpenSource,
+        distrusted: bool,
+        monitor: &Monitor,
+    ) -> Result<(Committed, Acknowledged, SourceEnd), ClientError> {
+        let OpenSource { reader, size_hint, entry, command, paths, mut guard } = source;
+        let label = &self.options.source;
+        let head = session.opened().head.as_ref().map(|head| head.0.as_slice());
+        let position = position_after(self.profile, label, head)?;
+        let contents = self.descriptor.contents();
+        let by_size = size_hint.unwrap_or(0) / u64::from(contents.chunk_sizes.average);
+        let upload_options = UploadOptions {
+            ask: !distrusted,
+            expected_chunk_count: by_size.max(position.previous_chunk_count),
+        };
+        monitor.set_total(size_hint.unwrap_or(0));
+        let cores = self.options.worker_count.unwrap_or_else(budget::cores);
+        let pipeline_options = PipelineOptions {
+            keys: self.keys.plaintext().clone(),
+            sizes: contents.chunk_sizes,
+            codec: contents.codec,
+            cache: self.cache.clone(),
+            use_cache: !distrusted,
+            layout: Layout::new(contents.chunk_sizes, cores),
+        };
+        let pipeline = Pipeline::start(reader, &pipeline_options)?;
+        let uploader =
+            Uploader::new(session.clone(), pipeline, pipeline_options, &upload_options, monitor);
+        let catalogue_of = |data_bytes: u64| {
+            let mut entry = entry.clone();
+            entry.size_bytes = data_bytes;
+            entry.data_bytes = data_bytes;
+            catalogue::encode(&[entry])
+        };
+        let acknowledged = Box::pin(uploader.run(catalogue_of)).await?;
+        let end = guard.finish().await?;
+        if end.changed {
+            tracing::warn!("the file changed while it was read: the dump may not be of one moment");
+        }
+        let statement = Statement {
+            lock_wanted_seconds: self.options.retain_seconds,
+            private: PrivateFields {
+                host: host_name(),
+                command,
+                paths,
+                exit_code: 0,
+                standard_error: end.standard_error.clone(),
+                plaintext_bytes: acknowledged.data_bytes,
+                catalogue_bytes: acknowledged
+                    .root
+                    .plaintext_bytes
+                    .saturating_sub(acknowledged.data_bytes),
+                tags: self.options.tags.clone(),
+            },
+        };
+        let committed = commit::commit(
+            self.profile,
+            session,
+            &self.descriptor,
+            &self.keys,
+            label,
+            &acknowledged.root,
+            statement,
+        )
+        .await?;
+        if self.cache.sealer_changed() && !acknowledged.sealer_differs {
+            self.cache.adopt_sealer();
+        }
+        Ok((committed, acknowledged, end))
+    }
+}
+
+/// What was sealed is remembered however the run ends.
+struct FlushOnDrop(Arc<Cache>);
+
+impl Drop for FlushOnDrop {
+    fn drop(&mut self) {
+        self.0.flush(true);
+    }
+}
+
+/// Finds out whether the session will be a small one; a stream's start is read for that.
+async fn declare_size(source: &mut OpenSource) -> Result<SizeClass, ClientError> {
+    if let Some(bytes) = source.size_hint {
+        let is_small = bytes <= SMALL_SOURCE_BYTES;
+        return Ok(if is_small { SizeClass::Small } else { SizeClass::Stream });
+    }
+    let reader = std::mem::replace(&mut source.reader, Box::new(io::empty()));
+    // Not one of the runtime's own threads: a stream that hangs must not hold up the exit.
+    let (sender, receiver) = oneshot::channel();
+    let peek = move || drop(sender.send(peek(reader)));
+    std::thread::Builder::new()
+        .name("peek".into())
+        .spawn(peek)
+        .map_err(|error| ClientError::file("start a thread", error))?;
+    let peeked = receiver.await.map_err(|_| ClientError::Bug("peek thread ended".into()))?;
+    let (reader, is_whole) = peeked.map_err(|error| ClientError::file("read the source", error))?;
+    source.reader = reader;
+    Ok(if is_whole { SizeClass::Small } else { SizeClass::Stream })
+}
+
+/// Reads the start of a stream; gives all of it back, and whether that was everything.
+fn peek(mut reader: Box<dyn Read + Send>) -> io::Result<(Box<dyn Read + Send>, bool)> {
+    let limit = u64::try_from(PEEK_BYTES).unwrap_or(u64::MAX);
+    let mut start = Vec::new();
+    reader.by_ref().take(limit).read_to_end(&mut start)?;
+    let is_whole = start.len() < PEEK_BYTES;
+    Ok((Box::new(Peeked { start: start.into(), rest: reader }), is_whole))
+}
+
+/// A stream whose start was read before; its memory goes when it has been read again.
+struct Peeked {
+    start: VecDeque<u8>,
+    rest: Box<dyn Read + Send>,
+}
+
+impl Read for Peeked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.start.is_empty() {
+            return self.rest.read(buffer);
+        }
+        let count = self.start.read(buffer)?;
+        if self.start.is_empty() {
+            self.start = VecDeque::new();
+        }
+        Ok(count)
+    }
+}
+
+/// Refuses before anything is sent what no record could hold.
+fn check_texts(texts: &[String]) -> Result<(), ClientError> {
+    let fits = |length: usize, max: u32| u32::try_from(length).is_ok_and(|length| length <= max);
+    let is_good = fits(texts.len(), PRIVATE_ITEMS_MAX)
+        && texts.iter().all(|text| fits(text.len(), PRIVATE_TEXT_MAX_BYTES));
+    if is_good {
+        return Ok(());
+    }
+    Err(ClientError::Usage("command line or tags are too long for a record: shorten them".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peeked_stream_gives_everything_once() {
+        for length in [0, 10, PEEK_BYTES - 1, PEEK_BYTES, PEEK_BYTES + 10] {
+            let bytes: Vec<u8> = (0..length).map(|at| at.to_le_bytes()[1]).collect();
+            let (mut reader, is_whole) = peek(Box::new(io::Cursor::new(bytes.clone()))).unwrap();
+            assert_eq!(is_whole, length < PEEK_BYTES);
+            let mut back = Vec::new();
+            reader.read_to_end(&mut back).unwrap();
+            assert!(back == bytes, "{length}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Memory of a run, in one place: whatever the source's size, a client stays below 128 MB.
+//!
+//! ```text
+//! plaintext window    36 MiB   blocks of the source, until the server has answered for them
+//! pending envelopes   20 MiB   sealed, not yet acknowledged
+//! runs in flight      12 MiB   sealed (or not yet) between reader and uploader
+//! workers             12 MiB   compressors and scratch
+//! cache pages         16 MiB
+//! ```
+//!
+//! The rest (TLS and HTTP buffers, code, stacks) measures about 15 MB. A restore has neither
+//! window nor cache, but envelopes that were fetched and plaintext that waits to be written.
+
+use strongroom_protocol::descriptor::ChunkSizes;
+
+/// Plaintext of a backup that is held at once, in bytes.
+pub const WINDOW_BYTES: usize = 36 << 20;
+/// Bytes of the source that are read into one block.
+pub const BLOCK_BYTES: usize = 4 << 20;
+/// Plaintext that goes to a worker at once, in bytes; at least one chunk.
+pub const RUN_BYTES: usize = 1 << 20;
+/// Envelopes that wait for an answer or for the wire, in bytes.
+pub const PENDING_BYTES: usize = 20 << 20;
+/// Plaintext of runs between reader and uploader, in bytes.
+pub const RUNS_BYTES: usize = 12 << 20;
+/// Memory of all workers, in bytes.
+pub const WORKERS_BYTES: usize = 12 << 20;
+/// zstd's context at the levels that a descriptor can name, for inputs as short as chunks.
+pub const COMPRESSOR_BYTES: usize = 1 << 20;
+/// Envelopes of one upload request, in bytes.
+pub const UPLOAD_BYTES: usize = 4 << 20;
+/// Upload requests at once.
+pub const UPLOADS_MAX: usize = 2;
+/// "Have" questions at once.
+pub const QUESTIONS_MAX: usize = 2;
+/// Digests that make a "have" question worth a request while another is on its way.
+pub const QUESTION_MIN_COUNT: usize = 256;
+/// Start of a stream that is read before its size class is declared, in bytes.
+pub const PEEK_BYTES: usize = 8 << 20;
+/// Files up to this many bytes declare a small session.
+pub const SMALL_SOURCE_BYTES: u64 = 16 << 20;
+
+/// Plaintext of a restore between the request for its envelopes and its place in the file, in bytes.
+pub const WRITE_BYTES: u64 = 28 << 20;
+/// Plaintext asked for in one read request, in bytes.
+pub const READ_REQUEST_BYTES: u64 = 6 << 20;
+/// Read requests at once.
+pub const READS_MAX: usize = 2;
+
+/// How a run is laid out for a namespace's chunk sizes and this machine's cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes of a block, with room for an unfinished chunk at its start.
+    pub block_bytes: usize,
+    /// Blocks in all.
+    pub block_count: usize,
+    /// Worker threads.
+    pub worker_count: usize,
+    /// Runs between reader and uploader.
+    pub run_count: usize,
+}
+
+impl Layout {
+    /// The layout for `cores` cores.
+    pub fn new(sizes: ChunkSizes, cores: usize) -> Self {
+        let chunk_max = usize::try_from(sizes.max).unwrap_or(BLOCK_BYTES);
+        let block_bytes = BLOCK_BYTES.saturating_add(chunk_max);
+        let worker_bytes = COMPRESSOR_BYTES.saturating_add(chunk_max.saturating_mul(2));
+        let worker_count = cores.clamp(1, (WORKERS_BYTES / worker_bytes).max(1));
+        let run_bytes = RUN_BYTES.max(chunk_max);
+        let run_count = (RUNS_BYTES / run_bytes).clamp(3, worker_count.saturating_mul(3).max(4));
+        Self {
+            block_bytes,
+            block_count: (WINDOW_BYTES / block_bytes).max(3),
+            worker_count,
+            run_count,
+        }
+    }
+}
+
+/// Cores that the system lets this process use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layout_stays_in_its_budget() {
+        for average in [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20] {
+            for cores in [1, 2, 8, 128] {
+                let sizes = ChunkSizes::around(average).unwrap();
+                let layout = Layout::new(sizes, cores);
+                let chunk_max = sizes.max as usize;
+                let workers = layout.worker_count * (COMPRESSOR_BYTES + 2 * chunk_max);
+                let blocks = layout.block_count * layout.block_bytes;
+                let runs = layout.run_count * RUN_BYTES.max(chunk_max);
+                assert!(workers <= WORKERS_BYTES, "{layout:?}");
+                assert!(blocks <= WINDOW_BYTES && layout.block_count >= 3, "{layout:?}");
+                assert!(runs <= RUNS_BYTES && layout.run_count >= 3, "{layout:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The command line of `strongroom`: what can be typed. What it does is in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use strongroom_protocol::id::Label;
+
+use crate::arguments::{parse_duration, parse_percent};
+
+/// Streams backups into a hardened repository that cannot read them and will not delete them.
+#[derive(Debug, Parser)]
+#[command(name = "strongroom", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  strongroom setup --token srk1_...              enrol this machine; makes the recovery kit
+  strongroom backup erp -- pg_dump -Fp erp       the dump is the command's standard output
+  strongroom backup erp /var/backups/erp.sql --retain 5y --tag monthly
+  strongroom list erp
+  strongroom restore erp@latest --to erp.sql --kit recovery-kit-erp.txt
+
+Exit codes: 0 done, 1 other, 2 usage, 3 incomplete, 4 refused by policy (locked, retention),
+5 verification or trust failed, 6 not authorised, 7 temporary (run again), 8 repository full,
+9 the dump command failed.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Folder of profiles [default: $XDG_CONFIG_HOME/strongroom or ~/.config/strongroom]
+    #[arg(long, global = true, env = "STRONGROOM_HOME", value_name = "FOLDER")]
+    pub home: Option<PathBuf>,
+    /// Which principal of which server this is
+    #[arg(long, global = true, env = "STRONGROOM_PROFILE", default_value = "default")]
+    pub profile: String,
+    /// Server addresses instead of the profile's or the kit's; its key is still checked
+    #[arg(long, global = true, value_name = "HOST:PORT[,...]")]
+    pub server: Option<String>,
+    /// Print one JSON object on standard output at the end
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Say more on standard error; twice for still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enrol this machine; where the token is for a new namespace, make its keys and kit first
+    Setup(Setup),
+    /// Enrol this machine with a token
+    Enroll(Enroll),
+    /// Make the keys of a new namespace, or test a recovery kit
+    #[command(subcommand)]
+    Key(Key),
+    /// Back up a file, standard input, or the standard output of a command
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup(Backup),
+    /// List snapshots, oldest first
+    List(List),
+    /// Show one snapshot; with an identity, its sealed fields too
+    Show(Show),
+    /// Restore a snapshot to a file or standard output, verified
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Restore),
+    /// Prove that a snapshot restores, without writing it
+    Verify(Verify),
+    /// Forget a snapshot whose lock has ended
+    Forget(Forget),
+    /// Say how the server stands (operators, auditors)
+    Status,
+}
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  strongroom backup erp -- pg_dump -Fp erp
+  pg_dump -Fp erp | strongroom backup erp --stdin     (a failing pg_dump goes unseen: prefer --)
+  strongroom backup erp /var/backups/erp.sql --retain 90d --tag nightly
+
+Only a command that exits with 0 makes a snapshot. Its standard input is empty.";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  strongroom restore erp@latest --to erp.sql --kit recovery-kit-erp.txt
+  strongroom restore 3fa9c2 --to - --identity key.txt | psql erp
+  strongroom restore latest --to . --kit kit.txt --server replica.example:7443
+
+SNAPSHOT is SOURCE, SOURCE@latest, latest, an id, or at least 4 digits of one. A pipe gets bytes
+as they are verified: if restore fails in the middle, what was piped is the start of the dump, and
+the exit code is not 0.";
+
+/// `key new`'s choices.
+#[derive(Debug, Clone, Args)]
+pub struct NewKeys {
+    /// Average chunk in KiB (4 to 1024); fixed for the namespace
+    #[arg(long, default_value_t = 64, value_name = "KIB")]
+    pub chunk_kib: u32,
+    /// zstd level (1 to 19), or 0 for no compression; fixed for the namespace
+    #[arg(long, default_value_t = 1, value_name = "LEVEL")]
+    pub zstd_level: u8,
+    /// Further age recipient that can open the backups; may be repeated
+    #[arg(long, value_name = "AGE1...")]
+    pub recipient: Vec<String>,
+}
+
+/// `enroll`.
+#[derive(Debug, Clone, Args)]
+pub struct Enroll {
+    /// From `strongroomd token`; @FILE reads it from a file
+    #[arg(long, value_name = "TOKEN")]
+    pub token: String,
+    /// Name of this machine for people [default: its host name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Folder for the recovery kit of a new namespace
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub kit_folder: PathBuf,
+    /// Recovery kit of the namespace, for a further backup machine; it is only read
+    #[arg(long, value_name = "FILE")]
+    pub kit: Option<PathBuf>,
+}
+
+/// `setup`.
+#[derive(Debug, Clone, Args)]
+pub struct Setup {
+    /// How to enrol.
+    #[command(flatten)]
+    pub enroll: Enroll,
+    /// How to make a new namespace.
+    #[command(flatten)]
+    pub keys: NewKeys,
+}
+
+/// `key`.
+#[derive(Debug, Subcommand)]
+pub enum Key {
+    /// Make the keys of a new namespace; they wait in the profile until `enroll`
+    New(NewKeys),
+    /// Work with a recovery kit
+    #[command(subcommand)]
+    Kit(KitCommand),
+}
+
+/// `key kit`.
+#[derive(Debug, Subcommand)]
+pub enum KitCommand {
+    /// Does the kit still open the newest snapshot?
+    Check {
+        /// The kit, typed or scanned from the paper
+        #[arg(long, value_name = "FILE")]
+        kit: PathBuf,
+    },
+}
+
+/// `backup`.
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// Name of what is backed up: a-z, 0-9, '.', '_', '-'
+    pub source: Label,
+    /// File to back up
+    #[arg(conflicts_with_all = ["stdin", "command"])]
+    pub file: Option<PathBuf>,
+    /// Back up standard input
+    #[arg(long, conflicts_with = "command")]
+    pub stdin: bool,
+    /// Lock the snapshot for so long, as in 5y (365 days each), 90d, 12h
+    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    pub retain: Option<u64>,
+    /// Word to find the snapshot by; sealed; may be repeated
+    #[arg(long)]
+    pub tag: Vec<String>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
+    /// Command and arguments whose standard output is the dump
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// Which namespace to read, and with what.
+#[derive(Debug, Clone, Args)]
+pub struct Reading {
+    /// Recovery kit; no profile is needed then
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["identity", "namespace"])]
+    pub kit: Option<PathBuf>,
+    /// age identity file, with a profile of role restore
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Namespace by name or id, with a profile of the whole server
+    #[arg(long, value_name = "NAME|ID")]
+    pub namespace: Option<String>,
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only this source
+    pub source: Option<Label>,
+    /// Where to read.
+    #[command(flatten)]
+    pub reading: Reading,
+}
+
+/// `show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// SOURCE, SOURCE@latest, latest, an id or its start
+    pub snapshot: String,
+    /// Where to read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Go on where the chain of trust is broken
+    #[arg(long)]
+    pub unverified: bool,
+}
+
+/// `restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// SOURCE, SOURCE@latest, latest, an id or its start
+    pub snapshot: String,
+    /// File or folder to restore to; - for standard output
+    #[arg(long, value_name = "PATH|-")]
+    pub to: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Where to read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Go on where the chain of trust is broken; chunks are checked all the same
+    #[arg(long)]
+    pub unverified: bool,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// SOURCE, SOURCE@latest, latest, an id or its start
+    pub snapshot: String,
+    /// Open a random share of the chunks only
+    #[arg(long, value_parser = parse_percent, value_name = "PERCENT")]
+    pub sample: Option<f64>,
+    /// Where to read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Go on where the chain of trust is broken; chunks are checked all the same
+    #[arg(long)]
+    pub unverified: bool,
+}
+
+/// `forget`.
+#[derive(Debug, Args)]
+pub struct Forget {
+    /// SOURCE, SOURCE@latest, latest, an id or its start
+    pub snapshot: String,
+    /// Where it is.
+    #[command(flatten)]
+    pub reading: Reading,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_backup_has_one_source() {
+        assert!(parse("strongroom backup erp --stdin").is_ok());
+        assert!(parse("strongroom backup erp a.sql --retain 5y --tag x --tag y").is_ok());
+        let cli = parse("strongroom backup erp --json -- pg_dump -Fp --file=- erp").unwrap();
+        let Command::Backup(backup) = cli.command else { panic!("not a backup") };
+        assert_eq!(backup.command, ["pg_dump", "-Fp", "--file=-", "erp"]);
+        for bad in [
+            "strongroom backup",
+            "strongroom backup ERP --stdin",
+            "strongroom backup erp a.sql --stdin",
+            "strongroom backup erp --stdin -- cat",
+            "strongroom backup erp a.sql --retain 5",
+            "strongroom restore erp",
+            "strongroom verify erp --sample 0",
+            "strongroom list --kit a --identity b",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The only file of the client that reads time.
+//!
+//! Time measures progress and back-off, and dates records as information; nothing is trusted or
+//! refused by this clock.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A moment from which time is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment(Instant);
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Time since then.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The wall clock, milliseconds since 1970; negative before.
+pub fn wall_ms() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        Err(before) => {
+            i64::try_from(before.duration().as_millis()).map_or(i64::MIN, i64::wrapping_neg)
+        }
+    }
+}

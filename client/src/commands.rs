@@ -1,0 +1,511 @@
+//! What each command of `strongroom` does, and what it prints.
+//!
+//! Results go to standard output, everything else to standard error. With `--json` the result is
+//! one object, also where the command failed: `{"error": ..., "code": ..., "exit_code": ...}`.
+
+use std::io::Write;
+use std::path::Path;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use strongroom_protocol::descriptor::Codec;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::message::Status;
+use strongroom_protocol::role::Role;
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::{Scope, Token};
+use zeroize::Zeroizing;
+
+use crate::arguments::{identities_in, local_time, local_time_of_seconds};
+use crate::backup::{self, BackupOptions, BackupSummary};
+use crate::cli::{
+    Backup, Cli, Command, Enroll, Forget, Global, Key, KitCommand, List, NewKeys, Reading, Restore,
+    Setup, Show, Verify,
+};
+use crate::commit::host_name;
+use crate::durable;
+use crate::enroll::{self, EnrollOptions, EnrollSummary};
+use crate::error::{ClientError, ExitCode};
+use crate::kit::{KIT_MAX_BYTES, Kit};
+use crate::namespace::NamespaceOptions;
+use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
+use crate::progress::{Display, Monitor, Style};
+use crate::restore::{self, RestoreOptions, RestoreSummary, Target};
+use crate::snapshot::{self, SnapshotDetails, SnapshotSummary};
+use crate::source::Source;
+use crate::trust::{ReadAccess, is_server_role};
+
+const TOKEN_FILE_MAX_BYTES: u64 = 8192;
+
+/// Runs a parsed command line to its exit code; errors are printed here.
+pub async fn run(cli: Cli) -> ExitCode {
+    let global = cli.global.clone();
+    // A restore to standard output has no room there for a result.
+    let is_piped = matches!(&cli.command, Command::Restore(r) if r.to == Path::new("-"));
+    let outcome = tokio::select! {
+        outcome = Box::pin(execute(cli, is_piped)) => outcome,
+        () = interrupted() => Err(ClientError::Interrupted),
+    };
+    let Err(error) = outcome else { return ExitCode::Done };
+    report(&global, is_piped, &error);
+    error.exit_code()
+}
+
+async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
+    let output = Output { global: cli.global, is_piped };
+    match cli.command {
+        Command::Setup(setup) => set_up(&output, setup).await,
+        Command::Enroll(options) => enroll(&output, options).await,
+        Command::Key(Key::New(keys)) => new_keys(&output, keys),
+        Command::Key(Key::Kit(KitCommand::Check { kit })) => check_kit(&output, &kit).await,
+        Command::Backup(options) => back_up(&output, options).await,
+        Command::List(options) => list(&output, options).await,
+        Command::Show(options) => show(&output, options).await,
+        Command::Restore(options) => restore_one(&output, options).await,
+        Command::Verify(options) => verify(&output, options).await,
+        Command::Forget(options) => forget(&output, options).await,
+        Command::Status => status(&output).await,
+    }
+}
+
+async fn set_up(output: &Output, setup: Setup) -> Result<(), ClientError> {
+    let folder = output.folder()?;
+    let token = read_token(&setup.enroll.token)?;
+    if matches!(token.scope, Scope::New(_)) && enroll::pending_namespace(&folder)?.is_none() {
+        enroll::new_namespace(&folder, namespace_options(setup.keys))?;
+    }
+    enroll(output, setup.enroll).await
+}
+
+async fn enroll(output: &Output, options: Enroll) -> Result<(), ClientError> {
+    let folder = output.folder()?;
+    let options = EnrollOptions {
+        token: read_token(&options.token)?,
+        display_name: options.name.unwrap_or_else(host_name),
+        kit_folder: options.kit_folder,
+        kit: options.kit.as_deref().map(read_kit).transpose()?,
+        connect: output.connect()?,
+    };
+    let summary = Box::pin(enroll::enroll(&folder, options)).await?;
+    output.emit(&summary, || enrolled_text(&summary, &output.global.profile))
+}
+
+fn enrolled_text(summary: &EnrollSummary, profile: &str) -> String {
+    let mut text = format!("enrolled as {} in profile {profile}\n", summary.role);
+    if let Some(name) = &summary.namespace_name {
+        text.push_str(&format!("namespace: {name}\n"));
+    }
+    if let (Some(kit), Some(page)) = (&summary.kit_text, &summary.kit_page) {
+        text.push_str(&format!(
+            "recovery kit: {} (text) and {} (to print)\n\
+             Print it twice, keep the copies apart and offline, then delete both files: whoever \
+             has them reads\nevery backup, and without them nobody does.\n",
+            kit.display(),
+            page.display()
+        ));
+        if summary.recipient_count == Some(1) {
+            text.push_str(
+                "Only the kit's own identity can open backups. A second recipient on another \
+                 medium is safer:\n`strongroom key new --recipient AGE1...` for the next \
+                 namespace, before its first backup.\n",
+            );
+        }
+    }
+    if summary.role == Role::Backup {
+        text.push_str("Next: strongroom backup SOURCE FILE\n");
+    }
+    text
+}
+
+fn new_keys(output: &Output, keys: NewKeys) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct NewKeysSummary {
+        namespace: strongroom_protocol::id::NamespaceId,
+    }
+    let namespace = enroll::new_namespace(&output.folder()?, namespace_options(keys))?;
+    let summary = NewKeysSummary { namespace: namespace.namespace() };
+    output.emit(&summary, || {
+        format!(
+            "namespace {}\nIts secrets wait in this profile. Next: strongroom enroll --token TOKEN, \
+             which writes the recovery kit and removes them.\n",
+            summary.namespace
+        )
+    })
+}
+
+fn namespace_options(keys: NewKeys) -> NamespaceOptions {
+    NamespaceOptions {
+        chunk_average_bytes: keys.chunk_kib.saturating_mul(1024),
+        codec: match keys.zstd_level {
+            0 => Codec::None,
+            level => Codec::Zstd(level),
+        },
+        extra_recipients: keys.recipient,
+    }
+}
+
+async fn check_kit(output: &Output, path: &Path) -> Result<(), ClientError> {
+    let kit = read_kit(path)?;
+    let access = ReadAccess::with_kit(&kit, &output.connect()?, false).await?;
+    let check = Box::pin(snapshot::check_kit(&access)).await?;
+    output.emit(&check, || {
+        let time = local_time(signed(check.committed_ms));
+        format!("the kit opens the newest snapshot: {} of {time}\n", check.source)
+    })
+}
+
+async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
+    let mut source = match (options.file, options.stdin, options.command) {
+        (Some(file), ..) => Source::File(file),
+        (_, true, _) => Source::stdin()?,
+        (_, _, command) if !command.is_empty() => Source::Command(command),
+        _ => {
+            return Err(ClientError::Usage(
+                "nothing to back up: give a FILE, --stdin, or a command after --".into(),
+            ));
+        }
+    };
+    let mut profile = output.profile()?;
+    let backup_options = BackupOptions {
+        source: options.source,
+        retain_seconds: options.retain.unwrap_or(0),
+        tags: options.tag,
+        connect: output.connect()?,
+        worker_count: options.threads,
+    };
+    let monitor = Monitor::hidden();
+    let display = output.display(&monitor, "backup");
+    let run = backup::run(&mut profile, &mut source, &backup_options, &monitor);
+    let summary = Box::pin(run).await?;
+    drop(display);
+    output.emit(&summary, || backup_text(&summary))
+}
+
+fn backup_text(summary: &BackupSummary) -> String {
+    let share = summary.deduplicated_bytes.saturating_mul(100) / summary.plaintext_bytes.max(1);
+    format!(
+        "snapshot {}\n{} number {}: {} in {}, {} sent ({share} % was there already), {}\n\
+         locked until {} ({})\n",
+        summary.snapshot,
+        summary.source,
+        summary.sequence,
+        HumanBytes(summary.plaintext_bytes),
+        milliseconds(summary.elapsed_ms),
+        HumanBytes(summary.sent_bytes),
+        rate(summary.plaintext_bytes, summary.elapsed_ms),
+        local_time_of_seconds(summary.locked_until_seconds),
+        summary.mode.name(),
+    )
+}
+
+async fn list(output: &Output, options: List) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct Listing {
+        snapshots: Vec<SnapshotSummary>,
+    }
+    let source = options.source.as_ref();
+    let is_own = options.reading.kit.is_none() && output.profile()?.settings().role == Role::Backup;
+    let snapshots = if is_own {
+        snapshot::list_own(&output.profile()?, source)?
+    } else {
+        let access = access(output, &options.reading, false).await?;
+        snapshot::list(&access, source).await?
+    };
+    let listing = Listing { snapshots };
+    output.emit(&listing, || listing.snapshots.iter().map(row_text).collect())
+}
+
+fn row_text(row: &SnapshotSummary) -> String {
+    let id = row.snapshot.to_string();
+    format!(
+        "{}  {}  {:<24} {:>6}  {:>12}  locked until {}\n",
+        id.get(..12).unwrap_or(&id),
+        local_time(signed(row.committed_ms)),
+        row.source.as_str(),
+        row.sequence,
+        HumanBytes(row.padded_plaintext_bytes).to_string(),
+        local_time_of_seconds(row.locked_until_seconds),
+    )
+}
+
+async fn show(output: &Output, options: Show) -> Result<(), ClientError> {
+    let access = access(output, &options.reading, options.unverified).await?;
+    let details = Box::pin(snapshot::show(&access, &options.snapshot, options.unverified)).await?;
+    output.emit(&details, || details_text(&details))
+}
+
+fn details_text(details: &SnapshotDetails) -> String {
+    let row = &details.summary;
+    let mut text = format!(
+        "snapshot     {}\nsource       {} number {}\ncommitted    {}\nclient time  {}\n\
+         locked until {} ({})\nplaintext    about {}\nsealed       {} in {} chunks\n\
+         principal    {}\nprevious     {}\nroot         {}\n",
+        row.snapshot,
+        row.source,
+        row.sequence,
+        local_time(signed(row.committed_ms)),
+        local_time(row.client_time_ms),
+        local_time_of_seconds(row.locked_until_seconds),
+        row.mode.name(),
+        HumanBytes(row.padded_plaintext_bytes),
+        HumanBytes(row.sealed_bytes),
+        HumanCount(row.chunk_count),
+        row.principal,
+        details.previous,
+        details.root,
+    );
+    if let Some(sealed) = &details.sealed_fields {
+        text.push_str(&format!(
+            "host         {}\ncommand      {}\npaths        {}\ntags         {}\n\
+             exact size   {} bytes\nverified     {}\n",
+            sealed.host,
+            sealed.command.join(" "),
+            sealed.paths.join(", "),
+            sealed.tags.join(", "),
+            sealed.plaintext_bytes,
+            if sealed.is_verified { "yes" } else { "NO" },
+        ));
+        if !sealed.standard_error.is_empty() {
+            text.push_str(&format!("standard error:\n{}\n", sealed.standard_error.trim_end()));
+        }
+    }
+    text
+}
+
+async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientError> {
+    let access = access(output, &options.reading, options.unverified).await?;
+    let found = snapshot::find(&access, &options.snapshot).await?;
+    let is_stdout = options.to == Path::new("-");
+    let restore_options = RestoreOptions {
+        target: if is_stdout { Target::Stdout } else { Target::Path(options.to) },
+        overwrite: options.overwrite,
+        unverified: options.unverified,
+    };
+    let monitor = Monitor::hidden();
+    let display = output.display(&monitor, "restore");
+    let run = restore::restore(&access, found.snapshot, &restore_options, &monitor);
+    let summary = Box::pin(run).await?;
+    drop(display);
+    output.emit(&summary, || restore_text(&summary))
+}
+
+fn restore_text(summary: &RestoreSummary) -> String {
+    let place = match &summary.path {
+        Some(path) => path.display().to_string(),
+        None => "standard output".into(),
+    };
+    let mut text = format!(
+        "restored {} of {} to {place} in {} ({})\n",
+        HumanBytes(summary.plaintext_bytes),
+        summary.source,
+        milliseconds(summary.elapsed_ms),
+        rate(summary.plaintext_bytes, summary.elapsed_ms),
+    );
+    if summary.fresh_to_kit_floor_only {
+        text.push_str(
+            "Every byte was verified. That this is the newest state of the namespace is proven \
+             only up to the day the kit was made.\n",
+        );
+    }
+    if !summary.is_verified {
+        text.push_str("NOT VERIFIED: the chain of trust is broken (--unverified was given)\n");
+    }
+    text
+}
+
+async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
+    let access = access(output, &options.reading, options.unverified).await?;
+    let found = snapshot::find(&access, &options.snapshot).await?;
+    let monitor = Monitor::hidden();
+    let display = output.display(&monitor, "verify");
+    let percent = options.sample.unwrap_or(100.0);
+    let run = restore::verify(&access, found.snapshot, percent, options.unverified, &monitor);
+    let summary = Box::pin(run).await?;
+    drop(display);
+    output.emit(&summary, || {
+        format!(
+            "verified {} of {} chunks ({}) of {} in {}{}\n",
+            HumanCount(summary.verified_chunk_count),
+            HumanCount(summary.chunk_count),
+            HumanBytes(summary.verified_bytes),
+            summary.source,
+            milliseconds(summary.elapsed_ms),
+            if summary.is_verified { "" } else { "; the chain of trust is BROKEN" },
+        )
+    })
+}
+
+async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
+    let access = access(output, &options.reading, false).await?;
+    let forgotten = snapshot::forget(&access, &options.snapshot).await?;
+    output.emit(&forgotten, || format!("forgot snapshot {}\n", forgotten.record))
+}
+
+async fn status(output: &Output) -> Result<(), ClientError> {
+    let mut profile = output.profile()?;
+    let client = profile.client(&output.connect()?)?;
+    let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
+    profile.accept_newest_checkpoint(&status.checkpoint)?;
+    output.emit(&status, || {
+        format!(
+            "strongroomd {}\nsnapshots  {}\nsegments   {} ({})\nsessions   {}\nfree       {}\n\
+             ledger     {} entries\nuploads    {}\n",
+            status.version,
+            HumanCount(status.snapshot_count),
+            HumanCount(status.segment_count),
+            HumanBytes(status.segment_bytes),
+            status.session_count,
+            HumanBytes(status.free_bytes),
+            HumanCount(status.ledger_size),
+            if status.accepts_uploads { "accepted" } else { "REFUSED" },
+        )
+    })
+}
+
+/// The way to read that the options name.
+async fn access(
+    output: &Output,
+    reading: &Reading,
+    unverified: bool,
+) -> Result<ReadAccess, ClientError> {
+    let connect = output.connect()?;
+    if let Some(kit) = &reading.kit {
+        return ReadAccess::with_kit(&read_kit(kit)?, &connect, unverified).await;
+    }
+    let mut profile = output.profile()?;
+    let role = profile.settings().role;
+    if is_server_role(role) {
+        let Some(namespace) = &reading.namespace else {
+            return Err(ClientError::Usage(format!(
+                "a profile of role {role} sees all namespaces: name one with --namespace"
+            )));
+        };
+        return ReadAccess::with_server_profile(&profile, namespace, &connect).await;
+    }
+    let identities = match &reading.identity {
+        Some(path) => identities_in(&read_text(path)?)?,
+        None => Vec::new(),
+    };
+    ReadAccess::with_profile(&mut profile, identities, &connect).await
+}
+
+fn read_kit(path: &Path) -> Result<Kit, ClientError> {
+    Kit::parse(&read_text(path)?)
+        .map_err(|error| ClientError::Usage(format!("{}: {error}", path.display())))
+}
+
+fn read_text(path: &Path) -> Result<Zeroizing<String>, ClientError> {
+    let max_bytes = u64::try_from(KIT_MAX_BYTES).unwrap_or(u64::MAX);
+    let bytes = Zeroizing::new(durable::read(path, max_bytes)?);
+    Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+fn read_token(text: &str) -> Result<Token, ClientError> {
+    let text = match text.strip_prefix('@') {
+        Some(path) => {
+            let bytes = durable::read(Path::new(path), TOKEN_FILE_MAX_BYTES)?;
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        None => text.to_owned(),
+    };
+    Token::from_text(&text)
+        .map_err(|error| ClientError::Usage(format!("{error}: copy the whole token")))
+}
+
+/// Where results go.
+struct Output {
+    global: Global,
+    is_piped: bool,
+}
+
+impl Output {
+    fn folder(&self) -> Result<ProfileFolder, ClientError> {
+        ProfileFolder::new(&locate_home(self.global.home.clone())?, &self.global.profile)
+    }
+
+    fn profile(&self) -> Result<Profile, ClientError> {
+        Profile::open(self.folder()?)
+    }
+
+    fn connect(&self) -> Result<ConnectOptions, ClientError> {
+        let servers = self.global.server.as_deref().map(parse_addresses).transpose()?;
+        Ok(ConnectOptions { servers: servers.unwrap_or_default(), ..ConnectOptions::default() })
+    }
+
+    fn display(&self, monitor: &Monitor, verb: &'static str) -> Display {
+        let is_hidden = self.global.quiet || self.global.json;
+        Display::start(monitor, verb, if is_hidden { Style::Hidden } else { Style::Automatic })
+    }
+
+    fn emit<T: Serialize>(
+        &self,
+        result: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), ClientError> {
+        let line = if self.global.json {
+            let json = serde_json::to_string(result)
+                .map_err(|error| ClientError::Bug(format!("result: {error}")))?;
+            format!("{json}\n")
+        } else if self.global.quiet {
+            return Ok(());
+        } else {
+            text()
+        };
+        print(self.is_piped, &line).map_err(|error| ClientError::file("print the result", error))
+    }
+}
+
+fn report(global: &Global, is_piped: bool, error: &ClientError) {
+    let mut text = format!("strongroom: {error}\n");
+    let mut code = None;
+    if let ClientError::Server(body) = error {
+        code = Some(body.code.name());
+        if let (ErrorCode::Locked, Some(until)) = (body.code, body.locked_until_seconds) {
+            text.push_str(&format!("strongroom: locked until {}\n", local_time_of_seconds(until)));
+        }
+    }
+    // Where nobody listens there is nobody to tell.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    if global.json {
+        let number = error.exit_code().number();
+        let object = serde_json::json!({
+            "error": error.to_string(), "code": code, "exit_code": number,
+        });
+        let _ = print(is_piped, &format!("{object}\n"));
+    }
+}
+
+fn print(is_piped: bool, text: &str) -> std::io::Result<()> {
+    if is_piped {
+        return std::io::stderr().write_all(text.as_bytes());
+    }
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Ends with Ctrl-C or SIGTERM.
+async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => (),
+        _ = terminate.recv() => (),
+    }
+}
+
+fn milliseconds(elapsed_ms: u64) -> String {
+    format!("{}.{:02} s", elapsed_ms / 1000, elapsed_ms % 1000 / 10)
+}
+
+fn rate(bytes: u64, elapsed_ms: u64) -> String {
+    format!("{}/s", HumanBytes(bytes.saturating_mul(1000) / elapsed_ms.max(1)))
+}
+
+fn signed(milliseconds: u64) -> i64 {
+    i64::try_from(milliseconds).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,307 @@
+//! How a machine becomes a principal, and how a namespace gets its first one.
+//!
+//! 1. Connect with the token's pin, and compare the ledger key with the token's digest of it.
+//! 2. New namespace: sign the descriptor, which pins that ledger key.
+//! 3. Write the recovery kit, text and page. *From here on losing this machine loses nothing.*
+//! 4. Write the convergence secret and this machine's own keys.
+//! 5. Enrol. *Crash before the answer: the same command does the same again.*
+//! 6. Write the profile, then remove the pending secrets. What stays opens no backup.
+//!
+//! The proof is bound to this very connection by its TLS exporter, so a relay gets nothing.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey};
+use strongroom_protocol::limits::PROTOCOL_VERSION;
+use strongroom_protocol::message::{EnrollAnswer, Identity};
+use strongroom_protocol::role::Role;
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::{EnrollRequest, Scope, Token};
+
+use crate::connection::Connection;
+use crate::durable;
+use crate::error::ClientError;
+use crate::keys::{ConvergenceSecret, public_key_of};
+use crate::kit::{KIT_MAX_BYTES, Kit};
+use crate::namespace::{NamespaceError, NamespaceOptions, NewNamespace};
+use crate::profile::{
+    ConnectOptions, Profile, ProfileFolder, SETTINGS_VERSION, Settings, parse_addresses,
+};
+use crate::tls::Pin;
+use crate::transport::{Body, Client, Endpoint, parse_json};
+use crate::trust::{fetch_descriptor, open_wrapped_secret};
+
+/// Longest answer to identity and enrolment, in bytes.
+const ANSWER_MAX_BYTES: u64 = 64 * 1024;
+
+/// How to enrol.
+pub struct EnrollOptions {
+    /// From the operator.
+    pub token: Token,
+    /// Name for people.
+    pub display_name: String,
+    /// Folder for the recovery kit of a new namespace.
+    pub kit_folder: PathBuf,
+    /// Kit of an existing namespace: lets a further machine of role `backup` have the convergence
+    /// secret.
+    pub kit: Option<Kit>,
+    /// How to reach the server.
+    pub connect: ConnectOptions,
+}
+
+/// What came of it; the object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EnrollSummary {
+    /// Who this machine is now.
+    pub principal: PrincipalId,
+    /// What it may do.
+    pub role: Role,
+    /// Its namespace.
+    pub namespace: Option<NamespaceId>,
+    /// The namespace's name.
+    pub namespace_name: Option<Label>,
+    /// Recovery kit as text, of a new namespace.
+    pub kit_text: Option<PathBuf>,
+    /// Recovery kit as a page to print.
+    pub kit_page: Option<PathBuf>,
+    /// How many recipients can open backups; fewer than two is a risk.
+    pub recipient_count: Option<usize>,
+}
+
+/// Makes the secrets of a new namespace and keeps them in the profile's folder until enrolment.
+pub fn new_namespace(
+    folder: &ProfileFolder,
+    options: NamespaceOptions,
+) -> Result<NewNamespace, ClientError> {
+    refuse_enrolled(folder)?;
+    folder.make()?;
+    let namespace = NewNamespace::generate(options).map_err(namespace_error)?;
+    let text = namespace.to_pending_text().map_err(namespace_error)?;
+    folder.write_pending_namespace(&text)?;
+    Ok(namespace)
+}
+
+/// The pending namespace of a profile's folder.
+pub fn pending_namespace(folder: &ProfileFolder) -> Result<Option<NewNamespace>, ClientError> {
+    match folder.pending_namespace()? {
+        Some(text) => NewNamespace::from_pending_text(&text).map(Some).map_err(namespace_error),
+        None => Ok(None),
+    }
+}
+
+/// Enrols this machine with a token.
+pub async fn enroll(
+    folder: &ProfileFolder,
+    options: EnrollOptions,
+) -> Result<EnrollSummary, ClientError> {
+    refuse_enrolled(folder)?;
+    folder.make()?;
+    let token = &options.token;
+    let new = match &token.scope {
+        Scope::New(_) => Some(pending_namespace(folder)?.ok_or_else(|| {
+            ClientError::Usage(
+                "this token is for a new namespace: run `strongroom key new` first, or \
+                 `strongroom setup --token TOKEN`, which does both"
+                    .into(),
+            )
+        })?),
+        _ => None,
+    };
+    let is_further_writer =
+        matches!(token.scope, Scope::Existing(..)) && token.role == Role::Backup;
+    if is_further_writer && options.kit.is_none() {
+        return Err(ClientError::Usage(
+            "a further backup machine of a namespace needs its convergence secret: name the \
+             recovery kit with --kit FILE (it is only read)"
+                .into(),
+        ));
+    }
+
+    let identity = folder.tls_identity()?;
+    let signing_key = folder.signing_key()?;
+    let mut addresses = parse_addresses(&token.addresses)?;
+    if !options.connect.servers.is_empty() {
+        addresses.clone_from(&options.connect.servers);
+    }
+    let endpoint = Endpoint {
+        addresses: addresses.clone(),
+        pin: Pin::Key(token.tls_key),
+        timeouts: options.connect.timeouts,
+        retry: options.connect.retry,
+    };
+    let client = Client::new(endpoint, &identity)?;
+    let mut connection = client.connect().await?;
+    let ledger_key = ask_ledger_key(&mut connection, token).await?;
+
+    let mut prepared = Prepared::default();
+    if let (Some(namespace), Scope::New(name)) = (&new, &token.scope) {
+        prepared = prepare_namespace(folder, namespace, name, ledger_key, &addresses, &options)?;
+    }
+    let request = EnrollRequest {
+        token: token.id,
+        tls_key: identity.key_digest()?,
+        signing_key: public_key_of(&signing_key),
+        display_name: options.display_name.clone(),
+        descriptor: prepared.descriptor.clone(),
+    };
+    let body = request.encode(&token.secret, connection.exporter());
+    let answer = connection.call(&Route::Enroll, "", body.into(), ANSWER_MAX_BYTES).await?;
+    let answer: EnrollAnswer = parse_json(&Route::Enroll, &answer)?;
+    check_answer(&answer, token, ledger_key, new.as_ref())?;
+
+    let settings = Settings {
+        version: SETTINGS_VERSION,
+        addresses,
+        tls_key: token.tls_key,
+        ledger_key,
+        principal: answer.principal,
+        role: answer.role,
+        namespace: answer.namespace,
+        namespace_name: answer.namespace_name.clone(),
+        descriptor_version: 0,
+        checkpoint: None,
+    };
+    finish(folder, settings, &client, &prepared, &options, &answer).await
+}
+
+/// What a new namespace leaves before it is enrolled.
+#[derive(Default)]
+struct Prepared {
+    descriptor: Vec<u8>,
+    kit_text: Option<PathBuf>,
+    kit_page: Option<PathBuf>,
+}
+
+fn prepare_namespace(
+    folder: &ProfileFolder,
+    namespace: &NewNamespace,
+    name: &Label,
+    ledger_key: PublicKey,
+    addresses: &[String],
+    options: &EnrollOptions,
+) -> Result<Prepared, ClientError> {
+    let today = jiff::Zoned::now().date();
+    let kit = namespace.kit(name.clone(), addresses.to_vec(), None, today);
+    let text_path = options.kit_folder.join(format!("recovery-kit-{name}.txt"));
+    let page_path = options.kit_folder.join(format!("recovery-kit-{name}.html"));
+    if !is_kit_of(&text_path, namespace.namespace())? {
+        let bad = |error: crate::kit::KitError| ClientError::Usage(error.to_string());
+        let (text, page) = (kit.to_text().map_err(bad)?, kit.to_html().map_err(bad)?);
+        // The text is what a later run looks for, so it goes last.
+        durable::create(&page_path, page.as_bytes())?;
+        durable::create(&text_path, text.as_bytes())?;
+    }
+    folder.write_convergence_secret(namespace.convergence_secret())?;
+    Ok(Prepared {
+        descriptor: namespace.descriptor(&[ledger_key]),
+        kit_text: Some(text_path),
+        kit_page: Some(page_path),
+    })
+}
+
+async fn finish(
+    folder: &ProfileFolder,
+    settings: Settings,
+    client: &Client,
+    prepared: &Prepared,
+    options: &EnrollOptions,
+    answer: &EnrollAnswer,
+) -> Result<EnrollSummary, ClientError> {
+    let mut profile = Profile::create(folder.clone(), settings)?;
+    let mut descriptor: Option<VerifiedDescriptor> = None;
+    if !prepared.descriptor.is_empty() {
+        descriptor = Some(profile.accept_descriptor(&prepared.descriptor)?);
+    } else if answer.namespace.is_some() {
+        descriptor = Some(fetch_descriptor(&mut profile, client).await?);
+    }
+    if let (Some(kit), Some(descriptor), Role::Backup) = (&options.kit, &descriptor, answer.role) {
+        let identities = [kit.identity.clone()];
+        let secret: ConvergenceSecret = open_wrapped_secret(descriptor, &identities)?;
+        folder.write_convergence_secret(&secret)?;
+    }
+    folder.remove_pending_namespace()?;
+    Ok(EnrollSummary {
+        principal: answer.principal,
+        role: answer.role,
+        namespace: answer.namespace,
+        namespace_name: answer.namespace_name.clone(),
+        kit_text: prepared.kit_text.clone(),
+        kit_page: prepared.kit_page.clone(),
+        recipient_count: descriptor.map(|known| known.contents().recipients.len()),
+    })
+}
+
+/// The server's ledger key, which must be the one that the token means.
+async fn ask_ledger_key(
+    connection: &mut Connection,
+    token: &Token,
+) -> Result<PublicKey, ClientError> {
+    let route = Route::Identity;
+    let answer = connection.call(&route, "", Body::empty(), ANSWER_MAX_BYTES).await?;
+    let identity: Identity = parse_json(&route, &answer)?;
+    if identity.protocol != PROTOCOL_VERSION {
+        return Err(ClientError::Protocol(format!("it speaks version {}", identity.protocol)));
+    }
+    if *blake3::hash(&identity.ledger_key.0).as_bytes() != token.ledger_key_digest {
+        return Err(ClientError::Untrusted(
+            "the server's ledger key is not the one that the token names: ask the operator for a \
+             new token over a channel that you trust"
+                .into(),
+        ));
+    }
+    Ok(identity.ledger_key)
+}
+
+fn check_answer(
+    answer: &EnrollAnswer,
+    token: &Token,
+    ledger_key: PublicKey,
+    new: Option<&NewNamespace>,
+) -> Result<(), ClientError> {
+    let wanted_namespace = match (&token.scope, new) {
+        (Scope::Existing(namespace, _), _) => Some(*namespace),
+        (_, Some(new)) => Some(new.namespace()),
+        _ => None,
+    };
+    let is_good = answer.role == token.role
+        && answer.ledger_key == ledger_key
+        && answer.namespace == wanted_namespace;
+    if is_good {
+        return Ok(());
+    }
+    Err(ClientError::Untrusted(
+        "the server enrolled this machine as something else than the token says: ask the operator \
+         to revoke it, and use a new token"
+            .into(),
+    ))
+}
+
+/// Whether the file is a kit of this namespace, as after an enrolment whose answer was lost.
+fn is_kit_of(path: &Path, namespace: NamespaceId) -> Result<bool, ClientError> {
+    let max_bytes = u64::try_from(KIT_MAX_BYTES).unwrap_or(u64::MAX);
+    let Some(bytes) = durable::read_if_there(path, max_bytes)? else { return Ok(false) };
+    let text = String::from_utf8_lossy(&bytes);
+    if Kit::parse(&text).is_ok_and(|kit| kit.namespace == namespace) {
+        return Ok(true);
+    }
+    Err(ClientError::Usage(format!(
+        "{} exists and is not the kit of this namespace: move it away, or name another folder with \
+         --kit-folder",
+        path.display()
+    )))
+}
+
+fn refuse_enrolled(folder: &ProfileFolder) -> Result<(), ClientError> {
+    if !folder.is_enrolled() {
+        return Ok(());
+    }
+    Err(ClientError::Usage(
+        "this profile is enrolled already: name a new one with --profile NAME".into(),
+    ))
+}
+
+fn namespace_error(error: NamespaceError) -> ClientError {
+    ClientError::Usage(error.to_string())
+}

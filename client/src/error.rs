@@ -1,0 +1,228 @@
+//! Errors of the client: what went wrong, what to do, and the exit code that says so to a script.
+//!
+//! Every message ends in, or is, an instruction. Exit codes are part of the interface
+//! (`docs/operations.md`): a scheduler may run the same command again after 7, and only then.
+
+use std::io;
+
+use strongroom_protocol::codec::DecodeError;
+use strongroom_protocol::descriptor::DescriptorError;
+use strongroom_protocol::error::{ErrorBody, ErrorCode};
+use strongroom_protocol::receipt::ReceiptError;
+use strongroom_protocol::record::RecordError;
+use strongroom_protocol::signature::SignatureError;
+use thiserror::Error;
+
+/// What the process ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCode {
+    /// The command did what it says.
+    Done,
+    /// Something else; the message says what.
+    Other,
+    /// The command line makes no sense.
+    Usage,
+    /// A snapshot was made, but files could not be read.
+    Incomplete,
+    /// Refused by policy: locked, or a retention outside the namespace's bounds.
+    Refused,
+    /// A signature, digest or proof is wrong: nothing of it may be used.
+    Untrusted,
+    /// Revoked or unknown key, wrong role, bad token.
+    NotAuthorised,
+    /// Nothing is wrong with the command: run it again later.
+    Temporary,
+    /// The repository has no room.
+    Full,
+    /// The dump command failed; no snapshot was made.
+    DumpFailed,
+}
+
+impl ExitCode {
+    /// The number that the shell sees.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::Incomplete => 3,
+            Self::Refused => 4,
+            Self::Untrusted => 5,
+            Self::NotAuthorised => 6,
+            Self::Temporary => 7,
+            Self::Full => 8,
+            Self::DumpFailed => 9,
+        }
+    }
+}
+
+/// Why a command did not succeed.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The command line or the profile does not fit what was asked.
+    #[error("{0}")]
+    Usage(String),
+    /// The server understood and refused.
+    #[error("{}", describe(.0))]
+    Server(Box<ErrorBody>),
+    /// No address answers, or the connection broke too often.
+    #[error("cannot reach the server: {0}; check address, network and server, then run again")]
+    Unreachable(String),
+    /// The session cannot go on, but nothing that arrived is lost.
+    #[error("{0}; run the same command again, it re-sends only what is missing")]
+    SessionLost(String),
+    /// A signature, digest, pin or proof is wrong.
+    #[error("{0}")]
+    Untrusted(String),
+    /// The server claimed to have chunks and could not prove it.
+    #[error(
+        "the server says it has what it cannot prove ({0}); nothing was committed, the cache was \
+         dropped and the next run will send everything: tell whoever runs the server"
+    )]
+    Unproven(String),
+    /// The dump command failed.
+    #[error("{0}; no snapshot was made")]
+    DumpFailed(String),
+    /// A file, pipe or folder of this machine.
+    #[error("{what}: {source}")]
+    File {
+        /// What was tried, with the path.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A signal ended the run.
+    #[error("interrupted; run the same command again, it re-sends only what is missing")]
+    Interrupted,
+    /// The peer does not keep to the protocol.
+    #[error("the server's answer is not in the protocol: {0}; use matching versions")]
+    Protocol(String),
+    /// A bug or a broken library.
+    #[error("internal error: {0}; please report it")]
+    Bug(String),
+}
+
+impl ClientError {
+    /// Shorthand for a failed file operation.
+    pub fn file(what: impl Into<String>, source: io::Error) -> Self {
+        Self::File { what: what.into(), source }
+    }
+
+    /// The server's code, where it is the server that refused.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Server(body) => Some(body.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Server(body) => body.code.is_retryable(),
+            Self::Unreachable(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What the process ends with.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::Usage,
+            Self::Server(body) => exit_code_of(body.code),
+            Self::Unreachable(_) | Self::SessionLost(_) | Self::Interrupted => ExitCode::Temporary,
+            Self::Untrusted(_) | Self::Unproven(_) => ExitCode::Untrusted,
+            Self::DumpFailed(_) => ExitCode::DumpFailed,
+            Self::File { .. } | Self::Protocol(_) | Self::Bug(_) => ExitCode::Other,
+        }
+    }
+}
+
+fn exit_code_of(code: ErrorCode) -> ExitCode {
+    match code {
+        ErrorCode::Locked | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
+        ErrorCode::UnknownPrincipal | ErrorCode::NotAllowed | ErrorCode::BadToken => {
+            ExitCode::NotAuthorised
+        }
+        ErrorCode::RepositoryFull => ExitCode::Full,
+        ErrorCode::Unavailable
+        | ErrorCode::TooMany
+        | ErrorCode::Internal
+        | ErrorCode::SessionEnded => ExitCode::Temporary,
+        _ => ExitCode::Other,
+    }
+}
+
+fn describe(body: &ErrorBody) -> String {
+    let advice = match body.code {
+        ErrorCode::UnknownPrincipal => {
+            "; this machine's key is unknown or revoked: enrol it again with a new token"
+        }
+        ErrorCode::NotAllowed => "; use a profile whose role allows it (--profile)",
+        ErrorCode::NotFound => "; list what there is with `strongroom list`",
+        ErrorCode::BadToken => "; ask the operator for a new token",
+        ErrorCode::SessionEnded => "; run the same command again, it re-sends only what is missing",
+        ErrorCode::RetentionOutOfPolicy => "; choose another --retain",
+        ErrorCode::RepositoryFull => "; nothing is lost: run again when the operator has made room",
+        ErrorCode::Unavailable | ErrorCode::TooMany => "; run the same command again later",
+        ErrorCode::Internal => "; run again, and if it stays tell the operator the request id",
+        _ => "",
+    };
+    let code = body.code.name();
+    format!("server refused ({code}): {}{advice} (request {})", body.message, body.request_id)
+}
+
+impl From<DescriptorError> for ClientError {
+    fn from(error: DescriptorError) -> Self {
+        Self::Untrusted(format!(
+            "{error}: the server offers a descriptor that this client must not follow; tell \
+             whoever runs the server"
+        ))
+    }
+}
+
+impl From<RecordError> for ClientError {
+    fn from(error: RecordError) -> Self {
+        Self::Untrusted(format!("{error}: the snapshot was not made by an enrolled writer"))
+    }
+}
+
+impl From<ReceiptError> for ClientError {
+    fn from(error: ReceiptError) -> Self {
+        Self::Untrusted(format!("{error}: the server's receipt proves nothing; tell its operator"))
+    }
+}
+
+impl From<SignatureError> for ClientError {
+    fn from(error: SignatureError) -> Self {
+        Self::Untrusted(format!("{error}: do not use what it stands for"))
+    }
+}
+
+impl From<DecodeError> for ClientError {
+    fn from(error: DecodeError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_exit_code_and_message() {
+        for code in ErrorCode::ALL {
+            let error = ClientError::Server(Box::new(ErrorBody {
+                code,
+                message: "why".into(),
+                request_id: "r1".into(),
+                missing: Vec::new(),
+                locked_until_seconds: None,
+            }));
+            assert!(error.to_string().contains(code.name()));
+            assert!(error.exit_code() != ExitCode::Done);
+        }
+        let error = ClientError::Unreachable("refused".into());
+        assert_eq!(error.exit_code().number(), 7);
+    }
+}

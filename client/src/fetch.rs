@@ -1,0 +1,279 @@
+//! Envelopes from the server, and the walk down a snapshot's tree in stream order.
+//!
+//! A [`Walker`] keeps the frontier: what is still to be read, in order, nodes before they are
+//! opened and chunks after. It opens nodes some at a time, only as far as chunks are asked for, so
+//! its memory is a few nodes a level. Each node is checked against what its parent (or the record)
+//! says of it before a child is believed.
+//!
+//! An answer that is cut off is asked for again from where it ended; what arrived is kept.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::frame::FrameDecoder;
+use strongroom_protocol::id::{NamespaceId, SealedDigest};
+use strongroom_protocol::limits::READ_MAX_COUNT;
+use strongroom_protocol::record::Totals;
+use strongroom_protocol::route::Route;
+use tokio::time::sleep;
+
+use crate::compressor::Decompressor;
+use crate::error::ClientError;
+use crate::keys::PlaintextKeys;
+use crate::sealer::{NodeChild, UnsealError, unseal_chunk, unseal_node};
+use crate::transport::Client;
+
+/// Nodes that are opened at once.
+const NODES_AT_ONCE: usize = 8;
+
+/// Reads envelopes of one namespace and opens those of one epoch.
+#[derive(Clone)]
+pub struct Fetcher {
+    client: Client,
+    namespace: NamespaceId,
+    keys: PlaintextKeys,
+}
+
+impl Fetcher {
+    /// A reader of `namespace` with the keys of a snapshot's key block.
+    pub fn new(client: Client, namespace: NamespaceId, keys: PlaintextKeys) -> Self {
+        Self { client, namespace, keys }
+    }
+
+    /// Keys of the epoch.
+    pub fn keys(&self) -> &PlaintextKeys {
+        &self.keys
+    }
+
+    /// Reads the envelopes with `digests`, in order, and gives each to `take` as it arrives, not
+    /// yet checked. `digests` may be longer than one request allows.
+    pub async fn envelopes(
+        &self,
+        digests: &[SealedDigest],
+        mut take: impl FnMut(&[u8]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let at_once = usize::try_from(READ_MAX_COUNT).unwrap_or(1);
+        for part in digests.chunks(at_once) {
+            let (mut taken, mut failures) = (0, 0);
+            while let Some(rest) = part.get(taken..).filter(|rest| !rest.is_empty()) {
+                let before = taken;
+                let error = match self.read_once(rest, &mut taken, &mut take).await {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                };
+                failures = if taken > before { 1 } else { failures + 1 };
+                match self.client.retry().pause(failures).filter(|_| error.is_temporary()) {
+                    Some(pause) => {
+                        tracing::info!("read: {error}; trying again in {pause:.1?}");
+                        sleep(pause).await;
+                    }
+                    None => return Err(lacking(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens nodes of one level. Each must be what `nodes` says of it.
+    pub async fn nodes(
+        &self,
+        level: u8,
+        nodes: &[NodeChild],
+        totals: &mut Totals,
+    ) -> Result<Vec<Vec<NodeChild>>, ClientError> {
+        let digests: Vec<SealedDigest> = nodes.iter().map(|node| node.digest).collect();
+        let mut opened = Vec::with_capacity(nodes.len());
+        let mut expected = nodes.iter();
+        let mut sealed_bytes: u64 = 0;
+        self.envelopes(&digests, |envelope| {
+            let node = expected.next().ok_or_else(|| surplus())?;
+            let children = unseal_node(&self.keys, envelope, &node.digest, &node.h, level)
+                .map_err(|error| damaged(&node.digest, error))?;
+            let below =
+                children.iter().fold(0u64, |sum, child| sum.saturating_add(child.plaintext_bytes));
+            if below != node.plaintext_bytes {
+                return Err(damaged(&node.digest, UnsealError::PlaintextHash));
+            }
+            sealed_bytes = sealed_bytes.saturating_add(length_of(envelope));
+            opened.push(children);
+            Ok(())
+        })
+        .await?;
+        totals.sealed_bytes = totals.sealed_bytes.saturating_add(sealed_bytes);
+        Ok(opened)
+    }
+
+    /// A whole stream in memory, at most `max_bytes`: for catalogues.
+    pub async fn whole_stream(
+        &self,
+        level: u8,
+        top: NodeChild,
+        max_bytes: u64,
+        totals: &mut Totals,
+    ) -> Result<Vec<u8>, ClientError> {
+        if top.plaintext_bytes > max_bytes {
+            return Err(ClientError::Usage(
+                "the snapshot's catalogue is too large for this version of strongroom".into(),
+            ));
+        }
+        let mut walker = Walker::new(level, top);
+        let (mut whole, mut chunk) = (Vec::new(), Vec::new());
+        let mut decompressor = Decompressor::new();
+        loop {
+            let leaves = walker.next_leaves(self, max_bytes, totals).await?;
+            if leaves.is_empty() {
+                return Ok(whole);
+            }
+            let digests: Vec<SealedDigest> = leaves.iter().map(|leaf| leaf.digest).collect();
+            let mut expected = leaves.iter();
+            let mut added = Totals::default();
+            self.envelopes(&digests, |envelope| {
+                let leaf = expected.next().ok_or_else(|| surplus())?;
+                unseal_chunk(
+                    &self.keys,
+                    envelope,
+                    &leaf.digest,
+                    &leaf.h,
+                    leaf.plaintext_bytes,
+                    &mut chunk,
+                    &mut decompressor,
+                )
+                .map_err(|error| damaged(&leaf.digest, error))?;
+                added.chunk_count = added.chunk_count.saturating_add(1);
+                added.sealed_bytes = added.sealed_bytes.saturating_add(length_of(envelope));
+                whole.extend_from_slice(&chunk);
+                Ok(())
+            })
+            .await?;
+            *totals = sum(*totals, added);
+        }
+    }
+
+    async fn read_once(
+        &self,
+        digests: &[SealedDigest],
+        taken: &mut usize,
+        take: &mut impl FnMut(&[u8]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let mut body = BytesMut::with_capacity(digests.len().saturating_mul(32));
+        for digest in digests {
+            body.extend_from_slice(digest.as_bytes());
+        }
+        let wanted = taken.saturating_add(digests.len());
+        let route = Route::Read(self.namespace);
+        let mut answer = self.client.stream(&route, Bytes::from(body).into()).await?;
+        let mut decoder = FrameDecoder::default();
+        while let Some(part) = answer.next().await? {
+            decoder.push(&part);
+            while let Some(envelope) = decoder.next_frame()? {
+                if *taken == wanted {
+                    return Err(surplus());
+                }
+                take(envelope)?;
+                *taken = taken.saturating_add(1);
+            }
+        }
+        decoder.finish()?;
+        if *taken < wanted {
+            return Err(ClientError::Unreachable("the answer ended early".into()));
+        }
+        answer.finish();
+        Ok(())
+    }
+}
+
+/// Walks a stream's chunks in order.
+pub struct Walker {
+    /// What is still to come, with its level; the next thing is in front.
+    frontier: VecDeque<(u8, NodeChild)>,
+}
+
+impl Walker {
+    /// A walk below `top`, which is a chunk at level 0 and a node above.
+    pub fn new(level: u8, top: NodeChild) -> Self {
+        Self { frontier: VecDeque::from([(level, top)]) }
+    }
+
+    /// The next chunks, of about `max_bytes` of plaintext and at most one request; none at the
+    /// end. Counts the nodes that it opens into `totals`.
+    pub async fn next_leaves(
+        &mut self,
+        fetcher: &Fetcher,
+        max_bytes: u64,
+        totals: &mut Totals,
+    ) -> Result<Vec<NodeChild>, ClientError> {
+        let (mut leaves, mut bytes) = (Vec::new(), 0u64);
+        while let Some((level, _)) = self.frontier.front().copied() {
+            if level > 0 {
+                // Give out what is there before more is opened.
+                if !leaves.is_empty() && bytes >= max_bytes / 2 {
+                    return Ok(leaves);
+                }
+                self.open_front(fetcher, level, totals).await?;
+                continue;
+            }
+            let is_full = u32::try_from(leaves.len()).map_or(true, |count| count >= READ_MAX_COUNT);
+            if is_full || (bytes >= max_bytes && !leaves.is_empty()) {
+                return Ok(leaves);
+            }
+            if let Some((_, leaf)) = self.frontier.pop_front() {
+                bytes = bytes.saturating_add(leaf.plaintext_bytes);
+                leaves.push(leaf);
+            }
+        }
+        Ok(leaves)
+    }
+
+    /// Opens the nodes in front and puts their children in their place.
+    async fn open_front(
+        &mut self,
+        fetcher: &Fetcher,
+        level: u8,
+        totals: &mut Totals,
+    ) -> Result<(), ClientError> {
+        let mut nodes = Vec::new();
+        while let Some((_, node)) =
+            self.frontier.pop_front_if(|(here, _)| *here == level && nodes.len() < NODES_AT_ONCE)
+        {
+            nodes.push(node);
+        }
+        let opened = fetcher.nodes(level, &nodes, totals).await?;
+        for child in opened.into_iter().flatten().rev() {
+            self.frontier.push_front((level.saturating_sub(1), child));
+        }
+        Ok(())
+    }
+}
+
+/// An envelope that fails its checks: the snapshot cannot be trusted as it is.
+pub fn damaged(digest: &SealedDigest, error: UnsealError) -> ClientError {
+    ClientError::Untrusted(format!("chunk or node {digest}: {error}"))
+}
+
+/// The sum of two counts.
+pub fn sum(one: Totals, other: Totals) -> Totals {
+    Totals {
+        chunk_count: one.chunk_count.saturating_add(other.chunk_count),
+        sealed_bytes: one.sealed_bytes.saturating_add(other.sealed_bytes),
+    }
+}
+
+/// A part of a snapshot that is not there is damage, whatever the server calls it.
+fn lacking(error: ClientError) -> ClientError {
+    match error.code() {
+        Some(ErrorCode::NotFound) => ClientError::Untrusted(format!(
+            "the repository lacks a part of this snapshot ({error}): restore another snapshot or \
+             from a replica, and tell the operator"
+        )),
+        _ => error,
+    }
+}
+
+fn surplus() -> ClientError {
+    ClientError::Protocol("the server sent more envelopes than it was asked for".into())
+}
+
+fn length_of(envelope: &[u8]) -> u64 {
+    u64::try_from(envelope.len()).unwrap_or(u64::MAX)
+}

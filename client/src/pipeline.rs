@@ -1,0 +1,487 @@
+//! From the source's bytes to sealed chunks: one reader thread, a worker thread a core.
+//!
+//! ```text
+//! reader: read -> cut -> runs of chunks     workers: hash -> cache -> (compress -> seal)
+//! ```
+//!
+//! The plaintext is read once into a block and never copied before it is sealed: a chunk is a range
+//! of a block that is shared and counted, and a block returns to the reader when nobody looks at it
+//! any more. Bounds: the reader waits for a free block, and for a permit that the uploader returns
+//! with each run it takes over, so what lies between them does not grow with the source.
+//!
+//! Chunks that the cache knows come out unsealed with their plaintext, so that the uploader can
+//! have them sealed after all ([`Pipeline::reseal`]) when the server lacks or must prove them.
+//! All threads end when the [`Pipeline`] is dropped; a reader that hangs in its source ends with it.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, select_biased, unbounded};
+use strongroom_protocol::descriptor::{ChunkSizes, Codec};
+use strongroom_protocol::frame;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::budget::{Layout, RUN_BYTES};
+use crate::cache::{Cache, CacheRow};
+use crate::chunker::Chunker;
+use crate::compressor::Compressor;
+use crate::error::ClientError;
+use crate::keys::PlaintextKeys;
+use crate::sealer::seal_chunk;
+use crate::tree::Leaf;
+
+/// Length prefix of an envelope on the wire.
+const PREFIX_BYTES: usize = 4;
+/// Buffers of sealed runs that are kept for the next ones.
+const IDLE_PACKS: usize = 8;
+
+/// A piece of the source in memory, shared by the chunks in it.
+pub struct Block {
+    bytes: Vec<u8>,
+    home: Sender<Vec<u8>>,
+}
+
+impl Block {
+    /// The bytes of a chunk.
+    pub fn chunk(&self, range: &Range<usize>) -> &[u8] {
+        self.bytes.get(range.clone()).unwrap_or(&[])
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // There is room for every block; a reader that has gone needs none.
+        let _ = self.home.try_send(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// Where the bytes of a chunk are.
+#[derive(Clone)]
+pub enum Content {
+    /// Not sealed: the cache knows the envelope.
+    Plain(Arc<Block>, Range<usize>),
+    /// Sealed: length prefix and envelope, as they go over the wire.
+    Framed(Bytes),
+}
+
+/// A chunk that left the workers.
+pub struct Piece {
+    /// What the tree needs.
+    pub leaf: Leaf,
+    /// Its bytes.
+    pub content: Content,
+}
+
+/// What threads tell the uploader.
+pub enum Report {
+    /// Run number `index` (from 0, every number once, in any order).
+    Run {
+        /// Its place in the stream.
+        index: u64,
+        /// Its chunks, in order.
+        pieces: Vec<Piece>,
+    },
+    /// A chunk that [`Pipeline::reseal`] asked for.
+    Resealed {
+        /// As given.
+        ticket: u64,
+        /// The chunk, sealed.
+        piece: Piece,
+    },
+    /// The source has ended.
+    End {
+        /// Runs in all.
+        run_count: u64,
+        /// Bytes in all.
+        plaintext_bytes: u64,
+    },
+    /// The source cannot be read, or a thread failed.
+    Failed(ClientError),
+}
+
+/// What the threads need to know.
+#[derive(Clone)]
+pub struct PipelineOptions {
+    /// Keys of the epoch.
+    pub keys: PlaintextKeys,
+    /// Where to cut.
+    pub sizes: ChunkSizes,
+    /// How to compress.
+    pub codec: Codec,
+    /// What was sealed before.
+    pub cache: Arc<Cache>,
+    /// Take the cache's word; else seal everything again.
+    pub use_cache: bool,
+    /// Threads and blocks.
+    pub layout: Layout,
+}
+
+/// The running threads.
+pub struct Pipeline {
+    reports: UnboundedReceiver<Report>,
+    reseals: Sender<Reseal>,
+    permits: Sender<()>,
+    /// Never sent on; its end is what the reader sees when the run is over.
+    _running: Sender<()>,
+}
+
+struct Run {
+    index: u64,
+    block: Arc<Block>,
+    chunks: Vec<Range<usize>>,
+}
+
+struct Reseal {
+    ticket: u64,
+    leaf: Leaf,
+    block: Arc<Block>,
+    range: Range<usize>,
+}
+
+impl Pipeline {
+    /// Starts to read and seal `source`.
+    pub fn start(
+        source: Box<dyn Read + Send>,
+        options: &PipelineOptions,
+    ) -> Result<Self, ClientError> {
+        let layout = options.layout;
+        let (report, reports) = unbounded_channel();
+        let (reseals, reseal_tasks) = unbounded();
+        let (runs, run_tasks) = bounded(layout.run_count);
+        let (permits, permitted) = bounded(layout.run_count);
+        for _ in 0..layout.run_count {
+            let _ = permits.try_send(());
+        }
+        let (running, stopped) = bounded(0);
+        let (pack_home, idle_packs) = bounded(IDLE_PACKS);
+        for number in 0..layout.worker_count {
+            let mut worker = Worker {
+                options: options.clone(),
+                compressor: Compressor::new(options.codec),
+                envelope: Vec::new(),
+                pack_home: pack_home.clone(),
+                idle_packs: idle_packs.clone(),
+                report: report.clone(),
+            };
+            let (runs, reseals) = (run_tasks.clone(), reseal_tasks.clone());
+            spawn(format!("seal-{number}"), move || worker.work(runs, reseals))?;
+        }
+        let mut reader = Reader {
+            source,
+            chunker: Chunker::new(&options.keys, options.sizes),
+            blocks: Blocks::new(layout),
+            runs,
+            permitted,
+            stopped,
+            run_count: 0,
+        };
+        spawn("read".into(), move || {
+            match reader.read_all() {
+                Ok(Some(plaintext_bytes)) => {
+                    let run_count = reader.run_count;
+                    let _ = report.send(Report::End { run_count, plaintext_bytes });
+                }
+                // The run is over; nobody listens.
+                Ok(None) => {}
+                Err(error) => {
+                    let error = ClientError::file("read the source", error);
+                    let _ = report.send(Report::Failed(error));
+                }
+            }
+        })?;
+        Ok(Self { reports, reseals, permits, _running: running })
+    }
+
+    /// The next report; nothing when all threads have ended.
+    pub async fn next(&mut self) -> Option<Report> {
+        self.reports.recv().await
+    }
+
+    /// A report that is there already.
+    pub fn next_now(&mut self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// Lets the reader make one more run: to be called once for each run that is taken over.
+    pub fn permit(&self) {
+        let _ = self.permits.try_send(());
+    }
+
+    /// Has a chunk sealed that the cache knew; answered by [`Report::Resealed`].
+    pub fn reseal(&self, ticket: u64, leaf: Leaf, block: Arc<Block>, range: Range<usize>) {
+        let _ = self.reseals.send(Reseal { ticket, leaf, block, range });
+    }
+}
+
+/// Seals one chunk on the caller's thread.
+pub fn seal_here(options: &PipelineOptions, plaintext: &[u8]) -> Result<Piece, ClientError> {
+    let h = options.keys.hash_chunk(plaintext);
+    let mut envelope = Vec::new();
+    let mut compressor = Compressor::new(options.codec);
+    let digest = seal_chunk(&h, &compressor.compress(plaintext), &mut envelope);
+    let leaf = Leaf {
+        digest,
+        h,
+        id: h.chunk_id(),
+        plaintext_bytes: length_of(plaintext.len()),
+        envelope_bytes: length_of(envelope.len()),
+    };
+    let mut framed = frame::prefix(&envelope)?.to_vec();
+    framed.extend_from_slice(&envelope);
+    Ok(Piece { leaf, content: Content::Framed(framed.into()) })
+}
+
+/// The envelope inside a framed one.
+pub fn envelope_of(framed: &Bytes) -> &[u8] {
+    framed.get(PREFIX_BYTES..).unwrap_or(&[])
+}
+
+/// Free blocks, made when they are first needed.
+struct Blocks {
+    home: Sender<Vec<u8>>,
+    free: Receiver<Vec<u8>>,
+    unmade: usize,
+    block_bytes: usize,
+}
+
+impl Blocks {
+    fn new(layout: Layout) -> Self {
+        let (home, free) = bounded(layout.block_count);
+        Self { home, free, unmade: layout.block_count, block_bytes: layout.block_bytes }
+    }
+
+    /// A free block, or nothing when the run is over.
+    fn take(&mut self, stopped: &Receiver<()>) -> Option<Vec<u8>> {
+        if let Ok(block) = self.free.try_recv() {
+            return Some(block);
+        }
+        if self.unmade > 0 {
+            self.unmade -= 1;
+            return Some(vec![0; self.block_bytes]);
+        }
+        select! {
+            recv(self.free) -> block => block.ok(),
+            recv(stopped) -> _ => None,
+        }
+    }
+}
+
+struct Reader {
+    source: Box<dyn Read + Send>,
+    chunker: Chunker,
+    blocks: Blocks,
+    runs: Sender<Run>,
+    permitted: Receiver<()>,
+    stopped: Receiver<()>,
+    run_count: u64,
+}
+
+impl Reader {
+    /// Reads to the end and gives the number of bytes, or nothing when the run is over before.
+    fn read_all(&mut self) -> io::Result<Option<u64>> {
+        let mut total: u64 = 0;
+        let mut tail: Option<(Arc<Block>, Range<usize>)> = None;
+        loop {
+            let Some(mut bytes) = self.blocks.take(&self.stopped) else { return Ok(None) };
+            let mut filled = 0;
+            if let Some((block, range)) = tail.take() {
+                let unfinished = block.chunk(&range);
+                if let Some(start) = bytes.get_mut(..unfinished.len()) {
+                    start.copy_from_slice(unfinished);
+                }
+                filled = unfinished.len();
+            }
+            let (end, at_end) = self.fill(&mut bytes, filled)?;
+            total = total.saturating_add(length_of(end.saturating_sub(filled)));
+            let home = self.blocks.home.clone();
+            let block = Arc::new(Block { bytes, home });
+            let Some(cut) = self.cut_block(&block, end, at_end, total) else { return Ok(None) };
+            if at_end {
+                return Ok(Some(total));
+            }
+            tail = Some((block, cut..end));
+        }
+    }
+
+    /// Reads until the block is full or the source ends.
+    fn fill(&mut self, bytes: &mut [u8], mut filled: usize) -> io::Result<(usize, bool)> {
+        while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
+            match self.source.read(room) {
+                Ok(0) => return Ok((filled, true)),
+                Ok(count) => filled = filled.saturating_add(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((filled, false))
+    }
+
+    /// Cuts a block and sends its runs; gives where the unfinished chunk starts, or nothing when
+    /// the run is over. An empty source is one chunk of length zero.
+    fn cut_block(
+        &mut self,
+        block: &Arc<Block>,
+        end: usize,
+        at_end: bool,
+        total: u64,
+    ) -> Option<usize> {
+        let (mut start, mut run_start) = (0, 0);
+        let mut chunks = Vec::new();
+        while let Some(length) =
+            block.bytes.get(start..end).and_then(|rest| self.chunker.cut(rest, at_end))
+        {
+            chunks.push(start..start.saturating_add(length));
+            start = start.saturating_add(length);
+            if start.saturating_sub(run_start) >= RUN_BYTES {
+                self.send(block, std::mem::take(&mut chunks))?;
+                run_start = start;
+            }
+        }
+        if at_end && total == 0 {
+            chunks.push(0..0);
+        }
+        if !chunks.is_empty() {
+            self.send(block, chunks)?;
+        }
+        Some(start)
+    }
+
+    fn send(&mut self, block: &Arc<Block>, chunks: Vec<Range<usize>>) -> Option<()> {
+        self.permitted.recv().ok()?;
+        let run = Run { index: self.run_count, block: block.clone(), chunks };
+        self.run_count = self.run_count.saturating_add(1);
+        self.runs.send(run).ok()
+    }
+}
+
+/// Envelopes of a run, one after another; the memory is used again when they are gone.
+struct Pack {
+    bytes: Vec<u8>,
+    home: Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Pack {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Pack {
+    fn drop(&mut self) {
+        // A full house means that enough memory is kept already.
+        let _ = self.home.try_send(std::mem::take(&mut self.bytes));
+    }
+}
+
+struct Worker {
+    options: PipelineOptions,
+    compressor: Compressor,
+    envelope: Vec<u8>,
+    pack_home: Sender<Vec<u8>>,
+    idle_packs: Receiver<Vec<u8>>,
+    report: UnboundedSender<Report>,
+}
+
+impl Worker {
+    /// Works until both queues have ended. What the uploader waits for goes first.
+    fn work(&mut self, mut runs: Receiver<Run>, reseals: Receiver<Reseal>) {
+        loop {
+            let report = select_biased! {
+                recv(reseals) -> task => match task {
+                    Ok(task) => self.reseal(&task),
+                    Err(_) => return,
+                },
+                recv(runs) -> task => match task {
+                    Ok(run) => self.seal_run(run),
+                    Err(_) => {
+                        runs = never();
+                        continue;
+                    }
+                },
+            };
+            if self.report.send(report.unwrap_or_else(Report::Failed)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn seal_run(&mut self, run: Run) -> Result<Report, ClientError> {
+        let mut pack = self.idle_packs.try_recv().unwrap_or_default();
+        pack.clear();
+        let mut sealed = Vec::with_capacity(run.chunks.len());
+        let mut new_rows = Vec::new();
+        for range in run.chunks {
+            let plaintext = run.block.chunk(&range);
+            let h = self.options.keys.hash_chunk(plaintext);
+            let id = h.chunk_id();
+            let plaintext_bytes = length_of(plaintext.len());
+            let known = if self.options.use_cache { self.options.cache.get(&id) } else { None };
+            if let Some(CacheRow { digest, envelope_bytes }) = known {
+                let envelope_bytes = u64::from(envelope_bytes);
+                let leaf = Leaf { digest, h, id, plaintext_bytes, envelope_bytes };
+                sealed.push((leaf, None, range));
+                continue;
+            }
+            let body = self.compressor.compress(plaintext);
+            let digest = seal_chunk(&h, &body, &mut self.envelope);
+            let prefix = frame::prefix(&self.envelope)?;
+            let from = pack.len();
+            pack.extend_from_slice(&prefix);
+            pack.extend_from_slice(&self.envelope);
+            let envelope_bytes = length_of(self.envelope.len());
+            let leaf = Leaf { digest, h, id, plaintext_bytes, envelope_bytes };
+            sealed.push((leaf, Some(from..pack.len()), range));
+            new_rows.push((id, CacheRow { digest, envelope_bytes: u32::from_le_bytes(prefix) }));
+        }
+        if !new_rows.is_empty() {
+            self.options.cache.insert(new_rows);
+        }
+        let pack = Bytes::from_owner(Pack { bytes: pack, home: self.pack_home.clone() });
+        let pieces = sealed.into_iter().map(|(leaf, framed, range)| {
+            let content = match framed {
+                Some(framed) => Content::Framed(pack.slice(framed)),
+                None => Content::Plain(run.block.clone(), range),
+            };
+            Piece { leaf, content }
+        });
+        Ok(Report::Run { index: run.index, pieces: pieces.collect() })
+    }
+
+    fn reseal(&mut self, task: &Reseal) -> Result<Report, ClientError> {
+        let plaintext = task.block.chunk(&task.range);
+        let body = self.compressor.compress(plaintext);
+        let digest = seal_chunk(&task.leaf.h, &body, &mut self.envelope);
+        let prefix = frame::prefix(&self.envelope)?;
+        if digest != task.leaf.digest {
+            let row = CacheRow { digest, envelope_bytes: u32::from_le_bytes(prefix) };
+            self.options.cache.insert([(task.leaf.id, row)]);
+        }
+        let mut framed = Vec::with_capacity(PREFIX_BYTES.saturating_add(self.envelope.len()));
+        framed.extend_from_slice(&prefix);
+        framed.extend_from_slice(&self.envelope);
+        let envelope_bytes = length_of(self.envelope.len());
+        let leaf = Leaf { digest, envelope_bytes, ..task.leaf };
+        let piece = Piece { leaf, content: Content::Framed(framed.into()) };
+        Ok(Report::Resealed { ticket: task.ticket, piece })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = ClientError::Bug("a sealing thread panicked".into());
+            let _ = self.report.send(Report::Failed(error));
+        }
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), ClientError> {
+    let thread = std::thread::Builder::new().name(name).spawn(work);
+    thread.map(drop).map_err(|error| ClientError::file("start a thread", error))
+}
+
+fn length_of(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}

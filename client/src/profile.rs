@@ -1,0 +1,455 @@
+//! A profile: one principal of one repository, as files that only their owner can read.
+//!
+//! ```text
+//! HOME/PROFILE/            0700; every file in it 0600, written whole, synced, renamed
+//!   profile.toml           addresses, pins, ids, floors; there once the machine is enrolled
+//!   tls.key tls.crt        TLS key of this principal
+//!   signing.key            signs records
+//!   convergence.secret     `backup` profiles only: makes deduplication work, opens nothing
+//!   descriptor             newest verified descriptor of the namespace
+//!   pending-namespace      a namespace that is not enrolled yet, with all its secrets
+//!   cache.redb             client cache
+//!   pending/SOURCE.record  a signed record whose receipt has not come yet
+//!   receipts/SOURCE/       what the server has proven to have committed
+//!   distrust               a server was caught lying: the next run asks it nothing
+//! ```
+//!
+//! No file of a `backup` profile opens a backup: identity, authority key and access key are in the
+//! recovery kit and nowhere else. The floors (descriptor version, ledger checkpoint) only rise, so
+//! that an old state of the server is noticed.
+
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::SigningKey;
+use serde::{Deserialize, Serialize};
+use strongroom_protocol::checkpoint::Checkpoint;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::id::{
+    Label, NamespaceId, PrincipalId, PublicKey, TlsKeyDigest, from_hex, to_hex,
+};
+use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
+use strongroom_protocol::role::Role;
+use zeroize::Zeroizing;
+
+use crate::durable;
+use crate::error::ClientError;
+use crate::keys::{ConvergenceSecret, public_key_of};
+use crate::tls::{Pin, TlsIdentity};
+use crate::transport::{Client, Endpoint, RetryPolicy, Timeouts};
+
+const SETTINGS_MAX_BYTES: u64 = 64 * 1024;
+const KEY_FILE_MAX_BYTES: u64 = 64 * 1024;
+
+/// How patiently to talk, and to whom if not to the profile's server.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    /// Bounds of waits.
+    pub timeouts: Timeouts,
+    /// Bounds of repetition.
+    pub retry: RetryPolicy,
+    /// Addresses instead of the profile's; the pin stays.
+    pub servers: Vec<String>,
+}
+
+/// The contents of `profile.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Version of this file's format.
+    pub version: u32,
+    /// `host:port`, tried in turn.
+    pub addresses: Vec<String>,
+    /// Pin of the server's TLS key.
+    pub tls_key: TlsKeyDigest,
+    /// The server's ledger key.
+    pub ledger_key: PublicKey,
+    /// Who this machine is on the server.
+    pub principal: PrincipalId,
+    /// What it may do.
+    pub role: Role,
+    /// Its namespace, where the role has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespaceId>,
+    /// The namespace's name on the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_name: Option<Label>,
+    /// No older descriptor is followed.
+    pub descriptor_version: u64,
+    /// Newest signed checkpoint of the ledger that was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+}
+
+/// Version of `profile.toml` that this program writes.
+pub const SETTINGS_VERSION: u32 = 1;
+
+/// The folder of one profile, whether enrolled or not.
+#[derive(Debug, Clone)]
+pub struct ProfileFolder(PathBuf);
+
+/// An enrolled profile.
+#[derive(Debug)]
+pub struct Profile {
+    folder: ProfileFolder,
+    settings: Settings,
+}
+
+/// Where profiles are kept: `option`, else `$XDG_CONFIG_HOME/strongroom`, else
+/// `~/.config/strongroom`.
+pub fn locate_home(option: Option<PathBuf>) -> Result<PathBuf, ClientError> {
+    let from_environment =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let default = || {
+        from_environment("XDG_CONFIG_HOME")
+            .or_else(|| from_environment("HOME").map(|home| home.join(".config")))
+            .map(|config| config.join("strongroom"))
+    };
+    option.or_else(default).ok_or_else(|| {
+        ClientError::Usage("no home folder is known: name one with --home FOLDER".into())
+    })
+}
+
+impl ProfileFolder {
+    /// The folder of profile `name` in `home`.
+    pub fn new(home: &Path, name: &str) -> Result<Self, ClientError> {
+        let label: Label = name
+            .parse()
+            .map_err(|error| ClientError::Usage(format!("profile {name:?}: {error}")))?;
+        Ok(Self(home.join(label.as_str())))
+    }
+
+    /// Makes the folder, for its owner only.
+    pub fn make(&self) -> Result<(), ClientError> {
+        durable::make_folder(&self.0)
+    }
+
+    /// Whether a machine is enrolled here.
+    pub fn is_enrolled(&self) -> bool {
+        self.path("profile.toml").exists()
+    }
+
+    /// A file or folder in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The secrets of a namespace that is not enrolled yet, with the name of their file.
+    pub fn pending_namespace(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
+        let path = self.path("pending-namespace");
+        match durable::read_if_there(&path, SETTINGS_MAX_BYTES * 4)? {
+            Some(bytes) => secret_text(&path, bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps the secrets of a namespace until it is enrolled.
+    pub fn write_pending_namespace(&self, text: &str) -> Result<(), ClientError> {
+        durable::create(&self.path("pending-namespace"), text.as_bytes())
+    }
+
+    /// Forgets them.
+    pub fn remove_pending_namespace(&self) -> Result<(), ClientError> {
+        durable::remove(&self.path("pending-namespace"))
+    }
+
+    /// The TLS key: the one that is there, else a new one.
+    pub fn tls_identity(&self) -> Result<TlsIdentity, ClientError> {
+        let (key, certificate) = (self.path("tls.key"), self.path("tls.crt"));
+        let stored = durable::read_if_there(&certificate, KEY_FILE_MAX_BYTES)?;
+        if let Some(stored) = stored {
+            let key_text = secret_text(&key, durable::read(&key, KEY_FILE_MAX_BYTES)?)?;
+            return TlsIdentity::from_pem(&String::from_utf8_lossy(&stored), &key_text);
+        }
+        let identity = TlsIdentity::generate()?;
+        // The certificate goes last: where it is, the key is whole.
+        durable::write(&key, identity.key_pem().as_bytes())?;
+        durable::write(&certificate, identity.certificate_pem().as_bytes())?;
+        Ok(identity)
+    }
+
+    /// The key that signs records: the one that is there, else a new one.
+    pub fn signing_key(&self) -> Result<SigningKey, ClientError> {
+        let path = self.path("signing.key");
+        if let Some(bytes) = durable::read_if_there(&path, KEY_FILE_MAX_BYTES)? {
+            return Ok(SigningKey::from_bytes(&*hex_key(&path, bytes)?));
+        }
+        let key = crate::keys::random_signing_key()
+            .map_err(|error| ClientError::Bug(error.to_string()))?;
+        let text = Zeroizing::new(format!("{}\n", to_hex(key.as_bytes())));
+        durable::write(&path, text.as_bytes())?;
+        Ok(key)
+    }
+
+    /// Keeps a namespace's convergence secret.
+    pub fn write_convergence_secret(&self, secret: &ConvergenceSecret) -> Result<(), ClientError> {
+        let text = Zeroizing::new(format!("{}\n", to_hex(secret.as_bytes())));
+        durable::write(&self.path("convergence.secret"), text.as_bytes())
+    }
+}
+
+impl Profile {
+    /// Completes an enrolment: from here on the profile is usable.
+    pub fn create(folder: ProfileFolder, settings: Settings) -> Result<Self, ClientError> {
+        let profile = Self { folder, settings };
+        profile.save()?;
+        Ok(profile)
+    }
+
+    /// Opens an enrolled profile.
+    pub fn open(folder: ProfileFolder) -> Result<Self, ClientError> {
+        let path = folder.path("profile.toml");
+        let Some(bytes) = durable::read_if_there(&path, SETTINGS_MAX_BYTES)? else {
+            return Err(ClientError::Usage(format!(
+                "no profile at {}: run `strongroom setup --token TOKEN` first, or name another \
+                 with --profile",
+                folder.0.display()
+            )));
+        };
+        let damaged = |error: &dyn std::fmt::Display| {
+            ClientError::Usage(format!("{}: {error}; restore it or enrol again", path.display()))
+        };
+        let text = String::from_utf8(bytes).map_err(|error| damaged(&error))?;
+        let settings: Settings = toml::from_str(&text).map_err(|error| damaged(&error))?;
+        if settings.version != SETTINGS_VERSION {
+            return Err(damaged(&"of another version of strongroom"));
+        }
+        Ok(Self { folder, settings })
+    }
+
+    /// What `profile.toml` says.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The profile's folder.
+    pub fn folder(&self) -> &ProfileFolder {
+        &self.folder
+    }
+
+    /// The namespace; an error for roles without one.
+    pub fn namespace(&self) -> Result<NamespaceId, ClientError> {
+        self.settings.namespace.ok_or_else(|| {
+            ClientError::Usage(format!(
+                "a profile of role {} belongs to no namespace: name one with --namespace",
+                self.settings.role
+            ))
+        })
+    }
+
+    /// A client of the profile's server.
+    pub fn client(&self, options: &ConnectOptions) -> Result<Client, ClientError> {
+        let servers = &options.servers;
+        let addresses = if servers.is_empty() { &self.settings.addresses } else { servers };
+        let endpoint = Endpoint {
+            addresses: addresses.clone(),
+            pin: Pin::Key(self.settings.tls_key),
+            timeouts: options.timeouts,
+            retry: options.retry,
+        };
+        Client::new(endpoint, &self.folder.tls_identity()?)
+    }
+
+    /// The key that signs this principal's records.
+    pub fn signing_key(&self) -> Result<SigningKey, ClientError> {
+        self.folder.signing_key()
+    }
+
+    /// Public half of the signing key.
+    pub fn signing_public_key(&self) -> Result<PublicKey, ClientError> {
+        Ok(public_key_of(&self.signing_key()?))
+    }
+
+    /// The namespace's convergence secret.
+    pub fn convergence_secret(&self) -> Result<ConvergenceSecret, ClientError> {
+        let path = self.folder.path("convergence.secret");
+        let Some(bytes) = durable::read_if_there(&path, KEY_FILE_MAX_BYTES)? else {
+            return Err(ClientError::Usage(format!(
+                "a profile of role {} cannot make backups: use one of role backup (--profile)",
+                self.settings.role
+            )));
+        };
+        Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
+    }
+
+    /// Checks a descriptor that the server offers, and keeps it where it is newer than the one
+    /// that is known.
+    pub fn accept_descriptor(&mut self, bytes: &[u8]) -> Result<VerifiedDescriptor, ClientError> {
+        let (namespace, floor) = (self.namespace()?, self.settings.descriptor_version);
+        let descriptor = VerifiedDescriptor::decode_for(bytes, &namespace, floor)?;
+        let path = self.folder.path("descriptor");
+        let known = durable::read_if_there(&path, u64::from(DESCRIPTOR_MAX_BYTES))?;
+        if known.as_deref() == Some(bytes) {
+            return Ok(descriptor);
+        }
+        let version = descriptor.contents().version;
+        if let Some(known) = known
+            && version == floor
+            && VerifiedDescriptor::decode_for(&known, &namespace, floor).is_ok()
+        {
+            return Err(ClientError::Untrusted(format!(
+                "there are two descriptors of version {version}: the authority key signed twice \
+                 or was stolen; ask whoever keeps the recovery kit"
+            )));
+        }
+        // The file first: a floor above the file is safe, one that was never raised is not.
+        durable::write(&path, bytes)?;
+        if version > floor {
+            self.settings.descriptor_version = version;
+            self.save()?;
+        }
+        Ok(descriptor)
+    }
+
+    /// Remembers a checkpoint of the server's ledger, and refuses one that contradicts the newest
+    /// that was seen. (That a larger ledger contains the smaller one is proven by the server's
+    /// consistency proofs, which audits ask for.)
+    pub fn accept_checkpoint(&mut self, note: &str) -> Result<(), ClientError> {
+        let keys = [self.settings.ledger_key];
+        let untrusted = |why: &str| {
+            ClientError::Untrusted(format!(
+                "the server's ledger {why}: it was rolled back or forked; tell its operator and \
+                 keep this profile as evidence"
+            ))
+        };
+        let new = Checkpoint::verify(note, &keys)
+            .map_err(|_| untrusted("checkpoint is not signed by the pinned ledger key"))?;
+        if let Some(known) = &self.settings.checkpoint
+            && let Ok(known) = Checkpoint::verify(known, &keys)
+        {
+            if new.size == known.size && new.root != known.root {
+                return Err(untrusted("has two roots of one size"));
+            }
+            if new.size <= known.size {
+                return Ok(());
+            }
+        }
+        self.settings.checkpoint = Some(note.to_owned());
+        self.save()
+    }
+
+    /// Remembers the newest checkpoint of the server's ledger, which must not be smaller than one
+    /// that was seen before.
+    pub fn accept_newest_checkpoint(&mut self, note: &str) -> Result<(), ClientError> {
+        let keys = [self.settings.ledger_key];
+        let size_of = |note: &str| Checkpoint::verify(note, &keys).map(|seen| seen.size);
+        let known = self.settings.checkpoint.as_deref().map(size_of);
+        if let (Some(Ok(known)), Ok(new)) = (known, size_of(note))
+            && new < known
+        {
+            return Err(ClientError::Untrusted(format!(
+                "the server's ledger has {new} entries, and had {known} before: it was rolled \
+                 back; tell its operator and keep this profile as evidence"
+            )));
+        }
+        self.accept_checkpoint(note)
+    }
+
+    /// Writes `profile.toml`. Floors that another process of this profile has raised stay.
+    fn save(&self) -> Result<(), ClientError> {
+        let mut settings = self.settings.clone();
+        if let Ok(written) = Self::open(self.folder.clone()) {
+            let written = written.settings;
+            settings.descriptor_version =
+                settings.descriptor_version.max(written.descriptor_version);
+            let keys = [settings.ledger_key];
+            let size_of = |note: &Option<String>| {
+                let note = note.as_deref()?;
+                Checkpoint::verify(note, &keys).ok().map(|checkpoint| checkpoint.size)
+            };
+            if size_of(&written.checkpoint) > size_of(&settings.checkpoint) {
+                settings.checkpoint = written.checkpoint;
+            }
+        }
+        let text = toml::to_string(&settings)
+            .map_err(|error| ClientError::Bug(format!("profile.toml: {error}")))?;
+        durable::write(&self.folder.path("profile.toml"), text.as_bytes())
+    }
+}
+
+/// Splits `HOST:PORT[,HOST:PORT...]`.
+pub fn parse_addresses(text: &str) -> Result<Vec<String>, ClientError> {
+    let addresses: Vec<String> =
+        text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let is_address = |address: &String| {
+        address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    };
+    if addresses.is_empty() || !addresses.iter().all(is_address) {
+        return Err(ClientError::Usage(format!("{text:?} is not HOST:PORT[,HOST:PORT...]")));
+    }
+    Ok(addresses)
+}
+
+fn secret_text(path: &Path, bytes: Vec<u8>) -> Result<Zeroizing<String>, ClientError> {
+    String::from_utf8(bytes).map(Zeroizing::new).map_err(|_| damaged_key(path))
+}
+
+fn hex_key(path: &Path, bytes: Vec<u8>) -> Result<Zeroizing<[u8; 32]>, ClientError> {
+    let text = secret_text(path, bytes)?;
+    from_hex(text.trim_end()).map(Zeroizing::new).ok_or_else(|| damaged_key(path))
+}
+
+fn damaged_key(path: &Path) -> ClientError {
+    ClientError::Usage(format!("{} is damaged: restore it or enrol again", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn settings() -> Settings {
+        Settings {
+            version: SETTINGS_VERSION,
+            addresses: vec!["backup.example:7443".into()],
+            tls_key: TlsKeyDigest([1; 32]),
+            ledger_key: PublicKey([2; 32]),
+            principal: PrincipalId([3; 16]),
+            role: Role::Backup,
+            namespace: Some(NamespaceId([4; 32])),
+            namespace_name: Some("erp".parse().unwrap()),
+            descriptor_version: 1,
+            checkpoint: None,
+        }
+    }
+
+    #[test]
+    fn a_profile_is_private_and_reads_back() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = ProfileFolder::new(&home.path().join("deep"), "erp").unwrap();
+        folder.make().unwrap();
+        assert!(!folder.is_enrolled());
+        assert!(Profile::open(folder.clone()).is_err());
+        let identity = folder.tls_identity().unwrap();
+        let key = folder.signing_key().unwrap();
+        folder.write_convergence_secret(&ConvergenceSecret::from_bytes([9; 32])).unwrap();
+        Profile::create(folder.clone(), settings()).unwrap();
+
+        let profile = Profile::open(folder.clone()).unwrap();
+        assert_eq!(profile.settings(), &settings());
+        assert_eq!(profile.signing_key().unwrap().to_bytes(), key.to_bytes());
+        assert_eq!(profile.convergence_secret().unwrap().as_bytes(), &[9; 32]);
+        let again = folder.tls_identity().unwrap().key_digest().unwrap();
+        assert_eq!(again, identity.key_digest().unwrap());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder.0), 0o700);
+        for entry in std::fs::read_dir(&folder.0).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn names_and_addresses_are_checked() {
+        let home = Path::new("/h");
+        assert!(ProfileFolder::new(home, "../etc").is_err());
+        assert!(ProfileFolder::new(home, "erp-1").is_ok());
+        assert_eq!(parse_addresses("a:1, b:2").unwrap(), ["a:1", "b:2"]);
+        for bad in ["", "a", "a:", ":1", "a:0", "a:x", "a:1,b"] {
+            assert!(parse_addresses(bad).is_err(), "{bad}");
+        }
+        let home = locate_home(Some("/x".into())).unwrap();
+        assert_eq!(home, Path::new("/x"));
+    }
+}

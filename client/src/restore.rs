@@ -1,0 +1,535 @@
+//! From a record back to the dump: restore and verify.
+//!
+//! 1. Verify the chain down to the key block (`trust`).
+//! 2. Open the root; read and check the catalogue.
+//! 3. Fetch the data stream's envelopes, some requests ahead; open them on all cores; write them
+//!    in order to a temporary file in the target's folder. *Crash: a stray temporary file.*
+//! 4. fsync, set mode and time, rename, fsync the folder. *Crash: the whole file, or none.*
+//!
+//! A chunk's bytes are written after all its checks and after everything before them was written.
+//! Verify is the same walk with a sink that forgets, over all chunks or a random share of them.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{Sender, bounded};
+use serde::Serialize;
+use strongroom_protocol::catalogue::{self, Entry, Kind};
+use strongroom_protocol::id::{Label, RecordDigest, SealedDigest};
+use strongroom_protocol::record::Totals;
+use tempfile::NamedTempFile;
+use tokio::task::JoinSet;
+
+use crate::budget::{self, READ_REQUEST_BYTES, READS_MAX, WRITE_BYTES};
+use crate::clock::Moment;
+use crate::durable;
+use crate::error::ClientError;
+use crate::fetch::{Fetcher, Walker, sum};
+use crate::progress::Monitor;
+use crate::sealer::NodeChild;
+use crate::trust::{Freshness, OpenRecord, ReadAccess};
+use crate::unsealer::{Job, Sink, Unsealer};
+
+/// Longest catalogue that is read, in bytes.
+const CATALOGUE_MAX_BYTES: u64 = 64 << 20;
+/// Plaintext of one job, in bytes; at least one chunk.
+const JOB_BYTES: u64 = 512 * 1024;
+/// After so many bytes a file's pages are pushed to the disk in the background.
+const WRITE_BACK_BYTES: u64 = 32 << 20;
+
+/// Where a restored stream goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A file, or a folder in which the file gets its old name.
+    Path(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// Where to.
+    pub target: Target,
+    /// Replace a file that is there.
+    pub overwrite: bool,
+    /// Go on where the chain of trust is broken.
+    pub unverified: bool,
+}
+
+/// What came of a restore; the object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestoreSummary {
+    /// The snapshot.
+    pub snapshot: RecordDigest,
+    /// What was backed up.
+    pub source: Label,
+    /// Where it is now; nothing for standard output.
+    pub path: Option<PathBuf>,
+    /// Bytes of the dump.
+    pub plaintext_bytes: u64,
+    /// Chunks that were opened.
+    pub chunk_count: u64,
+    /// Bytes of envelopes that were fetched.
+    pub fetched_sealed_bytes: u64,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Every link of the chain of trust held.
+    pub is_verified: bool,
+    /// The namespace's state is known to be fresh up to the kit's floor only.
+    pub fresh_to_kit_floor_only: bool,
+}
+
+/// What came of a verify; the object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifySummary {
+    /// The snapshot.
+    pub snapshot: RecordDigest,
+    /// What was backed up.
+    pub source: Label,
+    /// Share of the chunks that was to be opened, in percent.
+    pub sample_percent: f64,
+    /// Chunks that were opened, the catalogue's included.
+    pub verified_chunk_count: u64,
+    /// Chunks of the snapshot.
+    pub chunk_count: u64,
+    /// Bytes of plaintext that were opened.
+    pub verified_bytes: u64,
+    /// Bytes of envelopes that were fetched.
+    pub fetched_sealed_bytes: u64,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Every link of the chain of trust held.
+    pub is_verified: bool,
+}
+
+/// Restores a snapshot.
+pub async fn restore(
+    access: &ReadAccess,
+    snapshot: RecordDigest,
+    options: &RestoreOptions,
+    monitor: &Monitor,
+) -> Result<RestoreSummary, ClientError> {
+    let since = Moment::now();
+    let opened = access.open_record(snapshot, options.unverified).await?;
+    let tree = open_tree(access, &opened).await?;
+    monitor.set_total(tree.data.plaintext_bytes);
+    let source = &opened.record.body.source;
+    let (mut landing, sink) = Landing::prepare(options, &tree.entry, source)?;
+    let read = read_data(&tree, sink, None, monitor).await?;
+    if read.bytes != tree.entry.data_bytes {
+        return Err(ClientError::Untrusted(format!(
+            "the data is {} bytes, but the catalogue says {}: the writer was broken",
+            read.bytes, tree.entry.data_bytes
+        )));
+    }
+    let path = landing.finish(&tree.entry)?;
+    let totals = sum(tree.totals, read.totals);
+    let body = &opened.record.body;
+    if totals != body.totals {
+        tracing::warn!("the record's totals differ from its tree: the writer was broken");
+    }
+    Ok(RestoreSummary {
+        snapshot,
+        source: body.source.clone(),
+        path,
+        plaintext_bytes: read.bytes,
+        chunk_count: totals.chunk_count,
+        fetched_sealed_bytes: totals.sealed_bytes,
+        elapsed_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        is_verified: opened.is_verified,
+        fresh_to_kit_floor_only: access.freshness == Freshness::KitFloor,
+    })
+}
+
+/// Proves that a snapshot restores, without writing it. `sample_percent` of 100 opens all chunks.
+pub async fn verify(
+    access: &ReadAccess,
+    snapshot: RecordDigest,
+    sample_percent: f64,
+    unverified: bool,
+    monitor: &Monitor,
+) -> Result<VerifySummary, ClientError> {
+    let since = Moment::now();
+    let opened = access.open_record(snapshot, unverified).await?;
+    let tree = open_tree(access, &opened).await?;
+    monitor.set_total(tree.data.plaintext_bytes);
+    let is_whole = sample_percent >= 100.0;
+    let sample = Some(sample_percent).filter(|_| !is_whole);
+    let read = read_data(&tree, Box::new(Nowhere), sample, monitor).await?;
+    let body = &opened.record.body;
+    let totals = sum(tree.totals, read.totals);
+    if is_whole && totals != body.totals {
+        return Err(ClientError::Untrusted(
+            "the record's totals differ from its tree: the writer was broken; the data is whole"
+                .into(),
+        ));
+    }
+    Ok(VerifySummary {
+        snapshot,
+        source: body.source.clone(),
+        sample_percent: sample_percent.min(100.0),
+        verified_chunk_count: totals.chunk_count,
+        chunk_count: body.totals.chunk_count,
+        verified_bytes: read.bytes,
+        fetched_sealed_bytes: totals.sealed_bytes,
+        elapsed_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        is_verified: opened.is_verified,
+    })
+}
+
+/// The top of a snapshot's tree: its catalogue read, its data not yet.
+pub struct OpenTree {
+    fetcher: Fetcher,
+    data_level: u8,
+    data: NodeChild,
+    /// The one file or stream of the snapshot.
+    pub entry: Entry,
+    /// What was read so far.
+    totals: Totals,
+}
+
+/// Opens the root and reads the catalogue.
+pub async fn open_tree(access: &ReadAccess, opened: &OpenRecord) -> Result<OpenTree, ClientError> {
+    let fetcher = Fetcher::new(access.client.clone(), access.namespace, opened.keys.clone());
+    let level = opened.record.body.root_level;
+    let mut totals = Totals::default();
+    let root = fetcher.nodes(level, &[opened.root()], &mut totals).await?;
+    let below = level.saturating_sub(1);
+    let Some([catalogue, data]) = root.first().map(Vec::as_slice) else {
+        return Err(ClientError::Untrusted(
+            "the root has not two children: the writer was broken".into(),
+        ));
+    };
+    let bytes = fetcher.whole_stream(below, *catalogue, CATALOGUE_MAX_BYTES, &mut totals).await?;
+    let entries = catalogue::decode(&bytes)
+        .map_err(|error| ClientError::Untrusted(format!("{error}: the writer was broken")))?;
+    let [entry] = entries.as_slice() else {
+        return Err(ClientError::Usage(format!(
+            "the snapshot has {} files: restore it with a newer strongroom",
+            entries.len()
+        )));
+    };
+    Ok(OpenTree { fetcher, data_level: below, data: *data, entry: entry.clone(), totals })
+}
+
+struct DataRead {
+    bytes: u64,
+    totals: Totals,
+}
+
+/// Fetches and opens the data stream, or a random share of its chunks.
+async fn read_data(
+    tree: &OpenTree,
+    sink: Box<dyn Sink>,
+    sample_percent: Option<f64>,
+    monitor: &Monitor,
+) -> Result<DataRead, ClientError> {
+    let keys = tree.fetcher.keys();
+    let unsealer = Unsealer::start(keys, budget::cores(), WRITE_BYTES, sink, monitor)?;
+    let mut walker = Walker::new(tree.data_level, tree.data);
+    let mut totals = Totals::default();
+    let mut reads: JoinSet<Result<Totals, ClientError>> = JoinSet::new();
+    let mut first: u64 = 0;
+    loop {
+        let leaves = walker.next_leaves(&tree.fetcher, READ_REQUEST_BYTES, &mut totals).await?;
+        if leaves.is_empty() {
+            break;
+        }
+        let leaves = sampled(leaves, sample_percent);
+        if leaves.is_empty() {
+            continue;
+        }
+        while reads.len() >= READS_MAX {
+            totals = sum(totals, joined(reads.join_next().await)?);
+        }
+        let count = u64::try_from(leaves.len()).unwrap_or(u64::MAX);
+        let Some(read) = Read::prepare(&unsealer, first, leaves).await else { break };
+        let (fetcher, jobs) = (tree.fetcher.clone(), unsealer.jobs());
+        reads.spawn(async move { read.run(&fetcher, &jobs).await });
+        first = first.saturating_add(count);
+    }
+    while !reads.is_empty() {
+        totals = sum(totals, joined(reads.join_next().await)?);
+    }
+    Ok(DataRead { bytes: unsealer.finish().await?, totals })
+}
+
+fn joined(
+    outcome: Option<Result<Result<Totals, ClientError>, tokio::task::JoinError>>,
+) -> Result<Totals, ClientError> {
+    match outcome {
+        Some(Ok(totals)) => totals,
+        Some(Err(error)) => Err(ClientError::Bug(error.to_string())),
+        None => Ok(Totals::default()),
+    }
+}
+
+fn sampled(leaves: Vec<NodeChild>, percent: Option<f64>) -> Vec<NodeChild> {
+    let Some(percent) = percent else { return leaves };
+    // Without random numbers all are opened.
+    let is_picked = |_: &NodeChild| {
+        let random = f64::from(getrandom::u32().unwrap_or(0)) / f64::from(u32::MAX);
+        random * 100.0 < percent
+    };
+    leaves.into_iter().filter(is_picked).collect()
+}
+
+/// One read request and the jobs that its answer is cut into.
+struct Read {
+    jobs: Vec<Job>,
+}
+
+impl Read {
+    /// Cuts neighbouring chunks into jobs and takes room for them, in order.
+    async fn prepare(unsealer: &Unsealer, first: u64, leaves: Vec<NodeChild>) -> Option<Self> {
+        let mut jobs: Vec<Job> = Vec::new();
+        let mut bytes: u64 = 0;
+        for (number, leaf) in (first..).zip(leaves) {
+            if bytes == 0 || bytes >= JOB_BYTES {
+                if let Some(last) = jobs.last_mut() {
+                    last.room = Some(unsealer.take_room(bytes).await?);
+                }
+                bytes = 0;
+                jobs.push(Job {
+                    first: number,
+                    leaves: Vec::new(),
+                    envelopes: unsealer.buffer(),
+                    ends: Vec::new(),
+                    room: None,
+                });
+            }
+            bytes = bytes.saturating_add(leaf.plaintext_bytes.max(1));
+            if let Some(last) = jobs.last_mut() {
+                last.leaves.push(leaf);
+            }
+        }
+        if let Some(last) = jobs.last_mut() {
+            last.room = Some(unsealer.take_room(bytes).await?);
+        }
+        Some(Self { jobs })
+    }
+
+    async fn run(self, fetcher: &Fetcher, to: &Sender<Job>) -> Result<Totals, ClientError> {
+        let digests: Vec<SealedDigest> =
+            self.jobs.iter().flat_map(|job| &job.leaves).map(|leaf| leaf.digest).collect();
+        let mut totals = Totals::default();
+        let mut jobs = self.jobs.into_iter();
+        let mut current = jobs.next();
+        fetcher
+            .envelopes(&digests, |envelope| {
+                let Some(job) = current.as_mut() else { return Ok(()) };
+                totals.chunk_count = totals.chunk_count.saturating_add(1);
+                let length = u64::try_from(envelope.len()).unwrap_or(u64::MAX);
+                totals.sealed_bytes = totals.sealed_bytes.saturating_add(length);
+                job.envelopes.extend_from_slice(envelope);
+                job.ends.push(job.envelopes.len());
+                if job.ends.len() == job.leaves.len() {
+                    // A writer that failed tells why at the end.
+                    if let Some(whole) = std::mem::replace(&mut current, jobs.next()) {
+                        let _ = to.send(whole);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(totals)
+    }
+}
+
+/// Bytes that were only to be checked.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ToStdout(File);
+
+impl Sink for ToStdout {
+    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
+        self.0.write_all(plaintext)
+    }
+}
+
+/// A file that is pushed to the disk while it is written, so that the last fsync is short.
+struct ToFile {
+    file: File,
+    since_push: u64,
+    push: Sender<()>,
+}
+
+impl ToFile {
+    fn new(file: &File) -> io::Result<Self> {
+        let (push, pushed) = bounded(1);
+        let behind = file.try_clone()?;
+        std::thread::Builder::new().name("write-back".into()).spawn(move || {
+            while pushed.recv().is_ok() {
+                // The fsync before the rename is the one that counts.
+                let _ = behind.sync_data();
+            }
+        })?;
+        Ok(Self { file: file.try_clone()?, since_push: 0, push })
+    }
+}
+
+impl Sink for ToFile {
+    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
+        self.file.write_all(plaintext)?;
+        let length = u64::try_from(plaintext.len()).unwrap_or(u64::MAX);
+        self.since_push = self.since_push.saturating_add(length);
+        if self.since_push >= WRITE_BACK_BYTES {
+            self.since_push = 0;
+            let _ = self.push.try_send(());
+        }
+        Ok(())
+    }
+}
+
+/// The temporary file and the name that it gets at the end.
+struct Landing {
+    file: Option<(NamedTempFile, PathBuf)>,
+    overwrite: bool,
+}
+
+impl Landing {
+    fn prepare(
+        options: &RestoreOptions,
+        entry: &Entry,
+        source: &Label,
+    ) -> Result<(Self, Box<dyn Sink>), ClientError> {
+        let overwrite = options.overwrite;
+        let Target::Path(target) = &options.target else {
+            use std::os::fd::AsFd;
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            let stdout =
+                stdout.map_err(|error| ClientError::file("open standard output", error))?;
+            let sink = Box::new(ToStdout(File::from(stdout)));
+            return Ok((Self { file: None, overwrite }, sink));
+        };
+        let path =
+            if target.is_dir() { target.join(name_of(entry, source)) } else { target.clone() };
+        refuse_existing(&path, overwrite)?;
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let fail = |error| ClientError::file(format!("restore into {}", folder.display()), error);
+        let temporary = tempfile::Builder::new()
+            .prefix(".strongroom-restore-")
+            .tempfile_in(folder)
+            .map_err(fail)?;
+        let sink = ToFile::new(temporary.as_file()).map_err(fail)?;
+        Ok((Self { file: Some((temporary, path)), overwrite }, Box::new(sink)))
+    }
+
+    /// Makes the file what it was, and gives it its name.
+    fn finish(&mut self, entry: &Entry) -> Result<Option<PathBuf>, ClientError> {
+        let Some((temporary, path)) = self.file.take() else { return Ok(None) };
+        let fail = |error| ClientError::file(format!("restore {}", path.display()), error);
+        let file = temporary.as_file();
+        if entry.kind == Kind::File {
+            file.set_permissions(Permissions::from_mode(entry.mode)).map_err(fail)?;
+            if let Some(modified) = modified_of(entry) {
+                file.set_modified(modified).map_err(fail)?;
+            }
+        }
+        file.sync_all().map_err(fail)?;
+        refuse_existing(&path, self.overwrite)?;
+        temporary.persist(&path).map_err(|error| fail(error.error))?;
+        durable::sync_folder_of(&path)?;
+        Ok(Some(path))
+    }
+}
+
+fn refuse_existing(path: &Path, overwrite: bool) -> Result<(), ClientError> {
+    if overwrite || path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    Err(ClientError::Usage(format!(
+        "{} exists: name another path, or replace it with --overwrite",
+        path.display()
+    )))
+}
+
+/// The last part of the path that was backed up; the source's name for a stream. A catalogue
+/// cannot name a place outside the folder.
+fn name_of(entry: &Entry, source: &Label) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(&entry.path));
+    match path.file_name() {
+        Some(name) => PathBuf::from(name),
+        None => PathBuf::from(source.as_str()),
+    }
+}
+
+fn modified_of(entry: &Entry) -> Option<SystemTime> {
+    let nanoseconds = Duration::from_nanos(u64::from(entry.modified_nanoseconds));
+    let seconds = Duration::from_secs(entry.modified_seconds.unsigned_abs());
+    let whole = if entry.modified_seconds >= 0 {
+        SystemTime::UNIX_EPOCH.checked_add(seconds)?
+    } else {
+        SystemTime::UNIX_EPOCH.checked_sub(seconds)?
+    };
+    whole.checked_add(nanoseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_the_folder() {
+        let source: Label = "erp".parse().unwrap();
+        let mut entry = Entry::empty(Kind::File);
+        for (path, name) in
+            [("dump.sql", "dump.sql"), ("../../etc/passwd", "passwd"), ("..", "erp"), ("", "erp")]
+        {
+            entry.path = path.as_bytes().to_vec();
+            assert_eq!(name_of(&entry, &source), Path::new(name), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_there_stays_unless_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dump.sql");
+        let options = |overwrite| RestoreOptions {
+            target: Target::Path(path.clone()),
+            overwrite,
+            unverified: false,
+        };
+        let source: Label = "erp".parse().unwrap();
+        let mut entry = Entry::empty(Kind::File);
+        entry.mode = 0o640;
+        entry.modified_seconds = -5;
+        let (mut landing, mut sink) = Landing::prepare(&options(false), &entry, &source).unwrap();
+        sink.write(b"one").unwrap();
+        assert!(!path.exists(), "a temporary name until the end");
+        assert_eq!(landing.finish(&entry).unwrap(), Some(path.clone()));
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
+        assert_eq!(metadata.modified().unwrap(), modified_of(&entry).unwrap());
+        assert!(Landing::prepare(&options(false), &entry, &source).is_err());
+        assert!(Landing::prepare(&options(true), &entry, &source).is_ok());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no stray files");
+    }
+
+    #[test]
+    fn samples_are_about_as_large_as_asked() {
+        let leaf = NodeChild {
+            digest: SealedDigest([1; 32]),
+            h: crate::keys::PlaintextHash([2; 32]),
+            plaintext_bytes: 1,
+        };
+        let count = sampled(vec![leaf; 10_000], Some(10.0)).len();
+        assert!((700..1300).contains(&count), "{count}");
+        assert_eq!(sampled(vec![leaf; 10], None).len(), 10);
+    }
+}

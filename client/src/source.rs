@@ -1,0 +1,382 @@
+//! What is backed up: a file, a stream, or the standard output of a command.
+//!
+//! A command runs in a process group of its own. Its standard error passes through and its end is
+//! kept; its standard output is the dump. Only exit code 0 makes a snapshot, and the code is known
+//! only after the output has ended, so [`SourceGuard::finish`] stands between the last byte and
+//! the record. Whoever drops the guard before that ends the whole process group: a failed backup
+//! leaves no dump running.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process_group};
+use strongroom_protocol::catalogue::{Entry, Kind};
+use strongroom_protocol::limits::STDERR_MAX_BYTES;
+
+use crate::clock::Moment;
+use crate::error::ClientError;
+
+/// How often a command that closed its output is asked whether it has ended.
+const WAIT_STEP: Duration = Duration::from_millis(10);
+/// How long standard error is waited for after the command ended.
+const STDERR_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a process group has between the request to end and the order.
+const KILL_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What to back up.
+pub enum Source {
+    /// One regular file.
+    File(PathBuf),
+    /// A stream that can be read once.
+    Stream(Box<dyn Read + Send>),
+    /// Program and arguments, whose standard output is the dump.
+    Command(Vec<String>),
+}
+
+/// A source that is being read.
+pub struct OpenSource {
+    /// The bytes.
+    pub reader: Box<dyn Read + Send>,
+    /// Size where it is known before reading, in bytes.
+    pub size_hint: Option<u64>,
+    /// The catalogue's entry, without sizes.
+    pub entry: Entry,
+    /// Program and arguments, for the sealed part of the record.
+    pub command: Vec<String>,
+    /// Paths, for the sealed part of the record.
+    pub paths: Vec<String>,
+    /// Says at the end whether the bytes make a snapshot.
+    pub guard: SourceGuard,
+}
+
+/// How a source ended well.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SourceEnd {
+    /// End of what the command wrote to standard error.
+    pub standard_error: Vec<u8>,
+    /// A file changed while it was read.
+    pub changed: bool,
+}
+
+/// What must be true of the source before a record may be made.
+pub enum SourceGuard {
+    /// A stream has no more to say than its end.
+    Stream,
+    /// A file should be what it was when it was opened.
+    File {
+        /// The file that was read.
+        file: File,
+        /// Size and time of change when it was opened.
+        before: (u64, i64, i64),
+    },
+    /// A command must exit with 0.
+    Command(RunningCommand),
+}
+
+impl Source {
+    /// Standard input of this process.
+    pub fn stdin() -> Result<Self, ClientError> {
+        let fail = |error| ClientError::file("open standard input", error);
+        let descriptor = io::stdin().as_fd().try_clone_to_owned().map_err(fail)?;
+        Ok(Self::Stream(Box::new(File::from(descriptor))))
+    }
+
+    /// Opens the source, once: a stream or command is gone then, a file stays and can be opened
+    /// again.
+    pub fn open(&mut self) -> Result<OpenSource, ClientError> {
+        match self {
+            Self::File(path) => open_file(path),
+            Self::Stream(reader) => {
+                let reader = std::mem::replace(reader, Box::new(io::empty()));
+                Ok(OpenSource {
+                    reader,
+                    size_hint: None,
+                    entry: Entry::empty(Kind::Stream),
+                    command: Vec::new(),
+                    paths: Vec::new(),
+                    guard: SourceGuard::Stream,
+                })
+            }
+            Self::Command(command) => start_command(command),
+        }
+    }
+
+    /// Whether the source can be read a second time.
+    pub fn can_restart(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+}
+
+impl SourceGuard {
+    /// Waits for the end of the source after its last byte was read.
+    pub async fn finish(&mut self) -> Result<SourceEnd, ClientError> {
+        match self {
+            Self::Stream => Ok(SourceEnd::default()),
+            Self::File { file, before } => {
+                let fail = |error| ClientError::file("read the state of the source file", error);
+                let changed = state_of(file).map_err(fail)? != *before;
+                Ok(SourceEnd { standard_error: Vec::new(), changed })
+            }
+            Self::Command(running) => running.finish().await,
+        }
+    }
+}
+
+/// A command whose output is the dump.
+pub struct RunningCommand {
+    program: String,
+    child: Child,
+    ended: bool,
+    tail: Arc<Mutex<Tail>>,
+    stderr_thread: Option<JoinHandle<()>>,
+}
+
+impl RunningCommand {
+    async fn finish(&mut self) -> Result<SourceEnd, ClientError> {
+        let status = loop {
+            let fail = |error| ClientError::file(format!("wait for {}", self.program), error);
+            if let Some(status) = self.child.try_wait().map_err(fail)? {
+                break status;
+            }
+            tokio::time::sleep(WAIT_STEP).await;
+        };
+        self.ended = true;
+        let since = Moment::now();
+        let is_reading = |thread: &JoinHandle<()>| !thread.is_finished();
+        while self.stderr_thread.as_ref().is_some_and(is_reading)
+            && since.elapsed() < STDERR_PATIENCE
+        {
+            tokio::time::sleep(WAIT_STEP).await;
+        }
+        if !status.success() {
+            return Err(ClientError::DumpFailed(failure_of(&self.program, status)));
+        }
+        let standard_error = self.tail.lock().bytes.iter().copied().collect();
+        Ok(SourceEnd { standard_error, changed: false })
+    }
+
+    /// Ends the process group: first asks, then orders.
+    fn end(&mut self) {
+        let group = Pid::from_child(&self.child);
+        let since = Moment::now();
+        // Errors mean that the group has gone, which is what is wanted.
+        let _ = kill_process_group(group, Signal::TERM);
+        while since.elapsed() < KILL_PATIENCE {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(WAIT_STEP);
+        }
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for RunningCommand {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end();
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
+    let fail = |error| ClientError::file(format!("open {}", path.display()), error);
+    let file = File::open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(ClientError::Usage(format!(
+            "{}: not a regular file; give a file, --stdin, or a command after --",
+            path.display()
+        )));
+    }
+    let mut entry = Entry::empty(Kind::File);
+    entry.path = path.file_name().map(|name| name.as_encoded_bytes().to_vec()).unwrap_or_default();
+    entry.mode = metadata.mode() & 0o7777;
+    entry.uid = metadata.uid();
+    entry.gid = metadata.gid();
+    entry.owner = name_of_id("/etc/passwd", entry.uid);
+    entry.group = name_of_id("/etc/group", entry.gid);
+    entry.modified_seconds = metadata.mtime();
+    entry.modified_nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+    let whole_path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let guard = SourceGuard::File {
+        before: state_of(&file).map_err(fail)?,
+        file: file.try_clone().map_err(fail)?,
+    };
+    Ok(OpenSource {
+        reader: Box::new(file),
+        size_hint: Some(metadata.len()),
+        entry,
+        command: Vec::new(),
+        paths: vec![whole_path.to_string_lossy().into_owned()],
+        guard,
+    })
+}
+
+fn start_command(command: &[String]) -> Result<OpenSource, ClientError> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(ClientError::Usage("no command after --".into()));
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| ClientError::DumpFailed(format!("cannot run {program}: {error}")))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let tail = Arc::new(Mutex::new(Tail::default()));
+    let stderr_thread = stderr.map(|stderr| pass_through(stderr, tail.clone()));
+    // From here on a failure drops the guard, which ends the command.
+    let guard =
+        RunningCommand { program: program.clone(), child, ended: false, tail, stderr_thread };
+    let stdout = stdout.ok_or_else(|| ClientError::Bug("command without output".into()))?;
+    Ok(OpenSource {
+        reader: Box::new(stdout),
+        size_hint: None,
+        entry: Entry::empty(Kind::Stream),
+        command: command.to_vec(),
+        paths: Vec::new(),
+        guard: SourceGuard::Command(guard),
+    })
+}
+
+fn failure_of(program: &str, status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("dump command {program} exited with code {code}"),
+        (None, Some(signal)) => format!("dump command {program} was ended by signal {signal}"),
+        (None, None) => format!("dump command {program} failed"),
+    }
+}
+
+/// The last bytes of a text.
+#[derive(Default)]
+struct Tail {
+    bytes: VecDeque<u8>,
+}
+
+impl Tail {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        let max = usize::try_from(STDERR_MAX_BYTES).unwrap_or(usize::MAX);
+        let excess = self.bytes.len().saturating_sub(max);
+        self.bytes.drain(..excess);
+    }
+}
+
+fn pass_through(mut stderr: ChildStderr, tail: Arc<Mutex<Tail>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match stderr.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    let bytes = buffer.get(..count).unwrap_or(&[]);
+                    // Where our own standard error is closed there is nobody to tell.
+                    let _ = io::stderr().write_all(bytes);
+                    tail.lock().push(bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    })
+}
+
+fn state_of(file: &File) -> io::Result<(u64, i64, i64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+/// The name that `/etc/passwd` or `/etc/group` gives a numeric id; empty where it gives none.
+fn name_of_id(table: &str, id: u32) -> Vec<u8> {
+    let Ok(text) = std::fs::read_to_string(table) else { return Vec::new() };
+    let wanted = id.to_string();
+    let line = text.lines().find(|line| line.split(':').nth(2) == Some(wanted.as_str()));
+    line.and_then(|line| line.split(':').next()).unwrap_or_default().as_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str) -> (Vec<u8>, Result<SourceEnd, ClientError>) {
+        let command = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let mut source = Source::Command(command).open().unwrap();
+        let mut bytes = Vec::new();
+        source.reader.read_to_end(&mut bytes).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        (bytes, runtime.block_on(source.guard.finish()))
+    }
+
+    #[test]
+    fn a_command_gives_its_output_and_the_end_of_its_errors() {
+        let (bytes, end) = run("echo dump; echo warning >&2");
+        assert_eq!(bytes, b"dump\n");
+        assert_eq!(end.unwrap().standard_error, b"warning\n");
+        let mut tail = Tail::default();
+        tail.push(&[1; 100_000]);
+        tail.push(&[2; 10]);
+        assert_eq!(tail.bytes.len(), 65_536);
+        assert_eq!(tail.bytes.back(), Some(&2));
+    }
+
+    #[test]
+    fn only_exit_code_0_counts() {
+        for (script, word) in [("echo x; exit 3", "code 3"), ("kill -9 $$", "signal 9")] {
+            let (_, end) = run(script);
+            let Err(ClientError::DumpFailed(message)) = end else { panic!("{script}: {end:?}") };
+            assert!(message.contains(word), "{message}");
+        }
+        let missing = Source::Command(vec!["/nowhere/at/all".into()]).open();
+        assert!(matches!(missing, Err(ClientError::DumpFailed(_))));
+    }
+
+    #[test]
+    fn a_dropped_guard_ends_the_whole_group() {
+        let command = ["sh", "-c", "sleep 1000 & echo $!; wait"].map(str::to_owned).to_vec();
+        let mut source = Source::Command(command).open().unwrap();
+        let mut text = [0; 16];
+        let count = source.reader.read(&mut text).unwrap();
+        let pid: u32 = std::str::from_utf8(&text[..count]).unwrap().trim().parse().unwrap();
+        drop(source);
+        let is_gone = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => stat.contains(") Z"),
+            Err(_) => true,
+        };
+        for _ in 0..200 {
+            if is_gone() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("grandchild {pid} still runs");
+    }
+
+    #[test]
+    fn a_file_says_when_it_changed_under_the_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dump.sql");
+        std::fs::write(&path, b"one").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut source = Source::File(path.clone()).open().unwrap();
+        assert_eq!(source.size_hint, Some(3));
+        assert_eq!(source.entry.path, b"dump.sql");
+        assert!(!runtime.block_on(source.guard.finish()).unwrap().changed);
+        std::fs::write(&path, b"longer").unwrap();
+        assert!(runtime.block_on(source.guard.finish()).unwrap().changed);
+        assert!(Source::File(folder.path().to_owned()).open().is_err());
+    }
+}

@@ -1,0 +1,227 @@
+//! Opens chunks on all cores and hands their plaintext over in stream order.
+//!
+//! ```text
+//! fetch tasks -> jobs of some envelopes -> workers: every check -> one writer thread: in order
+//! ```
+//!
+//! Room is counted in plaintext bytes: a fetch task takes room before it asks for chunks, and the
+//! writer gives it back when they are written, so what is in flight is bounded whatever the order
+//! of arrival. The first failure ends everything; not a byte of a chunk that failed a check, or of
+//! one after it, is handed over.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::compressor::Decompressor;
+use crate::error::ClientError;
+use crate::fetch::damaged;
+use crate::keys::PlaintextKeys;
+use crate::progress::Monitor;
+use crate::sealer::{NodeChild, unseal_chunk};
+
+/// Room is counted in this many bytes, so that it fits a semaphore's permits.
+const ROOM_UNIT_BYTES: u64 = 4096;
+/// Buffers of each kind that are kept for the next jobs.
+const IDLE_BUFFERS: usize = 32;
+
+/// Where plaintext goes.
+pub trait Sink: Send {
+    /// Takes the next bytes of the stream.
+    fn write(&mut self, plaintext: &[u8]) -> io::Result<()>;
+}
+
+/// Some neighbouring chunks, sealed.
+pub struct Job {
+    /// Place of the first among the stream's chunks.
+    pub first: u64,
+    /// What the nodes say of them.
+    pub leaves: Vec<NodeChild>,
+    /// Their envelopes, one after another.
+    pub envelopes: Vec<u8>,
+    /// Where each envelope ends.
+    pub ends: Vec<usize>,
+    /// Room that the job takes.
+    pub room: Option<OwnedSemaphorePermit>,
+}
+
+/// The running threads.
+pub struct Unsealer {
+    jobs: Sender<Job>,
+    room: Arc<Semaphore>,
+    idle_envelopes: Receiver<Vec<u8>>,
+    outcome: oneshot::Receiver<Result<u64, ClientError>>,
+}
+
+struct Opened {
+    first: u64,
+    chunk_count: u64,
+    plaintext: Vec<u8>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Unsealer {
+    /// Starts `worker_count` workers and a writer; `room_bytes` of plaintext may be in flight.
+    pub fn start(
+        keys: &PlaintextKeys,
+        worker_count: usize,
+        room_bytes: u64,
+        sink: Box<dyn Sink>,
+        monitor: &Monitor,
+    ) -> Result<Self, ClientError> {
+        let (jobs, waiting) = unbounded::<Job>();
+        let (opened, to_write) = unbounded();
+        let (home, idle) = bounded(IDLE_BUFFERS);
+        let (envelopes_home, idle_envelopes) = bounded(IDLE_BUFFERS);
+        for number in 0..worker_count.max(1) {
+            let worker = Worker {
+                keys: keys.clone(),
+                waiting: waiting.clone(),
+                opened: opened.clone(),
+                idle: idle.clone(),
+                envelopes_home: envelopes_home.clone(),
+                decompressor: Decompressor::new(),
+                chunk: Vec::new(),
+            };
+            spawn(format!("unseal-{number}"), move || worker.work())?;
+        }
+        let units = usize::try_from(room_bytes / ROOM_UNIT_BYTES).unwrap_or(1).max(1);
+        let room = Arc::new(Semaphore::new(units));
+        let (tell, outcome) = oneshot::channel();
+        let writer = Writer { to_write, home, sink, monitor: monitor.clone() };
+        let closing = room.clone();
+        spawn("write".into(), move || {
+            let written = writer.work();
+            // Whoever waits for room must not wait for a writer that has gone.
+            closing.close();
+            let _ = tell.send(written);
+        })?;
+        Ok(Self { jobs, room, idle_envelopes, outcome })
+    }
+
+    /// Waits for room for `bytes` of plaintext; nothing when the writer has failed.
+    pub async fn take_room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(bytes / ROOM_UNIT_BYTES).unwrap_or(u32::MAX).saturating_add(1);
+        self.room.clone().acquire_many_owned(units).await.ok()
+    }
+
+    /// An empty buffer for the envelopes of a job.
+    pub fn buffer(&self) -> Vec<u8> {
+        self.idle_envelopes.try_recv().unwrap_or_default()
+    }
+
+    /// A handle that fetch tasks send jobs through.
+    pub fn jobs(&self) -> Sender<Job> {
+        self.jobs.clone()
+    }
+
+    /// Waits until everything that was sent is written; gives the number of bytes. All handles
+    /// must be dropped before.
+    pub async fn finish(self) -> Result<u64, ClientError> {
+        drop(self.jobs);
+        self.outcome.await.map_err(|_| ClientError::Bug("the writer thread ended".into()))?
+    }
+}
+
+struct Worker {
+    keys: PlaintextKeys,
+    waiting: Receiver<Job>,
+    opened: Sender<Result<Opened, ClientError>>,
+    idle: Receiver<Vec<u8>>,
+    envelopes_home: Sender<Vec<u8>>,
+    decompressor: Decompressor,
+    chunk: Vec<u8>,
+}
+
+impl Worker {
+    fn work(mut self) {
+        while let Ok(job) = self.waiting.recv() {
+            let opened = self.open(job);
+            let is_over = opened.is_err();
+            if self.opened.send(opened).is_err() || is_over {
+                return;
+            }
+        }
+    }
+
+    fn open(&mut self, mut job: Job) -> Result<Opened, ClientError> {
+        let mut plaintext = self.idle.try_recv().unwrap_or_default();
+        plaintext.clear();
+        let wanted: u64 = job.leaves.iter().map(|leaf| leaf.plaintext_bytes).sum();
+        plaintext.reserve_exact(usize::try_from(wanted).unwrap_or(0));
+        let mut start = 0;
+        for (leaf, end) in job.leaves.iter().zip(&job.ends) {
+            let envelope = job.envelopes.get(start..*end).unwrap_or(&[]);
+            start = *end;
+            unseal_chunk(
+                &self.keys,
+                envelope,
+                &leaf.digest,
+                &leaf.h,
+                leaf.plaintext_bytes,
+                &mut self.chunk,
+                &mut self.decompressor,
+            )
+            .map_err(|error| damaged(&leaf.digest, error))?;
+            plaintext.extend_from_slice(&self.chunk);
+        }
+        job.envelopes.clear();
+        // A full house means that enough memory is kept already.
+        let _ = self.envelopes_home.try_send(job.envelopes);
+        let chunk_count = count_of(job.leaves.len());
+        Ok(Opened { first: job.first, chunk_count, plaintext, room: job.room })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.opened.send(Err(ClientError::Bug("an unsealing thread panicked".into())));
+        }
+    }
+}
+
+struct Writer {
+    to_write: Receiver<Result<Opened, ClientError>>,
+    home: Sender<Vec<u8>>,
+    sink: Box<dyn Sink>,
+    monitor: Monitor,
+}
+
+impl Writer {
+    fn work(mut self) -> Result<u64, ClientError> {
+        let mut early: BTreeMap<u64, Opened> = BTreeMap::new();
+        let (mut next, mut bytes) = (0u64, 0u64);
+        while let Ok(opened) = self.to_write.recv() {
+            let opened = opened?;
+            early.insert(opened.first, opened);
+            while let Some(turn) = early.remove(&next) {
+                next = next.saturating_add(turn.chunk_count);
+                self.sink
+                    .write(&turn.plaintext)
+                    .map_err(|error| ClientError::file("write what was restored", error))?;
+                let length = count_of(turn.plaintext.len());
+                bytes = bytes.saturating_add(length);
+                self.monitor.add_done(length);
+                let _ = self.home.try_send(turn.plaintext);
+                drop(turn.room);
+            }
+        }
+        if early.is_empty() {
+            return Ok(bytes);
+        }
+        Err(ClientError::Bug("a part of the stream never came".into()))
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), ClientError> {
+    let thread = std::thread::Builder::new().name(name).spawn(work);
+    thread.map(drop).map_err(|error| ClientError::file("start a thread", error))
+}
+
+fn count_of(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,277 @@
+//! Commits: only what is whole, signed, in turn and in its session; and the same one twice is one.
+
+use std::time::Duration;
+
+use ed25519_dalek::SigningKey;
+use strongroom_protocol::entry::Event;
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::{PublicKey, RecordDigest, SessionNonce};
+use strongroom_protocol::message::SizeClass;
+use strongroom_protocol::receipt::Receipt;
+use strongroom_protocol::record::{Record, RecordBody};
+use strongroom_server::repository::Repository;
+use strongroom_server::store::schema::Family;
+
+use crate::harness::{DAY, START_MS, TestServer, Tree, digests, frames, label, refused_with};
+
+fn snapshot_count(repository: &Repository) -> u64 {
+    repository.status().unwrap().snapshot_count
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_proven_by_its_receipt() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let (record, receipt) = writer.snapshot("db", &[b"a", b"b"]).await;
+    let ledger_key = writer.profile.settings().ledger_key;
+    let (entry, checkpoint) = receipt.verify(&[ledger_key]).unwrap();
+    assert_eq!(entry.namespace, writer.namespace());
+    assert_eq!(entry.server_time_ms, START_MS);
+    assert_eq!(checkpoint.size, server.repository.ledger().head().size);
+    let Event::Committed { record: digest, root, sequence, locked_until_seconds, .. } = entry.event
+    else {
+        panic!("{entry:?}")
+    };
+    assert_eq!((digest, root, sequence), (record.digest(), record.body.root, 1));
+    assert_eq!(locked_until_seconds, START_MS / 1000 + 30 * 24 * 3600);
+    let stranger = PublicKey([1; 32]);
+    assert!(receipt.verify(&[stranger]).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_record_twice_is_one_snapshot() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let session = writer.session("db").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a"]);
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let record = writer.record(&session, "db", &tree.root, |_| {});
+    let first = session.commit(record.encode().into()).await.unwrap();
+    let again = session.commit(record.encode().into()).await.unwrap();
+    let index = |receipt: &[u8]| Receipt::decode(receipt).unwrap().leaf_index;
+    assert_eq!(index(&first), index(&again));
+    assert_eq!(snapshot_count(&server.repository), 1);
+    // Also when the server has forgotten the session.
+    let server = server.restart().await;
+    let client = writer.profile.client(&server.connect()).unwrap();
+    let late = strongroom_client::session::commit_in(
+        &client,
+        writer.namespace(),
+        session.opened().session,
+        record.encode().into(),
+    );
+    assert_eq!(index(&late.await.unwrap()), index(&first));
+    assert_eq!(snapshot_count(&server.repository), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_record_twice_at_once_is_one_snapshot() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let session = writer.session("db").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a"]);
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let record = writer.record(&session, "db", &tree.root, |_| {});
+    let (a, b) = tokio::join!(
+        session.commit(record.encode().into()),
+        session.commit(record.encode().into())
+    );
+    let index = |receipt: &[u8]| Receipt::decode(receipt).unwrap().leaf_index;
+    assert_eq!(index(&a.unwrap()), index(&b.unwrap()));
+    assert_eq!(snapshot_count(&server.repository), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_lie_are_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let other = server.writer("other").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a", b"b"]);
+    let session = writer.session("db").await;
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    type Lie = fn(&mut RecordBody);
+    let lies: [(&str, Lie); 9] = [
+        ("chunk count", |body| body.totals.chunk_count += 1),
+        ("sealed bytes", |body| body.totals.sealed_bytes -= 1),
+        ("level", |body| body.root_level += 1),
+        ("root", |body| body.root.0[0] ^= 1),
+        ("session", |body| body.session_nonce = SessionNonce([0; 32])),
+        ("source", |body| body.source = label("payroll")),
+        ("principal", |body| body.principal.0[0] ^= 1),
+        ("epoch", |body| body.epoch = 2),
+        ("descriptor", |body| body.descriptor.0[0] ^= 1),
+    ];
+    for (name, lie) in lies {
+        let record = writer.record(&session, "db", &tree.root, lie);
+        let outcome = session.commit(record.encode().into()).await;
+        assert!(outcome.is_err(), "{name}");
+        refused_with(outcome, ErrorCode::BadRecord);
+    }
+    // Another namespace's record, and one with a broken signature.
+    let elsewhere = other.session("db").await;
+    let foreign = other.record(&elsewhere, "db", &tree.root, |_| {});
+    refused_with(session.commit(foreign.encode().into()).await, ErrorCode::BadRecord);
+    let mut record = writer.record(&session, "db", &tree.root, |_| {});
+    record.signature[0] ^= 1;
+    refused_with(session.commit(record.encode().into()).await, ErrorCode::BadRecord);
+    assert_eq!(snapshot_count(&server.repository), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_record_is_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let (record, _) = writer.snapshot("db", &[b"a"]).await;
+    let descriptor = writer.descriptor().await;
+    assert!(record.verify(&descriptor).is_ok());
+    // Whoever has the server has records and envelopes, but neither the writer's key nor the
+    // convergence secret: with keys of its own it cannot make a record that a reader accepts.
+    let forger = SigningKey::from_bytes(&[3; 32]);
+    let public = PublicKey(forger.verifying_key().to_bytes());
+    let mut body = record.body.clone();
+    body.sequence += 1;
+    let mut certificate = record.certificate.clone();
+    let key_block = record.key_block.clone();
+    let with_old_certificate =
+        Record::sign(body.clone(), key_block.clone(), certificate.clone(), &forger);
+    assert!(with_old_certificate.verify(&descriptor).is_err());
+    certificate = strongroom_protocol::certificate::WriterCertificate::issue(
+        &forger,
+        certificate.namespace,
+        certificate.epoch,
+        certificate.principal,
+        public,
+    );
+    let with_own_certificate = Record::sign(body, key_block, certificate, &forger);
+    assert!(with_own_certificate.verify(&descriptor).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gaps_and_forks_in_a_source_are_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    writer.snapshot("db", &[b"a"]).await;
+    let tree = Tree::seal(&writer.keys(), &[b"b"]);
+    let session = writer.session("db").await;
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    type Change = fn(&mut RecordBody);
+    let changes: [Change; 3] = [
+        |body| body.sequence = 3,
+        |body| body.sequence = 1,
+        |body| body.previous = RecordDigest([0; 32]),
+    ];
+    for change in changes {
+        let record = writer.record(&session, "db", &tree.root, change);
+        refused_with(session.commit(record.encode().into()).await, ErrorCode::OutOfSequence);
+    }
+    let record = writer.record(&session, "db", &tree.root, |_| {});
+    session.commit(record.encode().into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_after_the_lease_ended_is_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let session = writer.session("db").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a"]);
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let record = writer.record(&session, "db", &tree.root, |_| {});
+    server.clock.advance(Duration::from_secs(601));
+    refused_with(session.commit(record.encode().into()).await, ErrorCode::SessionEnded);
+    // What arrived is still there for the next session.
+    let next = writer.session("db").await;
+    let chunks = digests(&tree.chunks);
+    assert!(next.have(&chunks).await.unwrap().iter().all(|have| *have));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_the_session_does_not_know_is_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a"]);
+    let session = writer.session("db").await;
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let other = writer.session("db").await;
+    let record = writer.record(&other, "db", &tree.root, |_| {});
+    refused_with(other.commit(record.encode().into()).await, ErrorCode::BadRecord);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_had_only_while_they_are_locked() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let session = writer.session("db").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a"]);
+    session.upload(frames(&tree.envelopes())).await.unwrap();
+    assert_eq!(session.have(&[tree.root.digest]).await.unwrap(), [false], "not locked yet");
+    let record = writer.record(&session, "db", &tree.root, |_| {});
+    session.commit(record.encode().into()).await.unwrap();
+    let next = writer.session("db").await;
+    assert_eq!(next.have(&[tree.root.digest]).await.unwrap(), [true]);
+    server.clock.advance(DAY * 70);
+    let late = writer.session("db").await;
+    assert_eq!(late.have(&[tree.root.digest]).await.unwrap(), [false], "its lock has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_and_stream_sessions_share_what_they_store() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a", b"b"]);
+    let small = writer.session_of("db", SizeClass::Small).await.unwrap();
+    small.upload(frames(&tree.envelopes())).await.unwrap();
+    let record = writer.record(&small, "db", &tree.root, |_| {});
+    small.commit(record.encode().into()).await.unwrap();
+    let stream = writer.session("db").await;
+    let again = stream.upload(frames(&tree.envelopes())).await.unwrap();
+    assert_eq!(again.stored_count, 0);
+    // The inbox moves to a segment while the session lives; its pins must hold all the same.
+    server.repository.store().fold_inbox().unwrap();
+    let record = writer.record(&stream, "db", &tree.root, |_| {});
+    stream.commit(record.encode().into()).await.unwrap();
+    assert_eq!(snapshot_count(&server.repository), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_repository_refuses_uploads_and_serves_the_rest() {
+    let server = TestServer::start_with(|config| config.store.reserve.0 = u64::MAX / 4).await;
+    let writer = server.writer("erp").await;
+    let refused = writer.session_of("db", SizeClass::Stream).await;
+    refused_with(refused.map(drop), ErrorCode::RepositoryFull);
+    writer.descriptor().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_of_a_snapshot_is_locked_children_not_before_parents() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let pieces: Vec<Vec<u8>> = (0..900u32).map(|n| n.to_le_bytes().to_vec()).collect();
+    let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+    for days in [0u32, 1, 9, 40] {
+        server.clock.advance(DAY * days);
+        let tree = Tree::seal(&writer.keys(), &pieces);
+        let session = writer.session("db").await;
+        session.upload(frames(&tree.envelopes())).await.unwrap();
+        let record = writer.record(&session, "db", &tree.root, |_| {});
+        session.commit(record.encode().into()).await.unwrap();
+        let store = server.repository.store();
+        let namespace = server.repository.registry().namespace(&writer.namespace()).unwrap();
+        let day_of = |node: &strongroom_client::sealer::SealedNode| {
+            let key = strongroom_server::rows::lock_key(namespace.number, &node.digest);
+            let value = store.get(Family::Locks, &key).unwrap().expect("every node is locked");
+            u32::from_be_bytes(value.try_into().unwrap())
+        };
+        let by_digest: std::collections::HashMap<_, _> =
+            tree.nodes.iter().map(|node| (node.digest, day_of(node))).collect();
+        let now = strongroom_server::clock::Clock::retention_seconds(&*server.clock);
+        let needed = u32::try_from((now + 30 * 86_400).div_ceil(86_400)).unwrap();
+        for node in &tree.nodes {
+            let own = by_digest[&node.digest];
+            assert!(own >= needed, "locked until {own}, needed {needed}");
+            let envelope = strongroom_protocol::envelope::Envelope::parse(&node.envelope).unwrap();
+            for child in envelope.children() {
+                assert!(by_digest.get(&child).is_none_or(|day| *day >= own));
+            }
+        }
+    }
+}

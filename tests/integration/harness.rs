@@ -1,0 +1,453 @@
+//! What tests share: a server in this process on a free port, clients enrolled with it, small
+//! trees sealed by hand, real dumps.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use strongroom_client::age_file;
+use strongroom_client::backup::{self, BackupOptions, BackupSummary};
+use strongroom_client::commit::position_after;
+use strongroom_client::compressor::Compressor;
+use strongroom_client::connection::{Body, Timeouts};
+use strongroom_client::enroll::{self, EnrollOptions};
+use strongroom_client::error::ClientError;
+use strongroom_client::keys::EpochKeys;
+use strongroom_client::kit::Kit;
+use strongroom_client::namespace::NamespaceOptions;
+use strongroom_client::profile::{ConnectOptions, Profile, ProfileFolder};
+use strongroom_client::progress::Monitor;
+use strongroom_client::sealer::{self, NodeChild, SealedNode};
+use strongroom_client::session::Session;
+use strongroom_client::source::Source;
+use strongroom_client::transport::{Client, RetryPolicy};
+use strongroom_client::tree::{Leaf, SealedRoot, TreeBuilder, join};
+use strongroom_protocol::catalogue;
+use strongroom_protocol::certificate::WriterCertificate;
+use strongroom_protocol::descriptor::{Codec, VerifiedDescriptor};
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::frame::prefix;
+use strongroom_protocol::id::{Label, NamespaceId, SealedDigest};
+use strongroom_protocol::message::SizeClass;
+use strongroom_protocol::receipt::Receipt;
+use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody};
+use strongroom_protocol::role::Role;
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::Token;
+use strongroom_server::clock::{Clock, ManualClock};
+use strongroom_server::config::Config;
+use strongroom_server::repository::enrolment::TokenRequest;
+use strongroom_server::repository::{Repository, Witness};
+use strongroom_server::run::BoundServer;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Wall time at which every manual clock starts: 2026-01-01.
+pub const START_MS: u64 = 1_767_225_600_000;
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub struct Calm;
+impl Witness for Calm {}
+
+/// A server in this process.
+pub struct TestServer {
+    pub folder: Arc<TempDir>,
+    pub clock: Arc<ManualClock>,
+    pub repository: Arc<Repository>,
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl TestServer {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at_ms(START_MS));
+        let config = test_config(change);
+        let data = folder.path().join("data");
+        let time: Arc<dyn Clock> = clock.clone();
+        let hosts = vec!["127.0.0.1".into()];
+        let repository = Repository::create(&data, hosts, 1, config, time, Arc::new(Calm)).unwrap();
+        Self::serve(Arc::new(folder), clock, Arc::new(repository)).await
+    }
+
+    async fn serve(
+        folder: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        repository: Arc<Repository>,
+    ) -> Self {
+        let server =
+            BoundServer::bind(repository.clone(), &folder.path().join("data")).await.unwrap();
+        let address = server.client_address().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            server.serve(async { drop(stopped.await) }).await.unwrap();
+        });
+        Self { folder, clock, repository, address, stop: Some(stop), task: Some(task) }
+    }
+
+    /// Stops in order; the data folder can be opened again then.
+    pub async fn stop(mut self) -> (Arc<TempDir>, Arc<ManualClock>) {
+        drop(self.stop.take());
+        self.task.take().unwrap().await.unwrap();
+        assert_eq!(Arc::strong_count(&self.repository), 1, "somebody still has the repository");
+        (self.folder.clone(), self.clock.clone())
+    }
+
+    pub async fn restart(self) -> Self {
+        let (folder, clock) = self.stop().await;
+        let time: Arc<dyn Clock> = clock.clone();
+        let data = folder.path().join("data");
+        let (repository, _) =
+            Repository::open(&data, test_config(|_| {}), time, Arc::new(Calm)).unwrap();
+        Self::serve(folder, clock, Arc::new(repository)).await
+    }
+
+    pub fn token(&self, namespace: Option<&str>, role: Role) -> Token {
+        let request = TokenRequest {
+            namespace: namespace.map(|name| name.parse().unwrap()),
+            role,
+            display_name: format!("test {role}"),
+            ttl_seconds: 3600,
+        };
+        self.repository.make_token(request).unwrap()
+    }
+
+    pub fn connect(&self) -> ConnectOptions {
+        connect_to(self.address)
+    }
+
+    /// Enrols a client of a new namespace.
+    pub async fn writer(&self, namespace: &str) -> Actor {
+        let token = self.token(Some(namespace), Role::Backup);
+        Actor::enroll(self.connect(), token, true).await.unwrap()
+    }
+
+    /// Enrols a principal of any role; those of a namespace join an existing one.
+    pub async fn principal(&self, namespace: Option<&str>, role: Role) -> Actor {
+        let namespace = namespace.filter(|_| role.is_of_namespace());
+        Actor::enroll(self.connect(), self.token(namespace, role), false).await.unwrap()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+pub fn test_config(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.metrics = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.store.reserve.0 = 1 << 20;
+    change(&mut config);
+    config
+}
+
+pub fn connect_to(address: SocketAddr) -> ConnectOptions {
+    ConnectOptions {
+        timeouts: Timeouts::default(),
+        retry: RetryPolicy::never(),
+        servers: vec![address.to_string()],
+    }
+}
+
+/// An enrolled client.
+pub struct Actor {
+    pub home: TempDir,
+    pub profile: Profile,
+    pub connect: ConnectOptions,
+}
+
+impl Actor {
+    pub async fn enroll(
+        connect: ConnectOptions,
+        token: Token,
+        new_namespace: bool,
+    ) -> Result<Self, ClientError> {
+        let home = tempfile::tempdir().unwrap();
+        let folder = ProfileFolder::new(home.path(), "default").unwrap();
+        if new_namespace {
+            enroll::new_namespace(&folder, namespace_options())?;
+        }
+        let options = EnrollOptions {
+            token,
+            display_name: "test".into(),
+            kit_folder: home.path().to_path_buf(),
+            kit: None,
+            connect: connect.clone(),
+        };
+        enroll::enroll(&folder, options).await?;
+        Ok(Self { profile: Profile::open(folder)?, home, connect })
+    }
+
+    pub fn client(&self) -> Client {
+        self.profile.client(&self.connect).unwrap()
+    }
+
+    pub fn namespace(&self) -> NamespaceId {
+        self.profile.namespace().unwrap()
+    }
+
+    /// The kit that enrolment wrote.
+    pub fn kit(&self) -> Kit {
+        let text = std::fs::read_to_string(self.kit_path()).unwrap();
+        Kit::parse(&text).unwrap()
+    }
+
+    pub fn kit_path(&self) -> PathBuf {
+        let files = std::fs::read_dir(self.home.path()).unwrap();
+        let mut kits = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "txt"));
+        kits.next().expect("enrolment wrote a kit")
+    }
+
+    pub async fn descriptor(&self) -> VerifiedDescriptor {
+        let route = Route::Descriptor(self.namespace());
+        let bytes = self.client().request(&route, "", Body::empty()).await.unwrap();
+        VerifiedDescriptor::decode_for(&bytes, &self.namespace(), 1).unwrap()
+    }
+
+    /// The descriptor as the profile keeps it; no server is asked.
+    pub fn kept_descriptor(&self) -> VerifiedDescriptor {
+        let bytes = std::fs::read(self.profile.folder().path("descriptor")).unwrap();
+        VerifiedDescriptor::decode_for(&bytes, &self.namespace(), 1).unwrap()
+    }
+
+    pub fn keys(&self) -> EpochKeys {
+        let secret = self.profile.convergence_secret().unwrap();
+        EpochKeys::derive(&secret, &self.namespace(), 1)
+    }
+
+    pub async fn session(&self, source: &str) -> Session {
+        self.session_of(source, SizeClass::Stream).await.unwrap()
+    }
+
+    pub async fn session_of(
+        &self,
+        source: &str,
+        size_class: SizeClass,
+    ) -> Result<Session, ClientError> {
+        Session::open(&self.client(), self.namespace(), &label(source), size_class, 0).await
+    }
+
+    /// A record of `tree` as this client would make it, its body changed by `change`.
+    pub fn record(
+        &self,
+        session: &Session,
+        source: &str,
+        root: &SealedRoot,
+        change: impl FnOnce(&mut RecordBody),
+    ) -> Record {
+        let descriptor = self.kept_descriptor();
+        let head = session.opened().head.as_ref().map(|head| head.0.as_slice());
+        let position = position_after(&self.profile, &label(source), head).unwrap();
+        let keys = self.keys();
+        let principal = self.profile.settings().principal;
+        let mut body = RecordBody {
+            namespace: self.namespace(),
+            epoch: 1,
+            descriptor: descriptor.digest(),
+            principal,
+            source: label(source),
+            session_nonce: session.opened().nonce,
+            sequence: position.sequence,
+            previous: position.previous,
+            root: root.digest,
+            root_level: root.level,
+            totals: root.totals,
+            padded_plaintext_bytes: root.plaintext_bytes,
+            client_time_ms: 0,
+            lock_wanted_seconds: 0,
+            complete: true,
+        };
+        change(&mut body);
+        let block = KeyBlock {
+            body_digest: *blake3::hash(&body.encode()).as_bytes(),
+            plaintext_key: *keys.plaintext().plaintext_key(),
+            root_h: root.h.0,
+            private: PrivateFields::default(),
+        };
+        let recipients = &descriptor.contents().recipients;
+        let key_block = age_file::seal_to(recipients, &block.encode()).unwrap();
+        let signing = self.profile.signing_key().unwrap();
+        let public = self.profile.signing_public_key().unwrap();
+        let (namespace, record_key) = (self.namespace(), keys.record_key());
+        let certificate = WriterCertificate::issue(&record_key, namespace, 1, principal, public);
+        Record::sign(body, key_block, certificate, &signing)
+    }
+
+    /// Uploads a small tree and commits it.
+    pub async fn snapshot(&self, source: &str, pieces: &[&[u8]]) -> (Record, Receipt) {
+        let session = self.session(source).await;
+        let tree = Tree::seal(&self.keys(), pieces);
+        session.upload(frames(&tree.envelopes())).await.unwrap();
+        let record = self.record(&session, source, &tree.root, |_| {});
+        let receipt = session.commit(record.encode().into()).await.unwrap();
+        (record, Receipt::decode(&receipt).unwrap())
+    }
+
+    /// Backs a file up with the whole pipeline.
+    pub async fn backup(
+        &mut self,
+        source: &str,
+        path: &Path,
+    ) -> Result<BackupSummary, ClientError> {
+        self.backup_from(source, Source::File(path.to_path_buf())).await
+    }
+
+    pub async fn backup_from(
+        &mut self,
+        source: &str,
+        mut from: Source,
+    ) -> Result<BackupSummary, ClientError> {
+        let options = BackupOptions {
+            source: label(source),
+            retain_seconds: 0,
+            tags: Vec::new(),
+            connect: self.connect.clone(),
+            worker_count: None,
+        };
+        backup::run(&mut self.profile, &mut from, &options, &Monitor::hidden()).await
+    }
+}
+
+pub fn namespace_options() -> NamespaceOptions {
+    NamespaceOptions {
+        chunk_average_bytes: 64 * 1024,
+        codec: Codec::Zstd(1),
+        extra_recipients: Vec::new(),
+    }
+}
+
+pub fn label(text: &str) -> Label {
+    text.parse().unwrap()
+}
+
+/// A tree sealed by hand: each piece is one chunk of the data stream.
+pub struct Tree {
+    pub chunks: Vec<Bytes>,
+    pub nodes: Vec<SealedNode>,
+    pub root: SealedRoot,
+}
+
+impl Tree {
+    pub fn seal(keys: &EpochKeys, pieces: &[&[u8]]) -> Self {
+        let keys = keys.plaintext();
+        let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
+        let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
+        let catalogue = catalogue::encode(&[entry]);
+        let mut leaf = |plaintext: &[u8]| {
+            let (leaf, envelope) = seal_leaf(keys, plaintext);
+            chunks.push(envelope);
+            leaf
+        };
+        let mut stream = |pieces: &[&[u8]], sink: &mut dyn FnMut(SealedNode)| {
+            let mut sink = sink;
+            let mut builder = TreeBuilder::new(keys);
+            for piece in pieces {
+                builder.push(leaf(piece), &mut sink);
+            }
+            builder.finish(&mut sink).unwrap()
+        };
+        let mut keep = |node| nodes.push(node);
+        let catalogue = stream(&[&catalogue], &mut keep);
+        let data = stream(pieces, &mut keep);
+        let root = join(keys, catalogue, data, &mut keep);
+        Self { chunks, nodes, root }
+    }
+
+    /// All envelopes, children first.
+    pub fn envelopes(&self) -> Vec<Bytes> {
+        let nodes = self.nodes.iter().map(|node| Bytes::from(node.envelope.clone()));
+        self.chunks.iter().cloned().chain(nodes).collect()
+    }
+}
+
+pub fn seal_leaf(keys: &strongroom_client::keys::PlaintextKeys, plaintext: &[u8]) -> (Leaf, Bytes) {
+    let h = keys.hash_chunk(plaintext);
+    let mut compressor = Compressor::new(Codec::Zstd(1));
+    let mut envelope = Vec::new();
+    let digest = sealer::seal_chunk(&h, &compressor.compress(plaintext), &mut envelope);
+    let leaf = Leaf {
+        digest,
+        id: h.chunk_id(),
+        h,
+        plaintext_bytes: plaintext.len() as u64,
+        envelope_bytes: envelope.len() as u64,
+    };
+    (leaf, envelope.into())
+}
+
+pub fn child_of(leaf: &Leaf) -> NodeChild {
+    NodeChild { digest: leaf.digest, h: leaf.h.clone(), plaintext_bytes: leaf.plaintext_bytes }
+}
+
+/// The body of an upload.
+pub fn frames(envelopes: &[Bytes]) -> Body {
+    let mut stream = Vec::new();
+    for envelope in envelopes {
+        stream.extend_from_slice(&prefix(envelope).unwrap());
+        stream.extend_from_slice(envelope);
+    }
+    Bytes::from(stream).into()
+}
+
+pub fn digests(envelopes: &[Bytes]) -> Vec<SealedDigest> {
+    envelopes.iter().map(|envelope| SealedDigest::of(envelope)).collect()
+}
+
+/// The server's code in a refusal, also where the client turned it into "session lost".
+#[track_caller]
+pub fn refused_with<T: std::fmt::Debug>(outcome: Result<T, ClientError>, code: ErrorCode) {
+    match outcome {
+        Err(ClientError::Server(body)) => assert_eq!(body.code, code, "{}", body.message),
+        Err(ClientError::SessionLost(text)) => assert!(text.contains(code.name()), "{text}"),
+        other => panic!("expected {}, got {other:?}", code.name()),
+    }
+}
+
+/// Days 0, 1 and 2 of a real ERP database, unpacked into `folder`.
+pub fn unpack_dumps(folder: &Path) -> [PathBuf; 3] {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let packed = std::fs::File::open(data.join("days.sql.zst")).unwrap();
+    let mut decoder = zstd::Decoder::new(packed).unwrap();
+    decoder.window_log_max(27).unwrap();
+    let mut all = Vec::new();
+    std::io::copy(&mut decoder, &mut all).unwrap();
+    let lengths = std::fs::read_to_string(data.join("LENGTHS")).unwrap();
+    let mut start = 0;
+    let paths: Vec<PathBuf> = lengths
+        .lines()
+        .map(|line| {
+            let (name, length) = line.split_once(' ').unwrap();
+            let end = start + length.trim().parse::<usize>().unwrap();
+            let path = folder.join(name);
+            std::fs::write(&path, &all[start..end]).unwrap();
+            start = end;
+            path
+        })
+        .collect();
+    assert_eq!(start, all.len());
+    paths.try_into().unwrap()
+}
+
+/// A program of this workspace, built beside the tests.
+pub fn program(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let folder = tests.ancestors().nth(2).unwrap();
+    let path = folder.join(name);
+    assert!(path.exists(), "{}: build it first (make test does)", path.display());
+    path
+}

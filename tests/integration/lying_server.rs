@@ -1,0 +1,168 @@
+//! A server that has been captured: it runs our code, but some of its answers are lies.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use strongroom_client::error::{ClientError, ExitCode};
+use strongroom_client::restore::{self, RestoreOptions, Target};
+use strongroom_client::source::Source;
+use strongroom_client::trust::ReadAccess;
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::EXPORTER_LABEL;
+use strongroom_server::handler::{Answer, Peer, binary};
+use strongroom_server::repository::Repository;
+use strongroom_server::router::serve;
+use strongroom_server::server_keys::pin_of_certificate;
+use strongroom_server::tls::server_config;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::harness::{TestServer, connect_to, unpack_dumps};
+
+/// Which answers are lies.
+#[derive(Default)]
+struct Lies {
+    /// Claims to have everything.
+    has_all: AtomicBool,
+    /// Flips a bit in the middle of what it reads back.
+    flips: AtomicBool,
+    /// Requests of type "prove" seen.
+    proofs_asked: AtomicU32,
+}
+
+/// Serves a repository with the server's own keys and code, and lies.
+async fn captured(repository: Arc<Repository>, lies: Arc<Lies>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(server_config(repository.keys()).unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (repository, lies) = (repository.clone(), lies.clone());
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let (_, tls) = stream.get_ref();
+                let certificate = &tls.peer_certificates().unwrap()[0];
+                let tls_key = pin_of_certificate(certificate).unwrap();
+                let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+                let peer = Peer { tls_key, exporter };
+                let service = service_fn(|request| {
+                    lie(repository.clone(), lies.clone(), peer.clone(), request)
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+async fn lie(
+    repository: Arc<Repository>,
+    lies: Arc<Lies>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Answer, strongroom_server::error::ServerError> {
+    let route = Route::parse(request.method().as_str(), request.uri().path());
+    match route {
+        Some(Route::Have(..)) if lies.has_all.load(Ordering::SeqCst) => {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            binary(vec![1; body.len() / 32])
+        }
+        Some(Route::Prove(..)) if lies.has_all.load(Ordering::SeqCst) => {
+            lies.proofs_asked.fetch_add(1, Ordering::SeqCst);
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            binary(vec![0x5a; body.len() - 32])
+        }
+        Some(Route::Read(_)) if lies.flips.load(Ordering::SeqCst) => {
+            let answer = serve(repository, peer, request).await?;
+            let mut bytes = answer.into_body().collect().await?.to_bytes().to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            binary(Bytes::from(bytes))
+        }
+        _ => serve(repository, peer, request).await,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lying_server_is_caught() {
+    let server = TestServer::start().await;
+    let mut writer = server.writer("erp").await;
+    let folder = tempfile::tempdir().unwrap();
+    let [day0, day1, _] = unpack_dumps(folder.path());
+    writer.backup("db", &day0).await.unwrap();
+
+    let lies = Arc::new(Lies::default());
+    let address = captured(server.repository.clone(), lies.clone()).await;
+    writer.connect = connect_to(address);
+    lies.has_all.store(true, Ordering::SeqCst);
+
+    // A stream cannot be read again: the run fails, and says what to do.
+    let stream = Source::Stream(Box::new(std::fs::File::open(&day1).unwrap()));
+    let error = writer.backup_from("db", stream).await.expect_err("the lie was believed");
+    assert!(matches!(error, ClientError::Unproven(_)), "{error}");
+    assert_eq!(error.exit_code(), ExitCode::Untrusted);
+    assert!(lies.proofs_asked.load(Ordering::SeqCst) > 0);
+    assert_eq!(server.repository.status().unwrap().snapshot_count, 1);
+
+    // The next run asks nothing, sends everything, and is whole.
+    let summary = writer.backup("db", &day1).await.unwrap();
+    assert!(summary.distrusted);
+    lies.has_all.store(false, Ordering::SeqCst);
+    let access = ReadAccess::with_kit(&writer.kit(), &writer.connect, false).await.unwrap();
+    let restored = folder.path().join("restored.sql");
+    let options = RestoreOptions {
+        target: Target::Path(restored.clone()),
+        overwrite: false,
+        unverified: false,
+    };
+    let monitor = strongroom_client::progress::Monitor::hidden();
+    restore::restore(&access, summary.snapshot, &options, &monitor).await.unwrap();
+    assert!(std::fs::read(&restored).unwrap() == std::fs::read(&day1).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_read_again_when_the_server_lied() {
+    let server = TestServer::start().await;
+    let mut writer = server.writer("erp").await;
+    let folder = tempfile::tempdir().unwrap();
+    let [day0, ..] = unpack_dumps(folder.path());
+    let lies = Arc::new(Lies::default());
+    writer.connect = connect_to(captured(server.repository.clone(), lies.clone()).await);
+    lies.has_all.store(true, Ordering::SeqCst);
+    let summary = writer.backup("db", &day0).await.unwrap();
+    assert!(summary.distrusted && summary.restart_count == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_never_reaches_a_restored_file() {
+    let server = TestServer::start().await;
+    let mut writer = server.writer("erp").await;
+    let folder = tempfile::tempdir().unwrap();
+    let [day0, ..] = unpack_dumps(folder.path());
+    let summary = writer.backup("db", &day0).await.unwrap();
+    let lies = Arc::new(Lies::default());
+    let address = captured(server.repository.clone(), lies.clone()).await;
+    lies.flips.store(true, Ordering::SeqCst);
+    let access = ReadAccess::with_kit(&writer.kit(), &connect_to(address), false).await.unwrap();
+    let restored = folder.path().join("restored.sql");
+    let options = RestoreOptions {
+        target: Target::Path(restored.clone()),
+        overwrite: false,
+        unverified: true,
+    };
+    let monitor = strongroom_client::progress::Monitor::hidden();
+    let restoring = restore::restore(&access, summary.snapshot, &options, &monitor);
+    let error = restoring.await.unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Untrusted, "{error}");
+    assert!(!restored.exists());
+}

@@ -1,0 +1,298 @@
+//! The programs as people run them: exit codes, messages, files; and a server that is killed under
+//! a running backup.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::harness::{program, unpack_dumps};
+
+/// A repository served by the real program.
+struct Served {
+    folder: TempDir,
+    port: u16,
+    probes: u16,
+    process: Option<Child>,
+}
+
+impl Served {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (port, probes) = (free_port(), free_port());
+        let port_text = port.to_string();
+        let init = ["init", "--host", "127.0.0.1", "--port", &port_text, "--json"];
+        let mut served = Self { folder, port, probes, process: None };
+        let made = served.command(&init);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        served.serve();
+        served
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Output {
+        let (verb, rest) = arguments.split_first().unwrap();
+        let mut command = Command::new(program("strongroomd"));
+        command.arg(verb);
+        if *verb == "principals" {
+            let (verb, rest) = rest.split_first().unwrap();
+            command.arg(verb).args(rest);
+        } else {
+            command.args(rest);
+        }
+        command.arg("--data").arg(self.data()).output().unwrap()
+    }
+
+    fn serve(&mut self) {
+        let config = self.folder.path().join("config.toml");
+        std::fs::write(&config, "[store]\nreserve = \"1MiB\"\n").unwrap();
+        let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
+        let process = Command::new(program("strongroomd"))
+            .arg("serve")
+            .arg("--data")
+            .arg(self.data())
+            .arg("--config")
+            .arg(config)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--metrics", &format!("127.0.0.1:{}", self.probes)])
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.process = Some(process);
+        for _ in 0..1200 {
+            if self.probe("/readyz").is_some_and(|answer| answer.contains("200 OK")) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("server is not ready");
+    }
+
+    fn probe(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.probes)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    fn signal(&mut self, signal: rustix::process::Signal) -> std::process::ExitStatus {
+        let mut process = self.process.take().unwrap();
+        let id = rustix::process::Pid::from_child(&process);
+        rustix::process::kill_process(id, signal).unwrap();
+        process.wait().unwrap()
+    }
+
+    fn token(&self, namespace: Option<&str>, role: &str) -> String {
+        let mut arguments = vec!["token", "--role", role];
+        if let Some(namespace) = namespace {
+            arguments.extend(["--namespace", namespace]);
+        }
+        let output = self.command(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout).trim().to_owned()
+    }
+
+    fn client(&self, home: &str, arguments: &[&str]) -> Output {
+        Command::new(program("strongroom"))
+            .arg("--home")
+            .arg(self.folder.path().join(home))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    fn set_up(&self) -> PathBuf {
+        let kit = self.folder.path().join("kit");
+        std::fs::create_dir_all(&kit).unwrap();
+        let token = self.token(Some("erp"), "backup");
+        let kit_text = kit.to_str().unwrap();
+        let done = self.client("home", &["setup", "--token", &token, "--kit-folder", kit_text]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let files = std::fs::read_dir(&kit).unwrap().map(|file| file.unwrap().path());
+        let mut kits = files.filter(|path| path.extension().is_some_and(|e| e == "txt"));
+        kits.next().unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn from_nothing_to_a_restored_dump_and_a_lock_that_holds() {
+    let mut served = Served::start();
+    let kit = served.set_up();
+    let kit = kit.to_str().unwrap();
+    let [day0, day1, _] = unpack_dumps(served.folder.path());
+    let first = json(&served.client("home", &["--json", "backup", "erp-db", path(&day0)]));
+    let second = json(&served.client("home", &["--json", "backup", "erp-db", path(&day1)]));
+    let (first, second) = (&first["snapshot"], &second["snapshot"]);
+
+    // A fresh machine with nothing but the kit.
+    let list = json(&served.client("fresh", &["--json", "list", "--kit", kit]));
+    assert!(list.to_string().contains(first.as_str().unwrap()), "{list}");
+    let restored = served.folder.path().join("restored.sql");
+    let name = first.as_str().unwrap();
+    let done = served.client("fresh", &["restore", name, "--kit", kit, "--to", path(&restored)]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(std::fs::read(&restored).unwrap() == std::fs::read(&day0).unwrap());
+    let latest = served.client("fresh", &["restore", "erp-db@latest", "--kit", kit, "--to", "-"]);
+    assert!(latest.stdout == std::fs::read(&day1).unwrap());
+    let verified = served.client("fresh", &["verify", name, "--kit", kit]);
+    assert!(verified.status.success(), "{}", text(&verified.stderr));
+
+    // The lock.
+    let operator = served.token(None, "operator");
+    let enrolled =
+        served.client("home", &["--profile", "operator", "enroll", "--token", &operator]);
+    assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+    let second = second.as_str().unwrap();
+    let forget = ["--profile", "operator", "forget", second, "--namespace", "erp"];
+    let refused = served.client("home", &forget);
+    assert_eq!(refused.status.code(), Some(4), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("locked until"), "{}", text(&refused.stderr));
+
+    // It all stands after an orderly stop.
+    assert!(served.signal(rustix::process::Signal::TERM).success());
+    served.serve();
+    let refused = served.client("home", &forget);
+    assert_eq!(refused.status.code(), Some(4));
+    let metrics = served.probe("/metrics").unwrap();
+    assert!(metrics.contains("strongroom_last_backup_timestamp_seconds"), "{metrics}");
+}
+
+#[test]
+fn a_backup_outlives_a_server_that_is_killed_under_it() {
+    let mut served = Served::start();
+    let kit = served.set_up();
+    let [day0, ..] = unpack_dumps(served.folder.path());
+    let client = Command::new(program("strongroom"))
+        .arg("--home")
+        .arg(served.folder.path().join("home"))
+        .args(["--json", "backup", "erp-db", path(&day0)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(60));
+    served.signal(rustix::process::Signal::KILL);
+    served.serve();
+    let output = client.wait_with_output().unwrap();
+    let summary = json(&output);
+    let name = summary["snapshot"].as_str().unwrap().to_owned();
+    let kit = kit.to_str().unwrap();
+    let back = served.client("fresh", &["restore", &name, "--kit", kit, "--to", "-"]);
+    assert!(back.stdout == std::fs::read(&day0).unwrap(), "{}", text(&back.stderr));
+}
+
+#[test]
+fn a_killed_client_runs_again() {
+    let served = Served::start();
+    served.set_up();
+    let [day0, ..] = unpack_dumps(served.folder.path());
+    for delay_ms in [30, 80, 150] {
+        let mut client = Command::new(program("strongroom"))
+            .arg("--home")
+            .arg(served.folder.path().join("home"))
+            .args(["backup", "erp-db", path(&day0)])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let _ = client.kill();
+        client.wait().unwrap();
+    }
+    json(&served.client("home", &["--json", "backup", "erp-db", path(&day0)]));
+}
+
+#[test]
+fn exit_codes_and_messages_say_what_to_do() {
+    let mut served = Served::start();
+    served.set_up();
+    let code = |output: &Output| output.status.code();
+    // Usage.
+    assert_eq!(code(&served.client("home", &["backup"])), Some(2));
+    assert_eq!(code(&served.client("home", &["backup", "BAD LABEL", "/etc/hostname"])), Some(2));
+    assert_eq!(code(&served.client("nobody", &["backup", "db", "/etc/hostname"])), Some(2));
+    assert_eq!(code(&served.client("home", &["enroll", "--token", "srk1_x"])), Some(2));
+    // The dump command.
+    let failed = served.client("home", &["backup", "db", "--", "sh", "-c", "exit 3"]);
+    assert_eq!(code(&failed), Some(9), "{}", text(&failed.stderr));
+    // Wrong role.
+    let refused = served.client("home", &["forget", &"0".repeat(64)]);
+    assert_eq!(code(&refused), Some(6), "{}", text(&refused.stderr));
+    // Revoked.
+    let listed = text(&served.command(&["principals", "list", "--json"]).stdout);
+    let rows: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let principal = rows["principals"][0]["principal"].as_str().unwrap().to_owned();
+    assert!(served.command(&["principals", "revoke", &principal]).status.success());
+    let refused = served.client("home", &["backup", "db", "/etc/hostname"]);
+    assert_eq!(code(&refused), Some(6), "{}", text(&refused.stderr));
+    // A second server on the same folder, and commands without a server.
+    let second = Command::new(program("strongroomd"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--data"])
+        .arg(served.data())
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains("in use"), "{}", text(&second.stderr));
+    assert!(served.signal(rustix::process::Signal::TERM).success());
+    let status = served.command(&["status", "--json"]);
+    assert!(text(&status.stdout).contains("ledger_size"), "{}", text(&status.stderr));
+    let bad = served.command(&["token", "--role", "backup"]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(text(&bad.stderr).contains("--namespace"), "{}", text(&bad.stderr));
+}
+
+#[test]
+fn what_the_programs_write_is_for_its_owner_only() {
+    let served = Served::start();
+    served.set_up();
+    let mut seen = 0;
+    let mut folders = vec![served.data(), served.folder.path().join("home")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = std::fs::symlink_metadata(&path).unwrap();
+            let mode = metadata.permissions().mode() & 0o077;
+            assert_eq!(mode, 0, "{}: {mode:o}", path.display());
+            seen += 1;
+            if metadata.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen > 15, "{seen}");
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
