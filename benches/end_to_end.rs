@@ -190,19 +190,11 @@ impl Server {
         let started = Instant::now();
         while !server.is_ready() {
             if server.child.try_wait()?.is_some() || started.elapsed() > READY_WITHIN {
-                server.stop();
                 return Err(fs::read_to_string(&log)?.into());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(server)
-    }
-
-    /// Ends the server and waits for it.
-    fn stop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
-        let _ = self.child.wait();
     }
 
     fn is_ready(&self) -> bool {
@@ -219,6 +211,14 @@ impl Server {
     /// Forgets the peak of memory so far.
     fn reset_peak(&self) {
         let _ = fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args(["-TERM", &pid]).status();
+        let _ = self.child.wait();
     }
 }
 
@@ -288,7 +288,7 @@ fn number(json: &str, key: &str) -> Result<u64, Failure> {
 
 // --- Scenarios ------------------------------------------------------------------------------
 
-/// One server with one client, in a folder of its own that goes away with it.
+/// One server with one client, in a folder that the next one clears.
 struct Bench<'a> {
     place: &'a Place,
     folder: PathBuf,
@@ -310,17 +310,11 @@ fn run_once(place: &Place, dumps: &Dumps) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-impl Drop for Bench<'_> {
-    fn drop(&mut self) {
-        self.server.stop();
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
 impl<'a> Bench<'a> {
     /// A new repository, and a client that is enrolled.
     fn start(place: &'a Place) -> Result<Self, Failure> {
         let folder = place.scratch.join("run");
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         let server = Server::start(&place.server, &folder)?;
         let token = run_to_end(

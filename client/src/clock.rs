@@ -30,3 +30,9 @@ pub fn wall_ms() -> i64 {
         }
     }
 }
+
+/// Today's date where this machine stands.
+pub fn today() -> jiff::civil::Date {
+    let now = jiff::Timestamp::from_millisecond(wall_ms()).unwrap_or_default();
+    now.to_zoned(jiff::tz::TimeZone::system()).date()
+}

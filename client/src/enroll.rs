@@ -20,6 +20,7 @@ use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
 
+use crate::clock;
 use crate::connection::Connection;
 use crate::durable;
 use crate::error::ClientError;
@@ -182,7 +183,7 @@ fn prepare_namespace(
     addresses: &[String],
     options: &EnrollOptions,
 ) -> Result<Prepared, ClientError> {
-    let today = jiff::Zoned::now().date();
+    let today = clock::today();
     let kit = namespace.kit(name.clone(), addresses.to_vec(), None, today);
     let text_path = options.kit_folder.join(format!("recovery-kit-{name}.txt"));
     let page_path = options.kit_folder.join(format!("recovery-kit-{name}.html"));

@@ -87,7 +87,7 @@ impl Fetcher {
         let mut expected = nodes.iter();
         let mut sealed_bytes: u64 = 0;
         self.envelopes(&digests, |envelope| {
-            let node = expected.next().ok_or_else(|| surplus())?;
+            let node = expected.next().ok_or_else(surplus)?;
             let children = unseal_node(&self.keys, envelope, &node.digest, &node.h, level)
                 .map_err(|error| damaged(&node.digest, error))?;
             let below =
@@ -129,7 +129,7 @@ impl Fetcher {
             let mut expected = leaves.iter();
             let mut added = Totals::default();
             self.envelopes(&digests, |envelope| {
-                let leaf = expected.next().ok_or_else(|| surplus())?;
+                let leaf = expected.next().ok_or_else(surplus)?;
                 unseal_chunk(
                     &self.keys,
                     envelope,
@@ -233,10 +233,12 @@ impl Walker {
         totals: &mut Totals,
     ) -> Result<(), ClientError> {
         let mut nodes = Vec::new();
-        while let Some((_, node)) =
-            self.frontier.pop_front_if(|(here, _)| *here == level && nodes.len() < NODES_AT_ONCE)
+        while nodes.len() < NODES_AT_ONCE
+            && let Some((here, node)) = self.frontier.front()
+            && *here == level
         {
-            nodes.push(node);
+            nodes.push(*node);
+            self.frontier.pop_front();
         }
         let opened = fetcher.nodes(level, &nodes, totals).await?;
         for child in opened.into_iter().flatten().rev() {

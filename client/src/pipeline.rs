@@ -1,13 +1,14 @@
-//! From the source's bytes to sealed chunks: one reader thread, a worker thread a core.
+//! From the source's bytes to sealed chunks: a reader, a cutter, and a worker thread a core.
 //!
 //! ```text
-//! reader: read -> cut -> runs of chunks     workers: hash -> cache -> (compress -> seal)
+//! reader: blocks -> cutter: runs of chunks -> workers: hash -> cache -> (compress -> seal)
 //! ```
 //!
-//! The plaintext is read once into a block and never copied before it is sealed: a chunk is a range
-//! of a block that is shared and counted, and a block returns to the reader when nobody looks at it
-//! any more. Bounds: the reader waits for a free block, and for a permit that the uploader returns
-//! with each run it takes over, so what lies between them does not grow with the source.
+//! The plaintext is read once into a block and never copied before it is sealed (but for the chunk
+//! that a block's end cuts in two): a chunk is a range of a block that is shared and counted, and a
+//! block returns to the reader when nobody looks at it any more. Bounds: the reader waits for a free
+//! block, the cutter for a permit that the uploader returns with each run it takes over, so what
+//! lies between them does not grow with the source.
 //!
 //! Chunks that the cache knows come out unsealed with their plaintext, so that the uploader can
 //! have them sealed after all ([`Pipeline::reseal`]) when the server lacks or must prove them.
@@ -168,27 +169,26 @@ impl Pipeline {
             let (runs, reseals) = (run_tasks.clone(), reseal_tasks.clone());
             spawn(format!("seal-{number}"), move || worker.work(runs, reseals))?;
         }
-        let mut reader = Reader {
-            source,
-            chunker: Chunker::new(&options.keys, options.sizes),
-            blocks: Blocks::new(layout),
-            runs,
-            permitted,
-            stopped,
-            run_count: 0,
-        };
+        let chunker = Chunker::new(&options.keys, options.sizes);
+        let lead_bytes = chunker.max_bytes();
+        let (filled, to_cut) = bounded(1);
+        let blocks = Blocks::new(layout);
+        let home = blocks.home.clone();
+        let mut reader = Reader { source, blocks, lead_bytes, filled, stopped };
+        let failures = report.clone();
         spawn("read".into(), move || {
-            match reader.read_all() {
-                Ok(Some(plaintext_bytes)) => {
-                    let run_count = reader.run_count;
-                    let _ = report.send(Report::End { run_count, plaintext_bytes });
-                }
-                // The run is over; nobody listens.
-                Ok(None) => {}
-                Err(error) => {
-                    let error = ClientError::file("read the source", error);
-                    let _ = report.send(Report::Failed(error));
-                }
+            if let Err(error) = reader.read_all() {
+                let error = ClientError::file("read the source", error);
+                let _ = failures.send(Report::Failed(error));
+            }
+        })?;
+        let mut cutter =
+            Cutter { chunker, lead_bytes, home, to_cut, runs, permitted, run_count: 0 };
+        spawn("cut".into(), move || {
+            // Nothing where the run is over; nobody listens then.
+            if let Some(plaintext_bytes) = cutter.cut_all() {
+                let run_count = cutter.run_count;
+                let _ = report.send(Report::End { run_count, plaintext_bytes });
             }
         })?;
         Ok(Self { reports, reseals, permits, _running: running })
@@ -268,54 +268,84 @@ impl Blocks {
     }
 }
 
+/// A block with bytes of the source after its lead.
+struct Filled {
+    bytes: Vec<u8>,
+    end: usize,
+    at_end: bool,
+}
+
 struct Reader {
     source: Box<dyn Read + Send>,
-    chunker: Chunker,
     blocks: Blocks,
-    runs: Sender<Run>,
-    permitted: Receiver<()>,
+    /// Room at the start of each block for the unfinished chunk of the one before.
+    lead_bytes: usize,
+    filled: Sender<Filled>,
     stopped: Receiver<()>,
-    run_count: u64,
 }
 
 impl Reader {
-    /// Reads to the end and gives the number of bytes, or nothing when the run is over before.
-    fn read_all(&mut self) -> io::Result<Option<u64>> {
-        let mut total: u64 = 0;
-        let mut tail: Option<(Arc<Block>, Range<usize>)> = None;
-        loop {
-            let Some(mut bytes) = self.blocks.take(&self.stopped) else { return Ok(None) };
-            let mut filled = 0;
-            if let Some((block, range)) = tail.take() {
-                let unfinished = block.chunk(&range);
-                if let Some(start) = bytes.get_mut(..unfinished.len()) {
-                    start.copy_from_slice(unfinished);
-                }
-                filled = unfinished.len();
+    /// Reads to the source's end, or until the run is over.
+    fn read_all(&mut self) -> io::Result<()> {
+        while let Some(mut bytes) = self.blocks.take(&self.stopped) {
+            let (end, at_end) = self.fill(&mut bytes)?;
+            if self.filled.send(Filled { bytes, end, at_end }).is_err() || at_end {
+                break;
             }
-            let (end, at_end) = self.fill(&mut bytes, filled)?;
-            total = total.saturating_add(length_of(end.saturating_sub(filled)));
-            let home = self.blocks.home.clone();
-            let block = Arc::new(Block { bytes, home });
-            let Some(cut) = self.cut_block(&block, end, at_end, total) else { return Ok(None) };
-            if at_end {
-                return Ok(Some(total));
-            }
-            tail = Some((block, cut..end));
         }
+        Ok(())
     }
 
     /// Reads until the block is full or the source ends.
-    fn fill(&mut self, bytes: &mut [u8], mut filled: usize) -> io::Result<(usize, bool)> {
-        while let Some(room) = bytes.get_mut(filled..).filter(|room| !room.is_empty()) {
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
+        let mut end = self.lead_bytes;
+        while let Some(room) = bytes.get_mut(end..).filter(|room| !room.is_empty()) {
             match self.source.read(room) {
-                Ok(0) => return Ok((filled, true)),
-                Ok(count) => filled = filled.saturating_add(count),
+                Ok(0) => return Ok((end, true)),
+                Ok(count) => end = end.saturating_add(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((filled, false))
+        Ok((end, false))
+    }
+}
+
+struct Cutter {
+    chunker: Chunker,
+    lead_bytes: usize,
+    home: Sender<Vec<u8>>,
+    to_cut: Receiver<Filled>,
+    runs: Sender<Run>,
+    permitted: Receiver<()>,
+    run_count: u64,
+}
+
+impl Cutter {
+    /// Cuts to the source's end and gives its number of bytes, or nothing when the run is over
+    /// before.
+    fn cut_all(&mut self) -> Option<u64> {
+        let mut total: u64 = 0;
+        let mut tail: Option<(Arc<Block>, Range<usize>)> = None;
+        loop {
+            let Filled { mut bytes, end, at_end } = self.to_cut.recv().ok()?;
+            total = total.saturating_add(length_of(end.saturating_sub(self.lead_bytes)));
+            let mut start = self.lead_bytes;
+            if let Some((block, range)) = tail.take() {
+                // An unfinished chunk is shorter than the longest, which is the lead.
+                let unfinished = block.chunk(&range);
+                start = start.saturating_sub(unfinished.len());
+                if let Some(lead) = bytes.get_mut(start..self.lead_bytes) {
+                    lead.copy_from_slice(unfinished);
+                }
+            }
+            let block = Arc::new(Block { bytes, home: self.home.clone() });
+            let cut = self.cut_block(&block, start..end, at_end, total)?;
+            if at_end {
+                return Some(total);
+            }
+            tail = Some((block, cut..end));
+        }
     }
 
     /// Cuts a block and sends its runs; gives where the unfinished chunk starts, or nothing when
@@ -323,14 +353,14 @@ impl Reader {
     fn cut_block(
         &mut self,
         block: &Arc<Block>,
-        end: usize,
+        range: Range<usize>,
         at_end: bool,
         total: u64,
     ) -> Option<usize> {
-        let (mut start, mut run_start) = (0, 0);
+        let (mut start, mut run_start) = (range.start, range.start);
         let mut chunks = Vec::new();
         while let Some(length) =
-            block.bytes.get(start..end).and_then(|rest| self.chunker.cut(rest, at_end))
+            block.bytes.get(start..range.end).and_then(|rest| self.chunker.cut(rest, at_end))
         {
             chunks.push(start..start.saturating_add(length));
             start = start.saturating_add(length);

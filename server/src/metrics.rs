@@ -52,17 +52,12 @@ pub struct Metrics {
 impl Metrics {
     /// Registers all metrics.
     pub fn new() -> Result<Self, ServerError> {
-        let registry = Registry::new();
-        Self::register(&registry)
-            .map_err(|e| ServerError::Bug(format!("register metrics: {e}")))
-            .map(|build| build(registry))
+        Self::register(Registry::new())
+            .map_err(|error| ServerError::Bug(format!("register metrics: {error}")))
     }
 
-    #[expect(clippy::type_complexity)]
-    fn register(
-        registry: &Registry,
-    ) -> Result<Box<dyn FnOnce(Registry) -> Self>, prometheus::Error> {
-        let r = registry;
+    fn register(registry: Registry) -> Result<Self, prometheus::Error> {
+        let r = &registry;
         let requests =
             counters(r, "requests_total", "Requests by route and code", &["route", "code"])?;
         let request_seconds = HistogramVec::new(
@@ -103,7 +98,7 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
-        Ok(Box::new(|registry| Self {
+        Ok(Self {
             registry,
             requests,
             request_seconds,
@@ -122,7 +117,7 @@ impl Metrics {
             store_errors,
             free_bytes,
             last_backup_timestamp,
-        }))
+        })
     }
 
     /// Prometheus' text form.

@@ -16,6 +16,7 @@ use crate::error::ServerError;
 use crate::rows::{NamespaceRow, PrincipalRow};
 use crate::server_keys::pin_of_ed25519;
 use crate::store::Store;
+use crate::store::meta::Row;
 use crate::store::schema::Family;
 
 /// A namespace of this repository.
@@ -142,7 +143,7 @@ fn kit_principal(namespace: &NamespaceId) -> PrincipalId {
 }
 
 /// All rows of a family that is known to be small.
-pub fn all_rows(store: &Store, family: Family) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ServerError> {
+pub fn all_rows(store: &Store, family: Family) -> Result<Vec<Row>, ServerError> {
     let mut rows = Vec::new();
     store.scan(family, &[], None, &mut |key, value| {
         rows.push((key.to_vec(), value.to_vec()));

@@ -1,9 +1,9 @@
 //! Upload sessions: leases in memory, and what each session has pinned.
 //!
 //! A pin says "this session knows that the repository has this envelope", because the session
-//! uploaded it or was answered "have". A node is accepted only over pinned (or locked) children, and
-//! a root is committed only if it is pinned: so nobody can name what it has neither sent nor been
-//! told of, and later garbage collection must not take what a live session has pinned.
+//! uploaded it or was answered "have". A node is accepted only over pinned (or locked) children,
+//! and a root is committed only if it is pinned: so nobody can name what it has neither sent nor
+//! been told of, and garbage collection must not take what a live session has pinned.
 //!
 //! Pins are slots of segments in a compressed bitmap: about two bytes a chunk. Envelopes in the
 //! inbox may move to a segment while a session lives, so they are pinned by digest; the inbox is

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
 use strongroom_client::connection::Body;
 use strongroom_client::error::ClientError;
 use strongroom_client::tls::{Pin, TlsIdentity};
 use strongroom_client::transport::{Client, Endpoint, RetryPolicy};
+use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{Label, PublicKey};
 use strongroom_protocol::role::Role;
@@ -177,4 +179,22 @@ async fn tokens_that_make_no_sense_are_not_made() {
         let outcome = make(namespace, role, ttl);
         assert!(matches!(outcome, Err(ServerError::Operator(_))), "{namespace:?} {role} {ttl}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_namespace_cannot_take_over_anothers_access_key() {
+    let server = TestServer::start().await;
+    let victim = server.writer("erp").await;
+    let token = server.token(Some("evil"), Role::Backup);
+    let (client, identity) = stranger(&server, Pin::Key(token.tls_key));
+    let authority = SigningKey::from_bytes(&[8; 32]);
+    let mut contents = victim.kept_descriptor().contents().clone();
+    contents.authority = PublicKey(authority.verifying_key().to_bytes());
+    let mut request = request(&token, &identity);
+    request.descriptor = contents.sign(&authority);
+    let refused = send(&client, &request, &token.secret, None).await;
+    refused_with(refused, ErrorCode::BadDescriptor);
+    // The victim's kit still reads the victim's namespace.
+    let access = ReadAccess::with_kit(&victim.kit(), &victim.connect, false).await.unwrap();
+    assert_eq!(access.namespace, victim.namespace());
 }

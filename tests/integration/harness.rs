@@ -146,9 +146,8 @@ impl Drop for TestServer {
 }
 
 pub fn test_config(change: impl FnOnce(&mut Config)) -> Config {
-    let mut config = Config::default();
-    config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    config.metrics = SocketAddr::from(([127, 0, 0, 1], 0));
+    let free_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = Config { listen: free_port, metrics: free_port, ..Config::default() };
     config.store.reserve.0 = 1 << 20;
     change(&mut config);
     config
@@ -391,7 +390,7 @@ pub fn seal_leaf(keys: &strongroom_client::keys::PlaintextKeys, plaintext: &[u8]
 }
 
 pub fn child_of(leaf: &Leaf) -> NodeChild {
-    NodeChild { digest: leaf.digest, h: leaf.h.clone(), plaintext_bytes: leaf.plaintext_bytes }
+    NodeChild { digest: leaf.digest, h: leaf.h, plaintext_bytes: leaf.plaintext_bytes }
 }
 
 /// The body of an upload.

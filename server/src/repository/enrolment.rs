@@ -18,7 +18,7 @@ use crate::error::ServerError;
 use crate::registry::{Namespace, all_rows};
 use crate::repository::Repository;
 use crate::rows::{NamespaceRow, PrincipalRow, TokenRow, descriptor_key};
-use crate::server_keys::random_bytes;
+use crate::server_keys::{pin_of_ed25519, random_bytes};
 use crate::store::schema::Family;
 use crate::writer::Decision;
 
@@ -104,7 +104,7 @@ impl Repository {
         let request = EnrollRequest::decode(body).map_err(|_| bad_token())?;
         let principal = PrincipalId(random_bytes()?);
         let (repository, body, exporter) = (self.clone(), body.to_vec(), *exporter);
-        let outcome = self.writer.decide(move |decision| {
+        self.writer.decide(move |decision| {
             let key = TokenRow::key(&request.token);
             let Some(value) = decision.store.get(Family::Tokens, &key)? else {
                 return Err(bad_token());
@@ -134,8 +134,7 @@ impl Repository {
             token.used = true;
             decision.batch.put(Family::Tokens, key, token.encode());
             Ok(Ok(answer))
-        })?;
-        outcome
+        })?
     }
 
     /// Revokes a principal. Its next request finds nobody; its live sessions cannot be used.
@@ -284,6 +283,10 @@ impl Repository {
             || self.registry.namespace_named(name).is_some();
         if taken {
             return refuse("a namespace of this name or id exists already".into());
+        }
+        // A key has one owner: a descriptor that names somebody else's would shut him out.
+        if self.registry.principal(&pin_of_ed25519(&contents.access_key)).is_some() {
+            return refuse("the descriptor's access key is in use already".into());
         }
         let last = decision.store.last(Family::Namespaces, &[])?;
         let last = last.and_then(|(key, _)| key.try_into().ok()).map_or(0, u32::from_be_bytes);

@@ -17,6 +17,11 @@ use super::observer::{Observer, Step};
 use super::poison::Poison;
 use super::schema::{Family, prefix_end};
 
+/// Key and value of a row.
+pub type Row = (Vec<u8>, Vec<u8>);
+/// Takes key and value of one row after the other, until it breaks off.
+pub type EachRow<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Rows to be written together, or not at all.
 #[derive(Debug, Default, Clone)]
 pub struct MetaBatch {
@@ -111,7 +116,7 @@ impl Meta {
         family: Family,
         prefix: &[u8],
         start: Option<&[u8]>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), StoreError> {
         let handle = self.family(family)?;
         let mut rows = self.db.raw_iterator_cf_opt(handle, prefix_read_options(prefix));
@@ -126,11 +131,7 @@ impl Meta {
     }
 
     /// The last row whose key begins with `prefix`.
-    pub(super) fn last(
-        &self,
-        family: Family,
-        prefix: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub(super) fn last(&self, family: Family, prefix: &[u8]) -> Result<Option<Row>, StoreError> {
         let handle = self.family(family)?;
         let mut rows = self.db.raw_iterator_cf_opt(handle, prefix_read_options(prefix));
         rows.seek_to_last();

@@ -45,7 +45,6 @@ mod tests;
 mod unsealed;
 
 use std::fs::File;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -61,7 +60,7 @@ use self::appender::{Appender, Job, SEALING_MAX, SegmentLimits};
 use self::error::StoreError;
 use self::inbox::{FoldLimits, Inbox};
 use self::index::Index;
-use self::meta::{Meta, MetaBatch};
+use self::meta::{EachRow, Meta, MetaBatch, Row};
 use self::observer::{Observer, Unobserved};
 use self::open_check::OpenReport;
 use self::poison::Poison;
@@ -185,17 +184,13 @@ impl Store {
         family: Family,
         prefix: &[u8],
         start: Option<&[u8]>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), StoreError> {
         self.open.meta.scan(family, prefix, start, each)
     }
 
     /// Key and value of the last row whose key begins with `prefix`.
-    pub fn last(
-        &self,
-        family: Family,
-        prefix: &[u8],
-    ) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub fn last(&self, family: Family, prefix: &[u8]) -> Result<Option<Row>, StoreError> {
         self.open.meta.last(family, prefix)
     }
 
