@@ -74,13 +74,14 @@ back_up() { # source, then what makes the dump
   bytes=$(field plaintext_bytes <<<"$answer")
   elapsed=$(field elapsed_ms <<<"$answer")
   snapshot=$(field snapshot <<<"$answer")
+  locked_until=$(field locked_until_seconds <<<"$answer")
   printf 'snapshot %.16s: %s in %s ms (%s MB/s)\n' "$snapshot" "$(megabytes "$bytes")" \
     "$elapsed" "$((bytes / 1000 / (elapsed > 0 ? elapsed : 1)))"
   printf '  deduplicated %s, sent %s\n' \
     "$(megabytes "$(field deduplicated_bytes <<<"$answer")")" \
     "$(megabytes "$(field sent_bytes <<<"$answer")")"
   printf '  locked until %s\n' \
-    "$(date -u -d "@$(field locked_until_seconds <<<"$answer")" '+%F %T UTC')"
+    "$(date -u -d "@$locked_until" '+%F %T UTC')"
 }
 
 restore_and_compare() { # snapshot, original
@@ -120,6 +121,14 @@ start_server() {
 # --- A live database, where PostgreSQL is installed -----------------------------------------------
 
 find_postgres() { # prints the folder of its programs
+  local folder major
+  folder=$(find_postgres_folder) && [ -n "$folder" ] || return 0
+  major=$("$folder/initdb" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+  # The dumps are of version 15.
+  if [ "$major" -ge 15 ]; then echo "$folder"; fi
+}
+
+find_postgres_folder() {
   if command -v initdb >/dev/null && command -v pg_ctl >/dev/null; then
     dirname "$(readlink -f "$(command -v pg_ctl)")"
     return
@@ -214,6 +223,7 @@ echo "enrolled; recovery kit of $(wc -l <"$kit") lines, and as a page to print:"
 step 'First backup: a pg_dump of an ERP database, from standard input'
 back_up erp --stdin <"$work/dumps/day0.sql"
 first=$snapshot
+first_locked_until=$locked_until
 
 step 'The next day: only what changed'
 back_up erp --stdin <"$work/dumps/day1.sql"
@@ -243,7 +253,7 @@ restore_and_compare erp@latest "$work/dumps/day1.sql"
 step 'Verify: read everything, check everything, write nothing'
 on_fresh verify "$second" --kit "$kit"
 
-postgres_programs=$(find_postgres || true)
+postgres_programs=$(find_postgres)
 if [ -n "$postgres_programs" ]; then
   step 'A live PostgreSQL: dump, back up, restore into an empty database, compare'
   live_database
@@ -255,6 +265,8 @@ code=0
 on_operator forget "$first" --namespace erp >/dev/null 2>"$work/message" || code=$?
 cat "$work/message"
 [ "$code" = 4 ] || fail "forget of a locked snapshot ended with $code, not 4"
+grep -q "$(date -u -d "@$first_locked_until" '+%FT%TZ')" "$work/message" ||
+  fail 'the refusal does not name the end of the lock'
 restore_and_compare "$first" "$work/dumps/day0.sql"
 
 step 'What Prometheus sees'

@@ -137,7 +137,7 @@ pub async fn run(
         if !may_restart || !source.can_restart() {
             return Err(error);
         }
-        tracing::warn!("{error}; reading the source again from its start");
+        tracing::warn!("{}; reading the source again from its start", error.reason());
         distrusted = marker.exists();
         restart_count += 1;
         monitor.restart();
@@ -299,10 +299,7 @@ impl<'a> Writer<'a> {
                 exit_code: 0,
                 standard_error: end.standard_error.clone(),
                 plaintext_bytes: acknowledged.data_bytes,
-                catalogue_bytes: acknowledged
-                    .root
-                    .plaintext_bytes
-                    .saturating_sub(acknowledged.data_bytes),
+                catalogue_bytes: acknowledged.catalogue_bytes(),
                 tags: self.options.tags.clone(),
             },
         };

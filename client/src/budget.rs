@@ -32,20 +32,23 @@ pub const UPLOAD_BYTES: usize = 4 << 20;
 /// Upload requests at once.
 pub const UPLOADS_MAX: usize = 2;
 /// "Have" questions at once.
-pub const QUESTIONS_MAX: usize = 2;
+pub const QUESTIONS_MAX: usize = 4;
 /// Digests that make a "have" question worth a request while another is on its way.
-pub const QUESTION_MIN_COUNT: usize = 256;
+pub const QUESTION_MIN_COUNT: usize = 64;
+/// Chunks that are sealed again at once because the server lacks what the cache knew.
+pub const RESEALS_MAX: usize = 64;
 /// Start of a stream that is read before its size class is declared, in bytes.
 pub const PEEK_BYTES: usize = 8 << 20;
 /// Files up to this many bytes declare a small session.
 pub const SMALL_SOURCE_BYTES: u64 = 16 << 20;
 
-/// Plaintext of a restore between the request for its envelopes and its place in the file, in bytes.
-pub const WRITE_BYTES: u64 = 28 << 20;
+/// Plaintext of a restore between the request for its envelopes and its place in the file, in
+/// bytes.
+pub const WRITE_BYTES: u64 = 36 << 20;
 /// Plaintext asked for in one read request, in bytes.
 pub const READ_REQUEST_BYTES: u64 = 6 << 20;
 /// Read requests at once.
-pub const READS_MAX: usize = 2;
+pub const READS_MAX: usize = 4;
 
 /// How a run is laid out for a namespace's chunk sizes and this machine's cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,11 +5,15 @@
 //! and spread over the whole source, are challenged: the client makes the envelope again and asks
 //! for its hash under a fresh nonce, which cannot be known without the bytes.
 
+use bytes::Bytes;
+use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::limits::CHALLENGES_MAX;
 
 use crate::error::ClientError;
 use crate::keys::random_bytes;
+use crate::pipeline::envelope_of;
 use crate::sealer::challenge_answer;
+use crate::session::Session;
 
 /// Challenges that are spread over the expected number of answers; the rest of
 /// [`CHALLENGES_MAX`] is for sources that have grown.
@@ -44,13 +48,27 @@ impl Sampler {
     }
 }
 
+/// Has the server prove that it has these framed envelopes.
+pub async fn prove(
+    session: &Session,
+    envelopes: &[(SealedDigest, Bytes)],
+) -> Result<(), ClientError> {
+    let nonce = fresh_nonce()?;
+    let digests: Vec<SealedDigest> = envelopes.iter().map(|(digest, _)| *digest).collect();
+    let proofs = session.prove(&nonce, &digests).await?;
+    for ((_, framed), proof) in envelopes.iter().zip(&proofs) {
+        check(&nonce, envelope_of(framed), proof)?;
+    }
+    Ok(())
+}
+
 /// A nonce that nobody has seen.
-pub fn fresh_nonce() -> Result<[u8; 32], ClientError> {
+fn fresh_nonce() -> Result<[u8; 32], ClientError> {
     random_bytes().map(|nonce| *nonce).map_err(|error| ClientError::Bug(error.to_string()))
 }
 
 /// Checks the server's proof for an envelope.
-pub fn check(nonce: &[u8; 32], envelope: &[u8], proof: &[u8; 32]) -> Result<(), ClientError> {
+fn check(nonce: &[u8; 32], envelope: &[u8], proof: &[u8; 32]) -> Result<(), ClientError> {
     if challenge_answer(nonce, envelope) == *proof {
         return Ok(());
     }

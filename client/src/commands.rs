@@ -6,7 +6,6 @@
 use std::io::Write;
 use std::path::Path;
 
-use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use strongroom_protocol::descriptor::Codec;
 use strongroom_protocol::error::ErrorCode;
@@ -16,22 +15,27 @@ use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
 use zeroize::Zeroizing;
 
-use crate::arguments::{identities_in, local_time, local_time_of_seconds};
-use crate::backup::{self, BackupOptions, BackupSummary};
+use crate::arguments::{identities_in, local_time_of_seconds};
+use crate::backup::{self, BackupOptions};
 use crate::cli::{
     Backup, Cli, Command, Enroll, Forget, Global, Key, KitCommand, List, NewKeys, Reading, Restore,
     Setup, Show, Verify,
 };
 use crate::commit::host_name;
 use crate::durable;
-use crate::enroll::{self, EnrollOptions, EnrollSummary};
+use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
 use crate::kit::{KIT_MAX_BYTES, Kit};
+use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
+use crate::output::{
+    backup_text, details_text, enrolled_text, kit_text, restore_text, row_text, status_text,
+    verify_text,
+};
 use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
 use crate::progress::{Display, Monitor, Style};
-use crate::restore::{self, RestoreOptions, RestoreSummary, Target};
-use crate::snapshot::{self, SnapshotDetails, SnapshotSummary};
+use crate::restore::{self, RestoreOptions};
+use crate::snapshot::{self, SnapshotSummary};
 use crate::source::Source;
 use crate::trust::{ReadAccess, is_server_role};
 
@@ -90,33 +94,6 @@ async fn enroll(output: &Output, options: Enroll) -> Result<(), ClientError> {
     output.emit(&summary, || enrolled_text(&summary, &output.global.profile))
 }
 
-fn enrolled_text(summary: &EnrollSummary, profile: &str) -> String {
-    let mut text = format!("enrolled as {} in profile {profile}\n", summary.role);
-    if let Some(name) = &summary.namespace_name {
-        text.push_str(&format!("namespace: {name}\n"));
-    }
-    if let (Some(kit), Some(page)) = (&summary.kit_text, &summary.kit_page) {
-        text.push_str(&format!(
-            "recovery kit: {} (text) and {} (to print)\n\
-             Print it twice, keep the copies apart and offline, then delete both files: whoever \
-             has them reads\nevery backup, and without them nobody does.\n",
-            kit.display(),
-            page.display()
-        ));
-        if summary.recipient_count == Some(1) {
-            text.push_str(
-                "Only the kit's own identity can open backups. A second recipient on another \
-                 medium is safer:\n`strongroom key new --recipient AGE1...` for the next \
-                 namespace, before its first backup.\n",
-            );
-        }
-    }
-    if summary.role == Role::Backup {
-        text.push_str("Next: strongroom backup SOURCE FILE\n");
-    }
-    text
-}
-
 fn new_keys(output: &Output, keys: NewKeys) -> Result<(), ClientError> {
     #[derive(Serialize)]
     struct NewKeysSummary {
@@ -126,8 +103,8 @@ fn new_keys(output: &Output, keys: NewKeys) -> Result<(), ClientError> {
     let summary = NewKeysSummary { namespace: namespace.namespace() };
     output.emit(&summary, || {
         format!(
-            "namespace {}\nIts secrets wait in this profile. Next: strongroom enroll --token TOKEN, \
-             which writes the recovery kit and removes them.\n",
+            "namespace {}\nIts secrets wait in this profile. Next: strongroom enroll --token \
+             TOKEN, which writes the recovery kit and removes them.\n",
             summary.namespace
         )
     })
@@ -148,10 +125,7 @@ async fn check_kit(output: &Output, path: &Path) -> Result<(), ClientError> {
     let kit = read_kit(path)?;
     let access = ReadAccess::with_kit(&kit, &output.connect()?, false).await?;
     let check = Box::pin(snapshot::check_kit(&access)).await?;
-    output.emit(&check, || {
-        let time = local_time(signed(check.committed_ms));
-        format!("the kit opens the newest snapshot: {} of {time}\n", check.source)
-    })
+    output.emit(&check, || kit_text(&check))
 }
 
 async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
@@ -181,23 +155,6 @@ async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
     output.emit(&summary, || backup_text(&summary))
 }
 
-fn backup_text(summary: &BackupSummary) -> String {
-    let share = summary.deduplicated_bytes.saturating_mul(100) / summary.plaintext_bytes.max(1);
-    format!(
-        "snapshot {}\n{} number {}: {} in {}, {} sent ({share} % was there already), {}\n\
-         locked until {} ({})\n",
-        summary.snapshot,
-        summary.source,
-        summary.sequence,
-        HumanBytes(summary.plaintext_bytes),
-        milliseconds(summary.elapsed_ms),
-        HumanBytes(summary.sent_bytes),
-        rate(summary.plaintext_bytes, summary.elapsed_ms),
-        local_time_of_seconds(summary.locked_until_seconds),
-        summary.mode.name(),
-    )
-}
-
 async fn list(output: &Output, options: List) -> Result<(), ClientError> {
     #[derive(Serialize)]
     struct Listing {
@@ -215,61 +172,10 @@ async fn list(output: &Output, options: List) -> Result<(), ClientError> {
     output.emit(&listing, || listing.snapshots.iter().map(row_text).collect())
 }
 
-fn row_text(row: &SnapshotSummary) -> String {
-    let id = row.snapshot.to_string();
-    format!(
-        "{}  {}  {:<24} {:>6}  {:>12}  locked until {}\n",
-        id.get(..12).unwrap_or(&id),
-        local_time(signed(row.committed_ms)),
-        row.source.as_str(),
-        row.sequence,
-        HumanBytes(row.padded_plaintext_bytes).to_string(),
-        local_time_of_seconds(row.locked_until_seconds),
-    )
-}
-
 async fn show(output: &Output, options: Show) -> Result<(), ClientError> {
     let access = access(output, &options.reading, options.unverified).await?;
     let details = Box::pin(snapshot::show(&access, &options.snapshot, options.unverified)).await?;
     output.emit(&details, || details_text(&details))
-}
-
-fn details_text(details: &SnapshotDetails) -> String {
-    let row = &details.summary;
-    let mut text = format!(
-        "snapshot     {}\nsource       {} number {}\ncommitted    {}\nclient time  {}\n\
-         locked until {} ({})\nplaintext    about {}\nsealed       {} in {} chunks\n\
-         principal    {}\nprevious     {}\nroot         {}\n",
-        row.snapshot,
-        row.source,
-        row.sequence,
-        local_time(signed(row.committed_ms)),
-        local_time(row.client_time_ms),
-        local_time_of_seconds(row.locked_until_seconds),
-        row.mode.name(),
-        HumanBytes(row.padded_plaintext_bytes),
-        HumanBytes(row.sealed_bytes),
-        HumanCount(row.chunk_count),
-        row.principal,
-        details.previous,
-        details.root,
-    );
-    if let Some(sealed) = &details.sealed_fields {
-        text.push_str(&format!(
-            "host         {}\ncommand      {}\npaths        {}\ntags         {}\n\
-             exact size   {} bytes\nverified     {}\n",
-            sealed.host,
-            sealed.command.join(" "),
-            sealed.paths.join(", "),
-            sealed.tags.join(", "),
-            sealed.plaintext_bytes,
-            if sealed.is_verified { "yes" } else { "NO" },
-        ));
-        if !sealed.standard_error.is_empty() {
-            text.push_str(&format!("standard error:\n{}\n", sealed.standard_error.trim_end()));
-        }
-    }
-    text
 }
 
 async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientError> {
@@ -289,30 +195,6 @@ async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientErro
     output.emit(&summary, || restore_text(&summary))
 }
 
-fn restore_text(summary: &RestoreSummary) -> String {
-    let place = match &summary.path {
-        Some(path) => path.display().to_string(),
-        None => "standard output".into(),
-    };
-    let mut text = format!(
-        "restored {} of {} to {place} in {} ({})\n",
-        HumanBytes(summary.plaintext_bytes),
-        summary.source,
-        milliseconds(summary.elapsed_ms),
-        rate(summary.plaintext_bytes, summary.elapsed_ms),
-    );
-    if summary.fresh_to_kit_floor_only {
-        text.push_str(
-            "Every byte was verified. That this is the newest state of the namespace is proven \
-             only up to the day the kit was made.\n",
-        );
-    }
-    if !summary.is_verified {
-        text.push_str("NOT VERIFIED: the chain of trust is broken (--unverified was given)\n");
-    }
-    text
-}
-
 async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
     let access = access(output, &options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
@@ -322,17 +204,7 @@ async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
     let run = restore::verify(&access, found.snapshot, percent, options.unverified, &monitor);
     let summary = Box::pin(run).await?;
     drop(display);
-    output.emit(&summary, || {
-        format!(
-            "verified {} of {} chunks ({}) of {} in {}{}\n",
-            HumanCount(summary.verified_chunk_count),
-            HumanCount(summary.chunk_count),
-            HumanBytes(summary.verified_bytes),
-            summary.source,
-            milliseconds(summary.elapsed_ms),
-            if summary.is_verified { "" } else { "; the chain of trust is BROKEN" },
-        )
-    })
+    output.emit(&summary, || verify_text(&summary))
 }
 
 async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
@@ -346,20 +218,7 @@ async fn status(output: &Output) -> Result<(), ClientError> {
     let client = profile.client(&output.connect()?)?;
     let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
     profile.accept_newest_checkpoint(&status.checkpoint)?;
-    output.emit(&status, || {
-        format!(
-            "strongroomd {}\nsnapshots  {}\nsegments   {} ({})\nsessions   {}\nfree       {}\n\
-             ledger     {} entries\nuploads    {}\n",
-            status.version,
-            HumanCount(status.snapshot_count),
-            HumanCount(status.segment_count),
-            HumanBytes(status.segment_bytes),
-            status.session_count,
-            HumanBytes(status.free_bytes),
-            HumanCount(status.ledger_size),
-            if status.accepts_uploads { "accepted" } else { "REFUSED" },
-        )
-    })
+    output.emit(&status, || status_text(&status))
 }
 
 /// The way to read that the options name.
@@ -496,16 +355,4 @@ async fn interrupted() {
         _ = interrupt.recv() => (),
         _ = terminate.recv() => (),
     }
-}
-
-fn milliseconds(elapsed_ms: u64) -> String {
-    format!("{}.{:02} s", elapsed_ms / 1000, elapsed_ms % 1000 / 10)
-}
-
-fn rate(bytes: u64, elapsed_ms: u64) -> String {
-    format!("{}/s", HumanBytes(bytes.saturating_mul(1000) / elapsed_ms.max(1)))
-}
-
-fn signed(milliseconds: u64) -> i64 {
-    i64::try_from(milliseconds).unwrap_or(i64::MAX)
 }

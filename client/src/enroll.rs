@@ -110,15 +110,7 @@ pub async fn enroll(
         })?),
         _ => None,
     };
-    let is_further_writer =
-        matches!(token.scope, Scope::Existing(..)) && token.role == Role::Backup;
-    if is_further_writer && options.kit.is_none() {
-        return Err(ClientError::Usage(
-            "a further backup machine of a namespace needs its convergence secret: name the \
-             recovery kit with --kit FILE (it is only read)"
-                .into(),
-        ));
-    }
+    check_kit(token, options.kit.as_ref())?;
 
     let identity = folder.tls_identity()?;
     let signing_key = folder.signing_key()?;
@@ -165,6 +157,23 @@ pub async fn enroll(
         checkpoint: None,
     };
     finish(folder, settings, &client, &prepared, &options, &answer).await
+}
+
+/// A further writer needs the kit of the very namespace that the token names: an operator who
+/// hands out a token for a namespace of his own must not get anybody's backups into it.
+fn check_kit(token: &Token, kit: Option<&Kit>) -> Result<(), ClientError> {
+    let Scope::Existing(namespace, name) = &token.scope else { return Ok(()) };
+    match kit {
+        Some(kit) if kit.namespace != *namespace => Err(ClientError::Untrusted(format!(
+            "the token is for another namespace ({name}) than the kit: ask who made the token why"
+        ))),
+        None if token.role == Role::Backup => Err(ClientError::Usage(
+            "a further backup machine of a namespace needs its convergence secret: name the \
+             recovery kit with --kit FILE (it is only read)"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What a new namespace leaves before it is enrolled.
@@ -218,6 +227,11 @@ async fn finish(
         descriptor = Some(fetch_descriptor(&mut profile, client).await?);
     }
     if let (Some(kit), Some(descriptor), Role::Backup) = (&options.kit, &descriptor, answer.role) {
+        if descriptor.contents().version < kit.descriptor_version {
+            return Err(ClientError::Untrusted(
+                "the server's descriptor is older than the kit: it was rolled back".into(),
+            ));
+        }
         let identities = [kit.identity.clone()];
         let secret: ConvergenceSecret = open_wrapped_secret(descriptor, &identities)?;
         folder.write_convergence_secret(&secret)?;

@@ -116,6 +116,18 @@ impl ClientError {
         }
     }
 
+    /// What happened without what to do about it, for logs of what is tried again.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Unreachable(reason) | Self::SessionLost(reason) => reason.clone(),
+            Self::Server(body) => {
+                format!("{}: {} (request {})", body.code.name(), body.message, body.request_id)
+            }
+            Self::Unproven(reason) => format!("the server proves nothing ({reason})"),
+            other => other.to_string(),
+        }
+    }
+
     /// Whether the same request may succeed a little later.
     pub fn is_temporary(&self) -> bool {
         match self {
@@ -154,17 +166,12 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
 }
 
 fn describe(body: &ErrorBody) -> String {
+    // The server's message says what to do; here stands what only the client knows.
     let advice = match body.code {
-        ErrorCode::UnknownPrincipal => {
-            "; this machine's key is unknown or revoked: enrol it again with a new token"
-        }
         ErrorCode::NotAllowed => "; use a profile whose role allows it (--profile)",
-        ErrorCode::NotFound => "; list what there is with `strongroom list`",
-        ErrorCode::BadToken => "; ask the operator for a new token",
-        ErrorCode::SessionEnded => "; run the same command again, it re-sends only what is missing",
+        ErrorCode::NotFound => "; see `strongroom list` for what there is",
         ErrorCode::RetentionOutOfPolicy => "; choose another --retain",
-        ErrorCode::RepositoryFull => "; nothing is lost: run again when the operator has made room",
-        ErrorCode::Unavailable | ErrorCode::TooMany => "; run the same command again later",
+        ErrorCode::RepositoryFull => "; nothing is lost: run again when there is room",
         ErrorCode::Internal => "; run again, and if it stays tell the operator the request id",
         _ => "",
     };

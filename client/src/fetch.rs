@@ -26,6 +26,8 @@ use crate::transport::Client;
 
 /// Nodes that are opened at once.
 const NODES_AT_ONCE: usize = 8;
+/// An answer that breaks off so often before the same envelope will not come.
+const BREAKS_MAX: u32 = 4;
 
 /// Reads envelopes of one namespace and opens those of one epoch.
 #[derive(Clone)]
@@ -55,17 +57,22 @@ impl Fetcher {
     ) -> Result<(), ClientError> {
         let at_once = usize::try_from(READ_MAX_COUNT).unwrap_or(1);
         for part in digests.chunks(at_once) {
-            let (mut taken, mut failures) = (0, 0);
+            let (mut taken, mut failures, mut breaks) = (0, 0, 0);
             while let Some(rest) = part.get(taken..).filter(|rest| !rest.is_empty()) {
-                let before = taken;
-                let error = match self.read_once(rest, &mut taken, &mut take).await {
-                    Ok(()) => continue,
-                    Err(error) => error,
-                };
-                failures = if taken > before { 1 } else { failures + 1 };
+                let (before, mut is_answered) = (taken, false);
+                let read = self.read_once(rest, &mut taken, &mut is_answered, &mut take).await;
+                let Err(error) = read else { continue };
+                if taken > before {
+                    (failures, breaks) = (0, 0);
+                }
+                failures += 1;
+                breaks += u32::from(is_answered);
+                if let Some(next) = part.get(taken).filter(|_| breaks >= BREAKS_MAX) {
+                    return Err(undelivered(next));
+                }
                 match self.client.retry().pause(failures).filter(|_| error.is_temporary()) {
                     Some(pause) => {
-                        tracing::info!("read: {error}; trying again in {pause:.1?}");
+                        tracing::info!("read: {}; trying again in {pause:.1?}", error.reason());
                         sleep(pause).await;
                     }
                     None => return Err(lacking(error)),
@@ -154,6 +161,7 @@ impl Fetcher {
         &self,
         digests: &[SealedDigest],
         taken: &mut usize,
+        is_answered: &mut bool,
         take: &mut impl FnMut(&[u8]) -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         let mut body = BytesMut::with_capacity(digests.len().saturating_mul(32));
@@ -163,6 +171,7 @@ impl Fetcher {
         let wanted = taken.saturating_add(digests.len());
         let route = Route::Read(self.namespace);
         let mut answer = self.client.stream(&route, Bytes::from(body).into()).await?;
+        *is_answered = true;
         let mut decoder = FrameDecoder::default();
         while let Some(part) = answer.next().await? {
             decoder.push(&part);
@@ -270,6 +279,13 @@ fn lacking(error: ClientError) -> ClientError {
         )),
         _ => error,
     }
+}
+
+fn undelivered(digest: &SealedDigest) -> ClientError {
+    ClientError::Untrusted(format!(
+        "the server breaks off before chunk or node {digest} each time: its copy is damaged or \
+         gone; restore another snapshot or from a replica, and tell the operator"
+    ))
 }
 
 fn surplus() -> ClientError {

@@ -8,10 +8,11 @@
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how it
 //!   becomes known to a server;
-//! * `progress`, `source`, `pipeline`, `challenge`, `window`, `session`, `uploader`, `commit`,
-//!   `backup`: making a snapshot;
-//! * `fetch`, `unsealer`, `restore`, `snapshot`: listing snapshots and getting them back;
-//! * `arguments`, `cli`, `commands`: the command line.
+//! * `progress`, `source`, `reader`, `pipeline`, `window`, `session`, `challenge`, `uploader`,
+//!   `commit`, `backup`: making a snapshot;
+//! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
+//!   back;
+//! * `arguments`, `cli`, `output`, `commands`: the command line.
 
 pub mod budget;
 pub mod clock;
@@ -43,12 +44,14 @@ pub mod challenge;
 pub mod commit;
 pub mod pipeline;
 pub mod progress;
+pub mod reader;
 pub mod session;
 pub mod source;
 pub mod uploader;
 pub mod window;
 
 pub mod fetch;
+pub mod landing;
 pub mod restore;
 pub mod snapshot;
 pub mod unsealer;
@@ -56,6 +59,7 @@ pub mod unsealer;
 pub mod arguments;
 pub mod cli;
 pub mod commands;
+pub mod output;
 
 #[cfg(test)]
 mod vectors;

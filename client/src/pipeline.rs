@@ -1,35 +1,34 @@
-//! From the source's bytes to sealed chunks: a reader, a cutter, and a worker thread a core.
+//! From the source's bytes to sealed chunks: the reader's threads, and a worker a core.
 //!
 //! ```text
-//! reader: blocks -> cutter: runs of chunks -> workers: hash -> cache -> (compress -> seal)
+//! read: blocks -> cut: runs of chunks -> workers: hash -> cache -> (compress -> seal) -> uploader
 //! ```
 //!
-//! The plaintext is read once into a block and never copied before it is sealed (but for the chunk
-//! that a block's end cuts in two): a chunk is a range of a block that is shared and counted, and a
-//! block returns to the reader when nobody looks at it any more. Bounds: the reader waits for a free
-//! block, the cutter for a permit that the uploader returns with each run it takes over, so what
-//! lies between them does not grow with the source.
+//! Bounds: the reader has so many blocks and no more, and the uploader returns a permit with each
+//! run that it takes over, so what lies between them does not grow with the source.
 //!
 //! Chunks that the cache knows come out unsealed with their plaintext, so that the uploader can
 //! have them sealed after all ([`Pipeline::reseal`]) when the server lacks or must prove them.
-//! All threads end when the [`Pipeline`] is dropped; a reader that hangs in its source ends with it.
+//! All threads end when the [`Pipeline`] is dropped; a reader that hangs in its source ends with
+//! it.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbounded};
 use strongroom_protocol::descriptor::{ChunkSizes, Codec};
 use strongroom_protocol::frame;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::budget::{Layout, RUN_BYTES};
+use crate::budget::Layout;
 use crate::cache::{Cache, CacheRow};
 use crate::chunker::Chunker;
 use crate::compressor::Compressor;
 use crate::error::ClientError;
 use crate::keys::PlaintextKeys;
+use crate::reader::{self, Block, Gates, ReadOutcome, Run};
 use crate::sealer::seal_chunk;
 use crate::tree::Leaf;
 
@@ -37,26 +36,6 @@ use crate::tree::Leaf;
 const PREFIX_BYTES: usize = 4;
 /// Buffers of sealed runs that are kept for the next ones.
 const IDLE_PACKS: usize = 8;
-
-/// A piece of the source in memory, shared by the chunks in it.
-pub struct Block {
-    bytes: Vec<u8>,
-    home: Sender<Vec<u8>>,
-}
-
-impl Block {
-    /// The bytes of a chunk.
-    pub fn chunk(&self, range: &Range<usize>) -> &[u8] {
-        self.bytes.get(range.clone()).unwrap_or(&[])
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // There is room for every block; a reader that has gone needs none.
-        let _ = self.home.try_send(std::mem::take(&mut self.bytes));
-    }
-}
 
 /// Where the bytes of a chunk are.
 #[derive(Clone)]
@@ -128,12 +107,6 @@ pub struct Pipeline {
     _running: Sender<()>,
 }
 
-struct Run {
-    index: u64,
-    block: Arc<Block>,
-    chunks: Vec<Range<usize>>,
-}
-
 struct Reseal {
     ticket: u64,
     leaf: Leaf,
@@ -150,13 +123,20 @@ impl Pipeline {
         let layout = options.layout;
         let (report, reports) = unbounded_channel();
         let (reseals, reseal_tasks) = unbounded();
-        let (runs, run_tasks) = bounded(layout.run_count);
         let (permits, permitted) = bounded(layout.run_count);
         for _ in 0..layout.run_count {
             let _ = permits.try_send(());
         }
         let (running, stopped) = bounded(0);
         let (pack_home, idle_packs) = bounded(IDLE_PACKS);
+        let fail = |error| ClientError::file("start a thread", error);
+        let chunker = Chunker::new(&options.keys, options.sizes);
+        let gates = Gates { permitted, stopped };
+        let tell_end = report.clone();
+        let tell = move |outcome: ReadOutcome| {
+            let _ = tell_end.send(outcome.into());
+        };
+        let runs = reader::start(source, chunker, layout, gates, tell).map_err(fail)?;
         for number in 0..layout.worker_count {
             let mut worker = Worker {
                 options: options.clone(),
@@ -166,31 +146,11 @@ impl Pipeline {
                 idle_packs: idle_packs.clone(),
                 report: report.clone(),
             };
-            let (runs, reseals) = (run_tasks.clone(), reseal_tasks.clone());
-            spawn(format!("seal-{number}"), move || worker.work(runs, reseals))?;
+            let (runs, reseals) = (runs.clone(), reseal_tasks.clone());
+            let work = move || worker.work(runs, reseals);
+            let name = format!("seal-{number}");
+            std::thread::Builder::new().name(name).spawn(work).map_err(fail)?;
         }
-        let chunker = Chunker::new(&options.keys, options.sizes);
-        let lead_bytes = chunker.max_bytes();
-        let (filled, to_cut) = bounded(1);
-        let blocks = Blocks::new(layout);
-        let home = blocks.home.clone();
-        let mut reader = Reader { source, blocks, lead_bytes, filled, stopped };
-        let failures = report.clone();
-        spawn("read".into(), move || {
-            if let Err(error) = reader.read_all() {
-                let error = ClientError::file("read the source", error);
-                let _ = failures.send(Report::Failed(error));
-            }
-        })?;
-        let mut cutter =
-            Cutter { chunker, lead_bytes, home, to_cut, runs, permitted, run_count: 0 };
-        spawn("cut".into(), move || {
-            // Nothing where the run is over; nobody listens then.
-            if let Some(plaintext_bytes) = cutter.cut_all() {
-                let run_count = cutter.run_count;
-                let _ = report.send(Report::End { run_count, plaintext_bytes });
-            }
-        })?;
         Ok(Self { reports, reseals, permits, _running: running })
     }
 
@@ -215,6 +175,17 @@ impl Pipeline {
     }
 }
 
+impl From<ReadOutcome> for Report {
+    fn from(outcome: ReadOutcome) -> Self {
+        match outcome {
+            ReadOutcome::End { run_count, plaintext_bytes } => {
+                Self::End { run_count, plaintext_bytes }
+            }
+            ReadOutcome::Failed(error) => Self::Failed(ClientError::file("read the source", error)),
+        }
+    }
+}
+
 /// Seals one chunk on the caller's thread.
 pub fn seal_here(options: &PipelineOptions, plaintext: &[u8]) -> Result<Piece, ClientError> {
     let h = options.keys.hash_chunk(plaintext);
@@ -236,154 +207,6 @@ pub fn seal_here(options: &PipelineOptions, plaintext: &[u8]) -> Result<Piece, C
 /// The envelope inside a framed one.
 pub fn envelope_of(framed: &Bytes) -> &[u8] {
     framed.get(PREFIX_BYTES..).unwrap_or(&[])
-}
-
-/// Free blocks, made when they are first needed.
-struct Blocks {
-    home: Sender<Vec<u8>>,
-    free: Receiver<Vec<u8>>,
-    unmade: usize,
-    block_bytes: usize,
-}
-
-impl Blocks {
-    fn new(layout: Layout) -> Self {
-        let (home, free) = bounded(layout.block_count);
-        Self { home, free, unmade: layout.block_count, block_bytes: layout.block_bytes }
-    }
-
-    /// A free block, or nothing when the run is over.
-    fn take(&mut self, stopped: &Receiver<()>) -> Option<Vec<u8>> {
-        if let Ok(block) = self.free.try_recv() {
-            return Some(block);
-        }
-        if self.unmade > 0 {
-            self.unmade -= 1;
-            return Some(vec![0; self.block_bytes]);
-        }
-        select! {
-            recv(self.free) -> block => block.ok(),
-            recv(stopped) -> _ => None,
-        }
-    }
-}
-
-/// A block with bytes of the source after its lead.
-struct Filled {
-    bytes: Vec<u8>,
-    end: usize,
-    at_end: bool,
-}
-
-struct Reader {
-    source: Box<dyn Read + Send>,
-    blocks: Blocks,
-    /// Room at the start of each block for the unfinished chunk of the one before.
-    lead_bytes: usize,
-    filled: Sender<Filled>,
-    stopped: Receiver<()>,
-}
-
-impl Reader {
-    /// Reads to the source's end, or until the run is over.
-    fn read_all(&mut self) -> io::Result<()> {
-        while let Some(mut bytes) = self.blocks.take(&self.stopped) {
-            let (end, at_end) = self.fill(&mut bytes)?;
-            if self.filled.send(Filled { bytes, end, at_end }).is_err() || at_end {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads until the block is full or the source ends.
-    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
-        let mut end = self.lead_bytes;
-        while let Some(room) = bytes.get_mut(end..).filter(|room| !room.is_empty()) {
-            match self.source.read(room) {
-                Ok(0) => return Ok((end, true)),
-                Ok(count) => end = end.saturating_add(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((end, false))
-    }
-}
-
-struct Cutter {
-    chunker: Chunker,
-    lead_bytes: usize,
-    home: Sender<Vec<u8>>,
-    to_cut: Receiver<Filled>,
-    runs: Sender<Run>,
-    permitted: Receiver<()>,
-    run_count: u64,
-}
-
-impl Cutter {
-    /// Cuts to the source's end and gives its number of bytes, or nothing when the run is over
-    /// before.
-    fn cut_all(&mut self) -> Option<u64> {
-        let mut total: u64 = 0;
-        let mut tail: Option<(Arc<Block>, Range<usize>)> = None;
-        loop {
-            let Filled { mut bytes, end, at_end } = self.to_cut.recv().ok()?;
-            total = total.saturating_add(length_of(end.saturating_sub(self.lead_bytes)));
-            let mut start = self.lead_bytes;
-            if let Some((block, range)) = tail.take() {
-                // An unfinished chunk is shorter than the longest, which is the lead.
-                let unfinished = block.chunk(&range);
-                start = start.saturating_sub(unfinished.len());
-                if let Some(lead) = bytes.get_mut(start..self.lead_bytes) {
-                    lead.copy_from_slice(unfinished);
-                }
-            }
-            let block = Arc::new(Block { bytes, home: self.home.clone() });
-            let cut = self.cut_block(&block, start..end, at_end, total)?;
-            if at_end {
-                return Some(total);
-            }
-            tail = Some((block, cut..end));
-        }
-    }
-
-    /// Cuts a block and sends its runs; gives where the unfinished chunk starts, or nothing when
-    /// the run is over. An empty source is one chunk of length zero.
-    fn cut_block(
-        &mut self,
-        block: &Arc<Block>,
-        range: Range<usize>,
-        at_end: bool,
-        total: u64,
-    ) -> Option<usize> {
-        let (mut start, mut run_start) = (range.start, range.start);
-        let mut chunks = Vec::new();
-        while let Some(length) =
-            block.bytes.get(start..range.end).and_then(|rest| self.chunker.cut(rest, at_end))
-        {
-            chunks.push(start..start.saturating_add(length));
-            start = start.saturating_add(length);
-            if start.saturating_sub(run_start) >= RUN_BYTES {
-                self.send(block, std::mem::take(&mut chunks))?;
-                run_start = start;
-            }
-        }
-        if at_end && total == 0 {
-            chunks.push(0..0);
-        }
-        if !chunks.is_empty() {
-            self.send(block, chunks)?;
-        }
-        Some(start)
-    }
-
-    fn send(&mut self, block: &Arc<Block>, chunks: Vec<Range<usize>>) -> Option<()> {
-        self.permitted.recv().ok()?;
-        let run = Run { index: self.run_count, block: block.clone(), chunks };
-        self.run_count = self.run_count.saturating_add(1);
-        self.runs.send(run).ok()
-    }
 }
 
 /// Envelopes of a run, one after another; the memory is used again when they are gone.
@@ -505,11 +328,6 @@ impl Drop for Worker {
             let _ = self.report.send(Report::Failed(error));
         }
     }
-}
-
-fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), ClientError> {
-    let thread = std::thread::Builder::new().name(name).spawn(work);
-    thread.map(drop).map_err(|error| ClientError::file("start a thread", error))
 }
 
 fn length_of(length: usize) -> u64 {

@@ -71,10 +71,13 @@ impl Monitor {
         self.0.done_bytes.load(Ordering::Relaxed)
     }
 
-    /// `1.2 GiB new sent, 87 % deduplicated`.
+    /// `1.2 GiB new, 87 % deduplicated`; nothing where nothing is sent or saved, as in a restore.
     fn details(&self) -> String {
         let sent = HumanBytes(self.0.sent_bytes.load(Ordering::Relaxed));
         let deduplicated = self.0.deduplicated_bytes.load(Ordering::Relaxed);
+        if sent.0 == 0 && deduplicated == 0 {
+            return String::new();
+        }
         let share = deduplicated.saturating_mul(100) / self.done_bytes().max(1);
         format!("{sent} new, {share} % deduplicated")
     }
@@ -167,7 +170,8 @@ fn write_lines(monitor: &Monitor, verb: &'static str, is_over: impl Fn(Duration)
             None => String::new(),
         };
         let details = monitor.details();
-        let line = format!("{verb}: {}{share}, {rate}/s, {details}\n", HumanBytes(done));
+        let comma = if details.is_empty() { "" } else { ", " };
+        let line = format!("{verb}: {}{share}, {rate}/s{comma}{details}\n", HumanBytes(done));
         // Where standard error is closed there is nobody to tell.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
@@ -181,6 +185,7 @@ mod tests {
     fn details_name_new_bytes_and_share() {
         let monitor = Monitor::hidden();
         monitor.add_done(1000);
+        assert_eq!(monitor.details(), "");
         monitor.add_deduplicated(870);
         monitor.add_sent(2048);
         assert_eq!(monitor.details(), "2.00 KiB new, 87 % deduplicated");

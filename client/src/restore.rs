@@ -9,25 +9,21 @@
 //! A chunk's bytes are written after all its checks and after everything before them was written.
 //! Verify is the same walk with a sink that forgets, over all chunks or a random share of them.
 
-use std::fs::{File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::io;
+use std::path::PathBuf;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::Sender;
 use serde::Serialize;
-use strongroom_protocol::catalogue::{self, Entry, Kind};
+use strongroom_protocol::catalogue::{self, Entry};
 use strongroom_protocol::id::{Label, RecordDigest, SealedDigest};
 use strongroom_protocol::record::Totals;
-use tempfile::NamedTempFile;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::budget::{self, READ_REQUEST_BYTES, READS_MAX, WRITE_BYTES};
 use crate::clock::Moment;
-use crate::durable;
 use crate::error::ClientError;
 use crate::fetch::{Fetcher, Walker, sum};
+use crate::landing::{Landing, Target};
 use crate::progress::Monitor;
 use crate::sealer::NodeChild;
 use crate::trust::{Freshness, OpenRecord, ReadAccess};
@@ -37,18 +33,6 @@ use crate::unsealer::{Job, Sink, Unsealer};
 const CATALOGUE_MAX_BYTES: u64 = 64 << 20;
 /// Plaintext of one job, in bytes; at least one chunk.
 const JOB_BYTES: u64 = 512 * 1024;
-/// After so many bytes a file's pages are pushed to the disk in the background.
-const WRITE_BACK_BYTES: u64 = 32 << 20;
-
-/// Where a restored stream goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// A file, or a folder in which the file gets its old name.
-    Path(PathBuf),
-    /// Standard output.
-    Stdout,
-}
-
 /// How to restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
@@ -118,7 +102,8 @@ pub async fn restore(
     let tree = open_tree(access, &opened).await?;
     monitor.set_total(tree.data.plaintext_bytes);
     let source = &opened.record.body.source;
-    let (mut landing, sink) = Landing::prepare(options, &tree.entry, source)?;
+    let (mut landing, sink) =
+        Landing::prepare(&options.target, options.overwrite, &tree.entry, source)?;
     let read = read_data(&tree, sink, None, monitor).await?;
     if read.bytes != tree.entry.data_bytes {
         return Err(ClientError::Untrusted(format!(
@@ -259,7 +244,7 @@ async fn read_data(
 }
 
 fn joined(
-    outcome: Option<Result<Result<Totals, ClientError>, tokio::task::JoinError>>,
+    outcome: Option<Result<Result<Totals, ClientError>, JoinError>>,
 ) -> Result<Totals, ClientError> {
     match outcome {
         Some(Ok(totals)) => totals,
@@ -349,177 +334,9 @@ impl Sink for Nowhere {
     }
 }
 
-struct ToStdout(File);
-
-impl Sink for ToStdout {
-    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        self.0.write_all(plaintext)
-    }
-}
-
-/// A file that is pushed to the disk while it is written, so that the last fsync is short.
-struct ToFile {
-    file: File,
-    since_push: u64,
-    push: Sender<()>,
-}
-
-impl ToFile {
-    fn new(file: &File) -> io::Result<Self> {
-        let (push, pushed) = bounded(1);
-        let behind = file.try_clone()?;
-        std::thread::Builder::new().name("write-back".into()).spawn(move || {
-            while pushed.recv().is_ok() {
-                // The fsync before the rename is the one that counts.
-                let _ = behind.sync_data();
-            }
-        })?;
-        Ok(Self { file: file.try_clone()?, since_push: 0, push })
-    }
-}
-
-impl Sink for ToFile {
-    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        self.file.write_all(plaintext)?;
-        let length = u64::try_from(plaintext.len()).unwrap_or(u64::MAX);
-        self.since_push = self.since_push.saturating_add(length);
-        if self.since_push >= WRITE_BACK_BYTES {
-            self.since_push = 0;
-            let _ = self.push.try_send(());
-        }
-        Ok(())
-    }
-}
-
-/// The temporary file and the name that it gets at the end.
-struct Landing {
-    file: Option<(NamedTempFile, PathBuf)>,
-    overwrite: bool,
-}
-
-impl Landing {
-    fn prepare(
-        options: &RestoreOptions,
-        entry: &Entry,
-        source: &Label,
-    ) -> Result<(Self, Box<dyn Sink>), ClientError> {
-        let overwrite = options.overwrite;
-        let Target::Path(target) = &options.target else {
-            use std::os::fd::AsFd;
-            let stdout = io::stdout().as_fd().try_clone_to_owned();
-            let stdout =
-                stdout.map_err(|error| ClientError::file("open standard output", error))?;
-            let sink = Box::new(ToStdout(File::from(stdout)));
-            return Ok((Self { file: None, overwrite }, sink));
-        };
-        let path =
-            if target.is_dir() { target.join(name_of(entry, source)) } else { target.clone() };
-        refuse_existing(&path, overwrite)?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let fail = |error| ClientError::file(format!("restore into {}", folder.display()), error);
-        let temporary = tempfile::Builder::new()
-            .prefix(".strongroom-restore-")
-            .tempfile_in(folder)
-            .map_err(fail)?;
-        let sink = ToFile::new(temporary.as_file()).map_err(fail)?;
-        Ok((Self { file: Some((temporary, path)), overwrite }, Box::new(sink)))
-    }
-
-    /// Makes the file what it was, and gives it its name.
-    fn finish(&mut self, entry: &Entry) -> Result<Option<PathBuf>, ClientError> {
-        let Some((temporary, path)) = self.file.take() else { return Ok(None) };
-        let fail = |error| ClientError::file(format!("restore {}", path.display()), error);
-        let file = temporary.as_file();
-        if entry.kind == Kind::File {
-            file.set_permissions(Permissions::from_mode(entry.mode)).map_err(fail)?;
-            if let Some(modified) = modified_of(entry) {
-                file.set_modified(modified).map_err(fail)?;
-            }
-        }
-        file.sync_all().map_err(fail)?;
-        refuse_existing(&path, self.overwrite)?;
-        temporary.persist(&path).map_err(|error| fail(error.error))?;
-        durable::sync_folder_of(&path)?;
-        Ok(Some(path))
-    }
-}
-
-fn refuse_existing(path: &Path, overwrite: bool) -> Result<(), ClientError> {
-    if overwrite || path.symlink_metadata().is_err() {
-        return Ok(());
-    }
-    Err(ClientError::Usage(format!(
-        "{} exists: name another path, or replace it with --overwrite",
-        path.display()
-    )))
-}
-
-/// The last part of the path that was backed up; the source's name for a stream. A catalogue
-/// cannot name a place outside the folder.
-fn name_of(entry: &Entry, source: &Label) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    let path = Path::new(std::ffi::OsStr::from_bytes(&entry.path));
-    match path.file_name() {
-        Some(name) => PathBuf::from(name),
-        None => PathBuf::from(source.as_str()),
-    }
-}
-
-fn modified_of(entry: &Entry) -> Option<SystemTime> {
-    let nanoseconds = Duration::from_nanos(u64::from(entry.modified_nanoseconds));
-    let seconds = Duration::from_secs(entry.modified_seconds.unsigned_abs());
-    let whole = if entry.modified_seconds >= 0 {
-        SystemTime::UNIX_EPOCH.checked_add(seconds)?
-    } else {
-        SystemTime::UNIX_EPOCH.checked_sub(seconds)?
-    };
-    whole.checked_add(nanoseconds)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_stay_in_the_folder() {
-        let source: Label = "erp".parse().unwrap();
-        let mut entry = Entry::empty(Kind::File);
-        for (path, name) in
-            [("dump.sql", "dump.sql"), ("../../etc/passwd", "passwd"), ("..", "erp"), ("", "erp")]
-        {
-            entry.path = path.as_bytes().to_vec();
-            assert_eq!(name_of(&entry, &source), Path::new(name), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_there_stays_unless_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("dump.sql");
-        let options = |overwrite| RestoreOptions {
-            target: Target::Path(path.clone()),
-            overwrite,
-            unverified: false,
-        };
-        let source: Label = "erp".parse().unwrap();
-        let mut entry = Entry::empty(Kind::File);
-        entry.mode = 0o640;
-        entry.modified_seconds = -5;
-        let (mut landing, mut sink) = Landing::prepare(&options(false), &entry, &source).unwrap();
-        sink.write(b"one").unwrap();
-        assert!(!path.exists(), "a temporary name until the end");
-        assert_eq!(landing.finish(&entry).unwrap(), Some(path.clone()));
-        assert_eq!(std::fs::read(&path).unwrap(), b"one");
-        let metadata = std::fs::metadata(&path).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
-        assert_eq!(metadata.modified().unwrap(), modified_of(&entry).unwrap());
-        assert!(Landing::prepare(&options(false), &entry, &source).is_err());
-        assert!(Landing::prepare(&options(true), &entry, &source).is_ok());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no stray files");
-    }
 
     #[test]
     fn samples_are_about_as_large_as_asked() {

@@ -1,8 +1,8 @@
 //! An upload session: its requests, and the renewal of its lease.
 //!
 //! All of them may be repeated: asking, proving, renewing and committing change nothing the second
-//! time, and an envelope that arrives twice is stored once. [`Session::upload`] alone is not
-//! repeated here, because its caller knows better what to send again.
+//! time, and an envelope that arrives twice is stored once. [`Session::upload_or_wait`] alone is
+//! not repeated here, because its caller knows better what to send again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,15 @@ pub struct Session {
     client: Client,
     namespace: NamespaceId,
     opened: Arc<SessionOpened>,
+}
+
+/// Why an upload did not succeed.
+#[derive(Debug)]
+pub enum Setback {
+    /// The network's fault, and a pause has passed since: part of it may have arrived.
+    Again(ClientError),
+    /// For good.
+    Final(ClientError),
 }
 
 /// Renews a session's lease until it is dropped.
@@ -48,11 +57,6 @@ impl Session {
     /// What the server said when it opened the session.
     pub fn opened(&self) -> &SessionOpened {
         &self.opened
-    }
-
-    /// The client that the session speaks through.
-    pub fn client(&self) -> &Client {
-        &self.client
     }
 
     /// Keeps the lease alive.
@@ -89,14 +93,63 @@ impl Session {
         nonce: &[u8; 32],
         digests: &[SealedDigest],
     ) -> Result<Vec<[u8; 32]>, ClientError> {
-        let route = Route::Prove(self.namespace, self.opened.session);
-        let answer = self.client.request(&route, "", concat(nonce, digests).into()).await;
-        let answer = answer.map_err(lost)?;
+        let answer = self.ask_for_proofs(concat(nonce, digests)).await?;
         let (proofs, rest) = answer.as_chunks::<32>();
         if proofs.len() != digests.len() || !rest.is_empty() {
             return Err(ClientError::Unproven("a proof is missing".into()));
         }
         Ok(proofs.to_vec())
+    }
+
+    /// Only the network excuses a missing proof. An answer that got lost may have used up the
+    /// session's challenges, though: then the session is over, and not the trust.
+    async fn ask_for_proofs(&self, body: Bytes) -> Result<Bytes, ClientError> {
+        let route = Route::Prove(self.namespace, self.opened.session);
+        let mut failures = 0;
+        loop {
+            let error = match self.client.request_once(&route, "", body.clone().into()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let is_excused = matches!(error, ClientError::Unreachable(_))
+                || error.code() == Some(ErrorCode::Unavailable);
+            match (error.code(), error) {
+                (Some(ErrorCode::TooMany), _) if failures > 0 => {
+                    return Err(ClientError::SessionLost("the connection broke too often".into()));
+                }
+                (Some(ErrorCode::SessionEnded | ErrorCode::UnknownPrincipal), error) => {
+                    return Err(lost(error));
+                }
+                (_, error) if is_excused => {
+                    failures += 1;
+                    let Some(pause) = self.client.retry().pause(failures) else {
+                        return Err(error);
+                    };
+                    sleep(pause).await;
+                }
+                (Some(code), _) => {
+                    return Err(ClientError::Unproven(format!("it answers {}", code.name())));
+                }
+                (None, error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends a stream of framed envelopes. After a failure of the network, the next after
+    /// `failures` others, it waits, and leaves it to the caller to find out what arrived.
+    pub async fn upload_or_wait(&self, body: Body, failures: u32) -> Result<Uploaded, Setback> {
+        let error = match self.upload(body).await {
+            Ok(uploaded) => return Ok(uploaded),
+            Err(error) => error,
+        };
+        let pause = self.client.retry().pause(failures.saturating_add(1));
+        match pause.filter(|_| error.is_temporary()) {
+            Some(pause) => {
+                sleep(pause).await;
+                Err(Setback::Again(error))
+            }
+            None => Err(Setback::Final(error)),
+        }
     }
 
     /// Sends a stream of framed envelopes, once.
@@ -153,7 +206,10 @@ fn concat(head: &[u8], digests: &[SealedDigest]) -> Bytes {
 fn lost(error: ClientError) -> ClientError {
     match error {
         ClientError::Server(body)
-            if matches!(body.code, ErrorCode::SessionEnded | ErrorCode::MissingChildren) =>
+            if matches!(
+                body.code,
+                ErrorCode::SessionEnded | ErrorCode::MissingChildren | ErrorCode::TooLarge
+            ) =>
         {
             ClientError::SessionLost(format!(
                 "the upload session ended ({}: {})",

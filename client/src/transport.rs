@@ -171,7 +171,8 @@ impl Client {
             let may_repeat = error.is_temporary() && is_repeatable(route);
             match self.retry().pause(failures).filter(|_| may_repeat) {
                 Some(pause) => {
-                    tracing::info!("{}: {error}; trying again in {pause:.1?}", route.name());
+                    let (name, reason) = (route.name(), error.reason());
+                    tracing::info!("{name}: {reason}; trying again in {pause:.1?}");
                     sleep(pause).await;
                 }
                 None => return Err(error),

@@ -16,18 +16,19 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::limits::{HAVE_MAX_COUNT, PROVE_MAX_COUNT, UPLOAD_MAX_COUNT};
 use strongroom_protocol::message::Uploaded;
 use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::budget::{PENDING_BYTES, QUESTION_MIN_COUNT, QUESTIONS_MAX, UPLOAD_BYTES, UPLOADS_MAX};
+use crate::budget::{
+    PENDING_BYTES, QUESTION_MIN_COUNT, QUESTIONS_MAX, RESEALS_MAX, UPLOAD_BYTES, UPLOADS_MAX,
+};
 use crate::challenge::{self, Sampler};
 use crate::error::ClientError;
-use crate::pipeline::{Content, Piece, Pipeline, PipelineOptions, Report, envelope_of, seal_here};
+use crate::pipeline::{Content, Piece, Pipeline, PipelineOptions, Report, seal_here};
 use crate::progress::Monitor;
-use crate::session::Session;
+use crate::session::{Session, Setback};
 use crate::transport::Body;
 use crate::tree::SealedRoot;
 use crate::window::{Settled, Stream, Ticket, Window, WindowCounts};
@@ -56,6 +57,13 @@ pub struct Acknowledged {
     pub sent_sealed_bytes: u64,
     /// Cached chunks turned out to be of another sealer's making.
     pub sealer_differs: bool,
+}
+
+impl Acknowledged {
+    /// Bytes of the catalogue.
+    pub fn catalogue_bytes(&self) -> u64 {
+        self.root.plaintext_bytes.saturating_sub(self.data_bytes)
+    }
 }
 
 /// One run.
@@ -98,14 +106,6 @@ enum Reply {
     Proved(Result<Vec<Ticket>, ClientError>),
     Sent(Vec<Ticket>, u64, Result<Uploaded, Setback>),
     SentNodes(Vec<Ticket>, u64, Result<Uploaded, Setback>),
-}
-
-/// Why an upload did not succeed.
-enum Setback {
-    /// The network's fault, and a pause has passed since.
-    Again(ClientError),
-    /// For good.
-    Final(ClientError),
 }
 
 impl Uploader {
@@ -274,7 +274,7 @@ impl Uploader {
     /// Starts every request that is worth it now.
     fn dispatch(&mut self, is_flush_due: bool) {
         while self.window.pending_bytes() < PENDING_BYTES
-            && self.resealing_count < QUESTION_MIN_COUNT
+            && self.resealing_count < RESEALS_MAX
             && let Some(ticket) = self.to_reseal.pop_front()
         {
             self.reseal(ticket);
@@ -345,7 +345,7 @@ impl Uploader {
         let session = self.session.clone();
         self.is_proving = true;
         self.requests.spawn(async move {
-            let proven = prove(&session, &envelopes).await;
+            let proven = challenge::prove(&session, &envelopes).await;
             Reply::Proved(proven.map(|()| tickets))
         });
     }
@@ -374,7 +374,7 @@ impl Uploader {
         self.upload_count = self.upload_count.saturating_add(1);
         let (session, failures, bytes) = (self.session.clone(), self.failures, body.byte_count());
         self.requests.spawn(async move {
-            Reply::Sent(tickets, bytes, send(&session, body, failures).await)
+            Reply::Sent(tickets, bytes, session.upload_or_wait(body, failures).await)
         });
     }
 
@@ -390,7 +390,7 @@ impl Uploader {
         self.is_sending_nodes = true;
         let (session, failures, bytes) = (self.session.clone(), self.failures, body.byte_count());
         self.requests.spawn(async move {
-            Reply::SentNodes(tickets, bytes, send(&session, body, failures).await)
+            Reply::SentNodes(tickets, bytes, session.upload_or_wait(body, failures).await)
         });
     }
 
@@ -467,38 +467,11 @@ impl Uploader {
             }
             Err(Setback::Again(error)) => {
                 self.failures = self.failures.saturating_add(1);
-                tracing::info!("upload: {error}; going on from what arrived");
+                tracing::info!("upload: {}; going on from what arrived", error.reason());
                 Ok(false)
             }
             Err(Setback::Final(error)) => Err(error),
         }
-    }
-}
-
-async fn prove(session: &Session, envelopes: &[(SealedDigest, Bytes)]) -> Result<(), ClientError> {
-    let nonce = challenge::fresh_nonce()?;
-    let digests: Vec<SealedDigest> = envelopes.iter().map(|(digest, _)| *digest).collect();
-    let proofs = session.prove(&nonce, &digests).await?;
-    for ((_, framed), proof) in envelopes.iter().zip(&proofs) {
-        challenge::check(&nonce, envelope_of(framed), proof)?;
-    }
-    Ok(())
-}
-
-/// Sends a body; after a failure of the network it waits, and leaves it to the caller to find out
-/// what arrived.
-async fn send(session: &Session, body: Body, failures: u32) -> Result<Uploaded, Setback> {
-    let error = match session.upload(body).await {
-        Ok(uploaded) => return Ok(uploaded),
-        Err(error) => error,
-    };
-    let pause = session.client().retry().pause(failures.saturating_add(1));
-    match pause.filter(|_| error.is_temporary()) {
-        Some(pause) => {
-            sleep(pause).await;
-            Err(Setback::Again(error))
-        }
-        None => Err(Setback::Final(error)),
     }
 }
 

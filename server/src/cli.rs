@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
+use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
@@ -34,6 +35,9 @@ Examples:
   strongroomd token --data /srv/strongroom --namespace erp --role backup
 
 Exit codes: 0 done, 1 failed, 2 the command line is wrong.";
+
+/// Files that store, logs and sockets of the server itself may have open.
+const STORE_FILES_MAX: u64 = 960;
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -161,6 +165,10 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
 }
 
 fn init(folder: &Folder, hosts: Vec<String>, port: u16) -> Result<(), ServerError> {
+    let address_bytes: usize = hosts.iter().map(|host| host.len() + "[]:65535,".len()).sum();
+    if u32::try_from(address_bytes).map_or(true, |bytes| bytes > ADDRESS_MAX_BYTES) {
+        return Err(ServerError::Operator("--host: fewer or shorter names, please".into()));
+    }
     let path = &folder.data;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let config = Config::default();
@@ -181,7 +189,8 @@ fn init(folder: &Folder, hosts: Vec<String>, port: u16) -> Result<(), ServerErro
     print_answer(&answer, folder.json)
 }
 
-fn serve(path: &Path, config: Config) -> Result<(), ServerError> {
+fn serve(path: &Path, mut config: Config) -> Result<(), ServerError> {
+    config.limits.connections = connections_within_limits(config.limits.connections)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let (repository, report) = Repository::open(path, config, clock, Arc::new(AbortOnFatal))?;
     tracing::info!(?report, "repository opened");
@@ -197,6 +206,30 @@ fn serve(path: &Path, config: Config) -> Result<(), ServerError> {
         tracing::info!(%clients, %probes, "serving");
         server.serve(termination()).await
     })
+}
+
+/// Raises the limit of open files as far as it goes, and takes no more connections than leave the
+/// store its files: a store that cannot open one fails for good, a connection only for now.
+fn connections_within_limits(wanted: u32) -> Result<u32, ServerError> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = files.saturating_sub(STORE_FILES_MAX);
+    let fitting = u32::try_from(left).unwrap_or(u32::MAX).min(wanted);
+    if fitting == 0 {
+        return Err(ServerError::Operator(format!(
+            "only {files} files may be open; allow at least {} (ulimit -n, LimitNOFILE=)",
+            STORE_FILES_MAX.saturating_add(64)
+        )));
+    }
+    if fitting < wanted {
+        tracing::warn!(files, connections = fitting, "fewer connections than configured");
+    }
+    Ok(fitting)
 }
 
 /// Ends at SIGTERM or SIGINT.

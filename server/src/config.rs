@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
+use strongroom_protocol::limits::HAVE_MAX_COUNT;
 use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
 
 use crate::durable;
@@ -159,6 +160,17 @@ impl Config {
         config.retention.policy().check().map_err(|error| error.to_string())?;
         if config.store.segment.0 < 1 << 20 || config.store.segment.0 > 4 << 30 {
             return Err("store.segment: must be between 1MiB and 4GiB".into());
+        }
+        let limits = &config.limits;
+        let periods = [limits.lease, limits.handshake, limits.head, limits.body_idle];
+        if periods.iter().any(|period| period.0 < Duration::from_secs(1)) {
+            return Err("limits: lease, handshake, head and body_idle need at least 1s".into());
+        }
+        if config.store.idle_seal.0 < Duration::from_secs(1) {
+            return Err("store.idle_seal: needs at least 1s".into());
+        }
+        if limits.have_per_second < HAVE_MAX_COUNT {
+            return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
         }
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
             return Err("limits: connections and sessions_per_principal must not be 0".into());

@@ -24,6 +24,7 @@ pub mod repository;
 
 pub mod ledger;
 pub mod lock;
+pub mod readers;
 pub mod registry;
 pub mod session;
 pub mod writer;

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -23,7 +23,9 @@ use crate::server_keys::pin_of_certificate;
 use crate::stop::Stop;
 
 /// Reads of a connection are this large at most, so that uploads arrive in large pieces.
-const READ_BUFFER_BYTES: usize = 512 * 1024;
+const READ_BUFFER_BYTES: usize = 128 * 1024;
+/// One place in so many is for handshakes and for keys that are not enrolled.
+const STRANGER_SHARE: usize = 8;
 
 /// Serves until `stop` says so, then lets requests under way finish within the configured time.
 pub async fn run(
@@ -34,7 +36,9 @@ pub async fn run(
 ) {
     let limits = repository.config().limits.clone();
     let places = usize::try_from(limits.connections).unwrap_or(usize::MAX);
-    let places = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+    let places = places.min(Semaphore::MAX_PERMITS);
+    let strangers = Arc::new(Semaphore::new((places / STRANGER_SHARE).max(1)));
+    let places = Arc::new(Semaphore::new(places));
     let acceptor = TlsAcceptor::from(tls);
     let mut connections = JoinSet::new();
     loop {
@@ -56,11 +60,17 @@ pub async fn run(
             refuse(&repository, "too_many_connections");
             continue;
         };
+        // Until its key is known, a connection holds one of the few places for strangers, so that
+        // strangers cannot keep those out who belong here.
+        let Ok(stranger) = strangers.clone().try_acquire_owned() else {
+            refuse(&repository, "too_many_strangers");
+            continue;
+        };
         let (repository, acceptor, stop) = (repository.clone(), acceptor.clone(), stop.clone());
         connections.spawn(async move {
             let _place = place;
             repository.metrics().connections.inc();
-            connection(&repository, &acceptor, stream, stop).await;
+            connection(&repository, &acceptor, stream, stranger, stop).await;
             repository.metrics().connections.dec();
         });
     }
@@ -75,6 +85,7 @@ async fn connection(
     repository: &Arc<Repository>,
     acceptor: &TlsAcceptor,
     stream: TcpStream,
+    stranger: OwnedSemaphorePermit,
     mut stop: Stop,
 ) {
     let limits = &repository.config().limits;
@@ -90,6 +101,10 @@ async fn connection(
         Err(_) => return refuse(repository, "handshake_timeout"),
     };
     let Some(peer) = peer_of(&stream) else { return refuse(repository, "no_client_key") };
+    let stranger = match repository.registry().principal(&peer.tls_key) {
+        Some(_) => None,
+        None => Some(stranger),
+    };
     let service = service_fn(|request| serve(repository.clone(), peer.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -107,6 +122,7 @@ async fn connection(
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended");
     }
+    drop(stranger);
 }
 
 fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {

@@ -10,7 +10,11 @@
 //! A new node gets its date rounded up to a step (a sixteenth of the retention, 1 to 31 days); a
 //! reused node below that is raised, with its whole subtree, to one step more, so that the next
 //! commits find it high enough and skip it. A node whose date is high enough is skipped with all
-//! that is below it: so a commit costs what changed, not what exists.
+//! that is below it: so a commit costs what changed, not what exists. A tree may name one node many
+//! times; the walk keeps the date of each node that it met, so it meets none twice for the same
+//! date, and a hostile tree costs no more than its distinct nodes.
+
+use std::collections::{BTreeSet, HashMap};
 
 use strongroom_protocol::envelope::Envelope;
 use strongroom_protocol::id::SealedDigest;
@@ -75,77 +79,90 @@ pub fn lock_tree(
     let retention_days = until_seconds.saturating_sub(now_seconds) / DAY_SECONDS;
     let step = u32::try_from(retention_days / 16).unwrap_or(31).clamp(1, 31);
     let fresh = Day::at_or_after(until_seconds).round_up_to(step);
-    let mut walk = Walk { store, batch, ns, fresh, raised: fresh.plus(step), rows: Vec::new() };
-    let wanted = walk.wanted(root, fresh)?;
-    if let Some(day) = wanted {
-        walk.descend(&[(root, day)], root_level)?;
+    let mut walk = Walk { store, ns, fresh, raised: fresh.plus(step), dates: HashMap::new() };
+    let mut order = Vec::new();
+    let mut level_nodes = vec![root];
+    walk.raise(root, fresh)?;
+    // Level by level from the root: when a level is read, the dates of all its nodes are final,
+    // because only nodes of the level above can raise them.
+    for level in (1..=root_level).rev() {
+        level_nodes.retain(|node| walk.dates.contains_key(node));
+        order.extend_from_slice(&level_nodes);
+        // Children of a node of level 1 are chunks, which have no locks of their own.
+        if level > 1 {
+            level_nodes = walk.raise_children(&level_nodes)?;
+        }
     }
-    // Parents were found before their children; children must stand first.
-    for (node, day) in walk.rows.iter().rev() {
-        walk.batch.put(Family::Locks, lock_key(ns, node), day.0.to_be_bytes());
+    for node in order.iter().rev() {
+        if let Some(day) = walk.dates.get(node) {
+            batch.put(Family::Locks, lock_key(ns, node), day.0.to_be_bytes());
+        }
     }
     Ok(())
 }
 
+type NodeAndChildren = (SealedDigest, BTreeSet<SealedDigest>);
+
 struct Walk<'a> {
     store: &'a Store,
-    batch: &'a mut MetaBatch,
     ns: u32,
     /// Date of nodes that have none.
     fresh: Day,
     /// Date of nodes that have one which is too early.
     raised: Day,
-    rows: Vec<(SealedDigest, Day)>,
+    /// Dates that nodes will get; nodes that are high enough are not in it.
+    dates: HashMap<SealedDigest, Day>,
 }
 
 impl Walk<'_> {
-    /// The date that `node` must get under a parent that gets `parent`; nothing if it is high
-    /// enough.
-    fn wanted(&self, node: SealedDigest, parent: Day) -> Result<Option<Day>, ServerError> {
-        Ok(match locked_until(self.store, self.ns, &node)? {
-            None => Some(self.fresh.max(parent)),
-            Some(day) if day < parent => Some(self.raised.max(parent)),
-            Some(_) => None,
-        })
+    /// Sees to it that `node` gets at least the date of a parent; true if it is met first.
+    fn raise(&mut self, node: SealedDigest, parent: Day) -> Result<bool, ServerError> {
+        if let Some(day) = self.dates.get_mut(&node) {
+            *day = (*day).max(parent);
+            return Ok(false);
+        }
+        let day = match locked_until(self.store, self.ns, &node)? {
+            None => self.fresh.max(parent),
+            Some(day) if day < parent => self.raised.max(parent),
+            Some(_) => return Ok(false),
+        };
+        self.dates.insert(node, day);
+        Ok(true)
     }
 
-    /// Locks `nodes`, all of `level`, and what is below them.
-    fn descend(&mut self, nodes: &[(SealedDigest, Day)], level: u8) -> Result<(), ServerError> {
+    /// Raises the children of `nodes`; returns those that were met first, each once.
+    fn raise_children(&mut self, nodes: &[SealedDigest]) -> Result<Vec<SealedDigest>, ServerError> {
+        let mut met = Vec::new();
         for nodes in nodes.chunks(READ_BATCH) {
-            self.rows.extend_from_slice(nodes);
-            // Children of a node of level 1 are chunks, which have no locks of their own.
-            let Some(below) = level.checked_sub(1).filter(|&below| below > 0) else { continue };
-            let mut children = Vec::new();
-            for ((_, parent), child) in self.children_of(nodes)? {
-                if let Some(day) = self.wanted(child, parent)? {
-                    children.push((child, day));
+            for (parent, children) in self.children_of(nodes)? {
+                let Some(day) = self.dates.get(&parent).copied() else { continue };
+                for child in children {
+                    if self.raise(child, day)? {
+                        met.push(child);
+                    }
                 }
             }
-            self.descend(&children, below)?;
         }
-        Ok(())
+        Ok(met)
     }
 
-    #[expect(clippy::type_complexity)]
-    fn children_of(
-        &self,
-        nodes: &[(SealedDigest, Day)],
-    ) -> Result<Vec<((SealedDigest, Day), SealedDigest)>, ServerError> {
-        let digests: Vec<SealedDigest> = nodes.iter().map(|(node, _)| *node).collect();
-        let mut children = Vec::new();
-        let mut bad_envelope = false;
-        self.store.read(self.ns, &digests, &mut |at, bytes| {
+    /// Each node with its distinct children.
+    fn children_of(&self, nodes: &[SealedDigest]) -> Result<Vec<NodeAndChildren>, ServerError> {
+        let mut families = Vec::with_capacity(nodes.len());
+        let mut is_damaged = false;
+        self.store.read(self.ns, nodes, &mut |at, bytes| {
             match (Envelope::parse(bytes), nodes.get(at)) {
                 (Ok(envelope), Some(node)) => {
-                    children.extend(envelope.children().map(|child| (*node, child)));
+                    let children: BTreeSet<SealedDigest> = envelope.children().collect();
+                    families.push((*node, children));
                 }
-                _ => bad_envelope = true,
+                _ => is_damaged = true,
             }
             Ok(())
         })?;
-        if bad_envelope {
+        if is_damaged {
             return Err(ServerError::Bug("a stored node does not parse".into()));
         }
-        Ok(children)
+        Ok(families)
     }
 }

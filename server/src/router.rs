@@ -71,7 +71,10 @@ async fn dispatch(
             let principal = authorized.principal()?.clone();
             snapshot::forget(repository, principal, ns, record).await
         }
-        Route::Read(ns) => snapshot::read(repository, ns, body).await,
+        Route::Read(ns) => {
+            let principal = authorized.principal()?.clone();
+            snapshot::read(repository, principal, ns, body).await
+        }
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }

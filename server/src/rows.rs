@@ -68,8 +68,8 @@ pub struct TokenRow {
     pub expires_seconds: u64,
     /// Wrong proofs so far.
     pub tries: u32,
-    /// Whether it was used.
-    pub used: bool,
+    /// Whom it enrolled, once it was used.
+    pub enrolled: Option<PrincipalId>,
 }
 
 /// A committed snapshot.
@@ -185,7 +185,8 @@ impl TokenRow {
         let mut out = Writer::with_magic(b"RTK1");
         out.raw(&self.enrolment_key).u8(scope).raw(&namespace.0).bytes(name.as_bytes());
         out.u8(self.role.code()).bytes(self.display_name.as_bytes());
-        out.u64(self.expires_seconds).u32(self.tries).bool(self.used);
+        out.u64(self.expires_seconds).u32(self.tries).bool(self.enrolled.is_some());
+        out.raw(&self.enrolled.unwrap_or(PrincipalId::LOCAL).0);
         out.finish()
     }
 
@@ -203,16 +204,14 @@ impl TokenRow {
             2 => Scope::New(label()?),
             _ => return reader.refuse(),
         };
-        let row = Self {
-            enrolment_key,
-            scope,
-            role: read_role(&mut reader)?,
-            display_name: reader.text(NAME_MAX_BYTES)?.to_owned(),
-            expires_seconds: reader.u64()?,
-            tries: reader.u32()?,
-            used: reader.bool()?,
-        };
+        let role = read_role(&mut reader)?;
+        let display_name = reader.text(NAME_MAX_BYTES)?.to_owned();
+        let (expires_seconds, tries) = (reader.u64()?, reader.u32()?);
+        let (is_used, enrolled) = (reader.bool()?, PrincipalId(reader.array()?));
         reader.finish()?;
+        let enrolled = is_used.then_some(enrolled);
+        let row =
+            Self { enrolment_key, scope, role, display_name, expires_seconds, tries, enrolled };
         Ok(row)
     }
 }

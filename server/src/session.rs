@@ -7,8 +7,9 @@
 //!
 //! Pins are slots of segments in a compressed bitmap: about two bytes a chunk. Envelopes in the
 //! inbox may move to a segment while a session lives, so they are pinned by digest; the inbox is
-//! small. Nothing here survives a restart: the client opens a new session, asks "have" again, and
-//! sends what was lost with the open segment.
+//! small. An envelope in an open segment that a small session stores too moves to the inbox; pins
+//! follow it ([`Sessions::follow`]). Nothing here survives a restart: the client opens a new
+//! session, asks "have" again, and sends what was lost with the open segment.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -148,6 +149,20 @@ impl Sessions {
         live.extract_if(|_, session| session.state.lock().deadline <= now)
             .map(|(_, session)| session)
             .collect()
+    }
+
+    /// Follows envelopes that are about to move from an open segment to the inbox, because a small
+    /// session stores them too: whoever pinned the old slots has them pinned by digest from now.
+    pub fn follow(&self, namespace: &NamespaceId, moving: &[(SlotId, SealedDigest)]) {
+        let sessions: Vec<_> = self.live.lock().values().cloned().collect();
+        for session in sessions.iter().filter(|session| session.terms.namespace == *namespace) {
+            let mut state = session.state.lock();
+            for (slot, digest) in moving {
+                if state.pinned_slots.contains(number_of(*slot)) {
+                    state.pinned_digests.insert(*digest);
+                }
+            }
+        }
     }
 
     /// Number of live sessions.

@@ -11,17 +11,19 @@
 //! 2. One sync covers the group, and whatever was written before (index rows of sealed segments).
 //!    *Crash: all decisions of the group are there; nobody was told yet; a client that asks again
 //!    finds them (commits are idempotent).*
-//! 3. The head is signed and published, at most once a second also to the file `HEAD`.
-//!    *Crash: `HEAD` is older than the ledger, which is what the open check allows.*
+//! 3. The head is signed and published. *Crash: the same as after 2.*
 //! 4. The callers are answered.
+//! 5. At most once a second, and within a second when nothing more comes, the head goes to the
+//!    file `HEAD`. *Crash: `HEAD` is older than the ledger, which the open check allows.*
 //!
-//! An error of step 1 or 2 poisons the store, whose observer ends the process.
+//! Whatever ends this thread while the server runs, an error of any step or a panic, is told to
+//! the observer as fatal, which ends the process: a server that cannot decide must not look alive.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
 
@@ -29,8 +31,9 @@ use crate::clock::Clock;
 use crate::error::ServerError;
 use crate::ledger::{Appender, Ledger};
 use crate::store::Store;
+use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
-use crate::store::observer::Step;
+use crate::store::observer::{Observer, Step};
 
 /// Decisions that may wait; more callers block.
 const QUEUE_MAX: usize = 1024;
@@ -86,10 +89,18 @@ impl Writer {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ServerError> {
         let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
-        let mut desk = Desk { store, ledger, appender, clock, head_saved_at: Duration::ZERO };
+        let head_saved_at = Duration::ZERO;
+        let mut desk = Desk { store, ledger, appender, clock, head_saved_at, saved_size: 0 };
         let thread = std::thread::Builder::new()
             .name("writer".into())
-            .spawn(move || desk.serve(&waiting))
+            .spawn(move || {
+                let mut watch = DeathWatch(Some(desk.store.observer().clone()));
+                if let Err(error) = desk.serve(&waiting) {
+                    tracing::error!(%error, "writer thread failed");
+                    return;
+                }
+                watch.disarm();
+            })
             .map_err(|error| ServerError::file("start writer thread", error))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
@@ -128,33 +139,37 @@ struct Desk {
     appender: Appender,
     clock: Arc<dyn Clock>,
     head_saved_at: Duration,
+    saved_size: u64,
 }
 
 impl Desk {
-    fn serve(&mut self, waiting: &Receiver<Job>) {
-        while let Ok(first) = waiting.recv() {
+    /// Serves until nobody can ask any more.
+    fn serve(&mut self, waiting: &Receiver<Job>) -> Result<(), ServerError> {
+        loop {
+            let first = match waiting.recv_timeout(HEAD_INTERVAL) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.save_head(Duration::ZERO)?;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.save_head(Duration::ZERO),
+            };
             let group = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX);
             let mut answers = Vec::new();
             let mut written = false;
             for job in group {
-                match self.write_one(job) {
-                    Ok((changed, answer)) => {
-                        written |= changed;
-                        answers.push(answer);
-                    }
-                    // The store is poisoned and its observer told; nobody gets an answer.
-                    Err(error) => return log_end(&error),
-                }
+                let (changed, answer) = self.write_one(job)?;
+                written |= changed;
+                answers.push(answer);
             }
-            if written && let Err(error) = self.make_durable() {
-                return log_end(&error);
+            if written {
+                self.store.sync()?;
+                self.ledger.publish(&self.appender);
             }
             for answer in answers {
                 answer();
             }
-        }
-        if let Err(error) = self.ledger.save_head() {
-            log_end(&error);
+            self.save_head(HEAD_INTERVAL)?;
         }
     }
 
@@ -179,19 +194,34 @@ impl Desk {
         Ok((true, answer))
     }
 
-    fn make_durable(&mut self) -> Result<(), ServerError> {
-        self.store.sync()?;
-        self.ledger.publish(&self.appender);
+    /// Writes `HEAD` if it is behind and was last written at least `interval` ago.
+    fn save_head(&mut self, interval: Duration) -> Result<(), ServerError> {
         let now = self.clock.monotonic();
-        if now.saturating_sub(self.head_saved_at) >= HEAD_INTERVAL {
-            self.ledger.save_head()?;
-            self.head_saved_at = now;
-            self.store.observer().step(Step::HeadWritten);
+        let size = self.appender.size();
+        if size == self.saved_size || now.saturating_sub(self.head_saved_at) < interval {
+            return Ok(());
         }
+        self.ledger.save_head()?;
+        self.head_saved_at = now;
+        self.saved_size = size;
+        self.store.observer().step(Step::HeadWritten);
         Ok(())
     }
 }
 
-fn log_end(error: &ServerError) {
-    tracing::error!(%error, "writer thread ends; restart the server");
+/// Tells the observer when it is dropped armed: the thread ends, and not because it should.
+struct DeathWatch(Option<Arc<dyn Observer>>);
+
+impl DeathWatch {
+    fn disarm(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for DeathWatch {
+    fn drop(&mut self) {
+        if let Some(observer) = &self.0 {
+            observer.fatal(&StoreError::Invalid("the writer thread ended"));
+        }
+    }
 }

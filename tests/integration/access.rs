@@ -118,6 +118,7 @@ async fn a_backup_client_can_read_nothing_back() {
     for (route, body) in routes {
         refused_with(client.request_once(&route, "", body).await, ErrorCode::NotAllowed);
     }
+    // Nor does a proof come for what the session has not been told of.
     let unpinned = writer.session("db").await.prove(&[0; 32], &[SealedDigest([0; 32])]).await;
-    refused_with(unpinned, ErrorCode::NotFound);
+    assert!(matches!(unpinned, Err(ClientError::Unproven(_))), "{unpinned:?}");
 }

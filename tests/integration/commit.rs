@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use ed25519_dalek::SigningKey;
+use strongroom_client::sealer::{SealedNode, seal_node};
+use strongroom_client::tree::SealedRoot;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{PublicKey, RecordDigest, SessionNonce};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
-use strongroom_protocol::record::{Record, RecordBody};
+use strongroom_protocol::record::{Record, RecordBody, Totals};
 use strongroom_server::repository::Repository;
 use strongroom_server::store::schema::Family;
 
-use crate::harness::{DAY, START_MS, TestServer, Tree, digests, frames, label, refused_with};
+use crate::harness::{
+    DAY, START_MS, TestServer, Tree, child_of, digests, frames, label, refused_with, seal_leaf,
+};
 
 fn snapshot_count(repository: &Repository) -> u64 {
     repository.status().unwrap().snapshot_count
@@ -274,4 +279,108 @@ async fn every_node_of_a_snapshot_is_locked_children_not_before_parents() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_names_one_node_a_million_times_costs_its_distinct_nodes() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let keys = writer.keys();
+    let session = writer.session("db").await;
+    let (leaf, envelope) = seal_leaf(keys.plaintext(), b"");
+    session.upload(frames(std::slice::from_ref(&envelope))).await.unwrap();
+    let mut child = child_of(&leaf);
+    let mut totals = Totals::of_chunk(envelope.len() as u64);
+    // 2048 to the 8th power chunks, in eight nodes.
+    for level in 1..=8 {
+        let node = seal_node(keys.plaintext(), level, &vec![child; 2048]);
+        session.upload(frames(&[node.envelope.clone().into()])).await.unwrap();
+        totals = Totals::of_node(node.envelope.len() as u64, vec![totals; 2048]);
+        child = node.as_child();
+    }
+    let root =
+        SealedRoot { digest: child.digest, h: child.h, level: 8, plaintext_bytes: 0, totals };
+    let record = writer.record(&session, "db", &root, |_| {});
+    session.commit(record.encode().into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_node_is_locked_as_long_as_its_longest_parent() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let keys = writer.keys();
+    let plaintext = keys.plaintext();
+    let (leaf, envelope) = seal_leaf(plaintext, b"shared");
+    let (other_leaf, other_envelope) = seal_leaf(plaintext, b"other");
+    let shared = seal_node(plaintext, 1, &[child_of(&leaf)]);
+    let old_low = seal_node(plaintext, 1, &[child_of(&other_leaf)]);
+    let old = seal_node(plaintext, 2, &[old_low.as_child()]);
+    let envelopes = |nodes: &[&SealedNode]| -> Vec<Bytes> {
+        let nodes = nodes.iter().map(|node| Bytes::from(node.envelope.clone()));
+        [envelope.clone(), other_envelope.clone()].into_iter().chain(nodes).collect()
+    };
+    let day_of = |node: &SealedNode| {
+        let namespace = server.repository.registry().namespace(&writer.namespace()).unwrap();
+        strongroom_server::lock::locked_until(
+            server.repository.store(),
+            namespace.number,
+            &node.digest,
+        )
+        .unwrap()
+        .expect("locked")
+    };
+    let commit = async |nodes: &[&SealedNode], level: u8, totals: Totals| {
+        let session = writer.session("db").await;
+        session.upload(frames(&envelopes(nodes))).await.unwrap();
+        let top = nodes.last().unwrap();
+        let (digest, h) = (top.digest, top.h);
+        let root = SealedRoot { digest, h, level, plaintext_bytes: 0, totals };
+        let record = writer.record(&session, "db", &root, |_| {});
+        session.commit(record.encode().into()).await.unwrap();
+    };
+    let chunk = Totals::of_chunk(envelope.len() as u64);
+    let other_chunk = Totals::of_chunk(other_envelope.len() as u64);
+    let length = |node: &SealedNode| node.envelope.len() as u64;
+    let old_totals =
+        Totals::of_node(length(&old), [Totals::of_node(length(&old_low), [other_chunk])]);
+    commit(&[&old_low, &old], 2, old_totals).await;
+    server.clock.advance(DAY * 9);
+    // Under one new parent (fresh date) and one old parent (raised one step more), in that order
+    // and in the other: the shared node must get the later of the two.
+    for order in [[false, true], [true, false]] {
+        let new_low = seal_node(plaintext, 1, &[child_of(&leaf), child_of(&other_leaf)]);
+        let new = seal_node(plaintext, 2, &[new_low.as_child(), old_low.as_child()]);
+        let pair = order.map(|is_old| if is_old { old.as_child() } else { new.as_child() });
+        let top = seal_node(plaintext, 3, &pair);
+        let low = Totals::of_node(length(&old_low), [other_chunk]);
+        let new_low_totals = Totals::of_node(length(&new_low), [chunk, other_chunk]);
+        let new_totals = Totals::of_node(length(&new), [new_low_totals, low]);
+        let totals = Totals::of_node(length(&top), [new_totals, old_totals]);
+        commit(&[&shared, &old_low, &new_low, &old, &new, &top], 3, totals).await;
+        for (parent, child) in [(&top, &old), (&top, &new), (&old, &old_low), (&new, &old_low)] {
+            assert!(day_of(child) >= day_of(parent), "a child's lock ends before its parent's");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_session_that_overtakes_a_stream_takes_nothing_from_it() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let tree = Tree::seal(&writer.keys(), &[b"a", b"b"]);
+    let stream = writer.session("stream").await;
+    stream.upload(frames(&tree.chunks)).await.unwrap();
+    let small = writer.session_of("small", SizeClass::Small).await.unwrap();
+    small.upload(frames(&tree.envelopes())).await.unwrap();
+    let record = writer.record(&small, "small", &tree.root, |_| {});
+    small.commit(record.encode().into()).await.unwrap();
+    // The stream's chunks are in the inbox now; it still stands on them, also after a fold.
+    let nodes: Vec<Bytes> =
+        tree.nodes.iter().map(|node| Bytes::from(node.envelope.clone())).collect();
+    stream.upload(frames(&nodes)).await.unwrap();
+    server.repository.store().fold_inbox().unwrap();
+    stream.upload(frames(&nodes)).await.unwrap();
+    let record = writer.record(&stream, "stream", &tree.root, |_| {});
+    stream.commit(record.encode().into()).await.unwrap();
+    assert_eq!(snapshot_count(&server.repository), 2);
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use strongroom_client::connection::Body;
+use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::ClientError;
+use strongroom_client::profile::ProfileFolder;
 use strongroom_client::tls::{Pin, TlsIdentity};
 use strongroom_client::transport::{Client, Endpoint, RetryPolicy};
 use strongroom_client::trust::ReadAccess;
@@ -197,4 +199,47 @@ async fn a_new_namespace_cannot_take_over_anothers_access_key() {
     // The victim's kit still reads the victim's namespace.
     let access = ReadAccess::with_kit(&victim.kit(), &victim.connect, false).await.unwrap();
     assert_eq!(access.namespace, victim.namespace());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_whose_answer_was_lost_is_told_again_and_to_nobody_else() {
+    let server = TestServer::start().await;
+    let token = server.token(None, Role::Operator);
+    let (client, identity) = stranger(&server, Pin::Key(token.tls_key));
+    let request = request(&token, &identity);
+    send(&client, &request, &token.secret, None).await.unwrap();
+    send(&client, &request, &token.secret, None).await.unwrap();
+    assert_eq!(server.repository.principals().unwrap().len(), 1);
+    let mut other_key = request.clone();
+    other_key.signing_key = PublicKey([8; 32]);
+    refused_with(send(&client, &other_key, &token.secret, None).await, ErrorCode::BadToken);
+    let (thief, thief_identity) = stranger(&server, Pin::Key(token.tls_key));
+    let stolen = self::request(&token, &thief_identity);
+    refused_with(send(&thief, &stolen, &token.secret, None).await, ErrorCode::BadToken);
+    // Once revoked, the token does not bring the key back.
+    let principal = server.repository.principals().unwrap()[0].principal;
+    server.repository.revoke(principal).unwrap();
+    refused_with(send(&client, &request, &token.secret, None).await, ErrorCode::BadToken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_further_writer_refuses_a_token_for_another_namespace_than_its_kit() {
+    let server = TestServer::start().await;
+    let (writer, evil) = (server.writer("erp").await, server.writer("evil").await);
+    let enroll_with = async |namespace: &str| {
+        let home = tempfile::tempdir().unwrap();
+        let folder = ProfileFolder::new(home.path(), "default").unwrap();
+        let options = EnrollOptions {
+            token: server.token(Some(namespace), Role::Backup),
+            display_name: "second".into(),
+            kit_folder: home.path().to_path_buf(),
+            kit: Some(writer.kit()),
+            connect: server.connect(),
+        };
+        enroll::enroll(&folder, options).await.map(drop)
+    };
+    let refused = enroll_with("evil").await;
+    assert!(matches!(refused, Err(ClientError::Untrusted(_))), "{refused:?}");
+    enroll_with("erp").await.unwrap();
+    drop(evil);
 }

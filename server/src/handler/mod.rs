@@ -72,13 +72,18 @@ impl RequestBody {
         let _ = tokio::time::timeout(time, rest).await;
     }
 
-    /// The whole body.
+    /// The whole body, which must be there within one idle time.
     pub async fn whole(mut self) -> Result<Bytes, ServerError> {
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = self.next().await? {
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes.freeze())
+        let deadline = self.idle;
+        let reading = async {
+            let mut bytes = BytesMut::new();
+            while let Some(piece) = self.next().await? {
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(bytes.freeze())
+        };
+        let outcome = tokio::time::timeout(deadline, reading).await;
+        outcome.map_err(|_| bad_request("the body arrives too slowly"))?
     }
 
     /// The whole body as digests.

@@ -82,6 +82,8 @@ pub async fn upload(
     at: InSession,
     mut body: RequestBody,
 ) -> Result<Answer, ServerError> {
+    // Nothing is buffered for a session that is not there.
+    repository.renew_session(&at.principal, &at.namespace, &at.session)?;
     let outcome = take_in(repository, &at, &mut body).await;
     if outcome.is_err() {
         // A client that still writes would see a broken connection instead of the refusal.

@@ -12,6 +12,7 @@ use hyper::{Response, StatusCode};
 use strongroom_protocol::frame::prefix;
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
 use strongroom_protocol::message::Forgotten;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::error::ServerError;
@@ -106,6 +107,7 @@ pub async fn forget(
 /// `POST /v1/ns/{ns}/envelopes`: a stream, read ahead by at most [`PIECES_WAITING`] pieces.
 pub async fn read(
     repository: &Arc<Repository>,
+    principal: Principal,
     namespace: NamespaceId,
     body: RequestBody,
 ) -> Result<Answer, ServerError> {
@@ -115,9 +117,15 @@ pub async fn read(
         Ok(digests)
     });
     let digests = digests.await?;
+    let place = repository.readers().enter(principal.id)?;
     let (sender, receiver) = mpsc::channel::<Result<Bytes, ServerError>>(PIECES_WAITING);
     let reader = repository.clone();
+    let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
+        let _place = place;
+        let patience = reader.config().limits.body_idle.0;
+        // A reader that takes nothing for so long loses its thread.
+        let send = |piece| runtime.block_on(sender.send_timeout(piece, patience)).is_ok();
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
         let mut each = |envelope: &[u8]| {
             let Ok(prefix) = prefix(envelope) else { return ControlFlow::Break(()) };
@@ -127,18 +135,16 @@ pub async fn read(
                 return ControlFlow::Continue(());
             }
             let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE_BYTES));
-            match sender.blocking_send(Ok(full.freeze())) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+            match send(Ok(full.freeze())) {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
             }
         };
-        let outcome = reader.read(&namespace, &digests, &mut each);
-        // The reader may have gone away; then nobody wants the rest.
-        let _ = match outcome {
-            Ok(()) => sender.blocking_send(Ok(piece.freeze())),
+        match reader.read(&namespace, &digests, &mut each) {
+            Ok(()) => send(Ok(piece.freeze())),
             Err(error) => {
                 tracing::warn!(%error, "reading envelopes ended early");
-                sender.blocking_send(Err(error))
+                send(Err(error))
             }
         };
     });

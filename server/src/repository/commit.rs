@@ -27,11 +27,14 @@ use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
 use crate::session::Session;
+use crate::store::Store;
 use crate::store::schema::Family;
 use crate::writer::Decision;
 
 /// Row of family `ledger` that holds the number of the last commit.
 const COMMIT_COUNTER: &[u8] = b"commits";
+/// Row of family `ledger` that holds the number of snapshots that are listed.
+pub(super) const SNAPSHOT_COUNTER: &[u8] = b"snapshots";
 
 impl Repository {
     /// Commits an encoded record in a session.
@@ -208,13 +211,16 @@ impl CommitTerms {
 }
 
 fn next_commit(decision: &mut Decision<'_>) -> Result<u64, ServerError> {
-    let last = match decision.store.get(Family::Ledger, COMMIT_COUNTER)? {
-        Some(value) => u64::from_be_bytes(
-            value.try_into().map_err(|_| ServerError::Bug("commit counter".into()))?,
-        ),
-        None => 0,
-    };
-    let commit = last.saturating_add(1);
+    let commit = read_counter(decision.store, COMMIT_COUNTER)?.saturating_add(1);
+    let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_add(1);
     decision.batch.put(Family::Ledger, COMMIT_COUNTER, commit.to_be_bytes());
+    decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
     Ok(commit)
+}
+
+/// Value of a counter row; 0 before it is first written.
+pub(super) fn read_counter(store: &Store, name: &[u8]) -> Result<u64, ServerError> {
+    let Some(value) = store.get(Family::Ledger, name)? else { return Ok(0) };
+    let bytes = value.try_into().map_err(|_| ServerError::Bug("counter row".into()))?;
+    Ok(u64::from_be_bytes(bytes))
 }

@@ -1,6 +1,7 @@
 //! Tokens, enrolment, revocation: how a key becomes a principal and stops being one.
 //!
-//! A token is made on the server, gives one enrolment, lives at most a day, and dies of five wrong
+//! A token is made on the server, gives one enrolment (asked again with the same keys and proof, it
+//! gives the same answer, because answers get lost), lives at most a day, and dies of five wrong
 //! proofs. The server keeps only what checks a proof. The proof covers the connection's exporter
 //! and every field of the request, so neither a relay nor a man in the middle can use it. All
 //! answers to a bad token are one answer, so that nobody learns which part was wrong.
@@ -82,7 +83,7 @@ impl Repository {
             display_name: request.display_name,
             expires_seconds: token.expires_seconds,
             tries: 0,
-            used: false,
+            enrolled: None,
         };
         let (id, role, expires_seconds) = (token.id, token.role, token.expires_seconds);
         self.writer.decide(move |decision| {
@@ -111,13 +112,20 @@ impl Repository {
             };
             let mut token = TokenRow::decode(&value)?;
             let now_seconds = decision.now_ms / 1000;
-            let alive =
-                !token.used && token.tries < TOKEN_TRIES_MAX && now_seconds < token.expires_seconds;
+            let alive = token.tries < TOKEN_TRIES_MAX && now_seconds < token.expires_seconds;
             if !alive {
                 return Err(bad_token());
             }
             let proven = EnrollRequest::proves(&body, &token.enrolment_key, &exporter)
                 && request.tls_key == connection_key;
+            if let Some(enrolled) = token.enrolled {
+                // The answer may have been lost: whoever proves the token with the keys that it
+                // enrolled is told again what he became. Nobody else can use it any more.
+                return match proven {
+                    true => repository.enrolled_before(enrolled, &request, &token).map(Ok),
+                    false => Err(bad_token()),
+                };
+            }
             if !proven {
                 // The try is counted durably: the refusal is an outcome, not an error.
                 token.tries = token.tries.saturating_add(1);
@@ -131,7 +139,7 @@ impl Repository {
                 ));
             }
             let answer = repository.enroll_proven(decision, &request, &token, principal)?;
-            token.used = true;
+            token.enrolled = Some(principal);
             decision.batch.put(Family::Tokens, key, token.encode());
             Ok(Ok(answer))
         })?
@@ -205,6 +213,33 @@ impl Repository {
         self.identification.hosts.iter().map(with_port).collect::<Vec<_>>().join(",")
     }
 
+    /// The answer that an enrolment got before, if the same keys ask again.
+    fn enrolled_before(
+        &self,
+        enrolled: PrincipalId,
+        request: &EnrollRequest,
+        token: &TokenRow,
+    ) -> Result<EnrollAnswer, ServerError> {
+        let principal = self.registry.principal(&request.tls_key);
+        let same = principal.filter(|principal| {
+            principal.id == enrolled && principal.signing_key == request.signing_key
+        });
+        let principal = same.ok_or_else(bad_token)?;
+        let namespace = principal.namespace.and_then(|id| self.registry.namespace(&id));
+        if let (Scope::New(_), Some(namespace)) = (&token.scope, &namespace)
+            && namespace.descriptor.encoded() != request.descriptor
+        {
+            return Err(bad_token());
+        }
+        Ok(EnrollAnswer {
+            principal: enrolled,
+            role: principal.role,
+            namespace: principal.namespace,
+            namespace_name: namespace.map(|namespace| namespace.row.name.clone()),
+            ledger_key: self.keys.ledger_public(),
+        })
+    }
+
     /// Adds the rows of a proven enrolment, and of the namespace if it is new.
     fn enroll_proven(
         &self,
@@ -228,7 +263,8 @@ impl Repository {
             ));
         }
         let display_name = match token.display_name.is_empty() {
-            true => request.display_name.clone(),
+            // Chosen by the client and shown on an operator's terminal: no control characters.
+            true => request.display_name.chars().filter(|c| !c.is_control()).collect(),
             false => token.display_name.clone(),
         };
         let row = PrincipalRow {
@@ -284,8 +320,10 @@ impl Repository {
         if taken {
             return refuse("a namespace of this name or id exists already".into());
         }
-        // A key has one owner: a descriptor that names somebody else's would shut him out.
-        if self.registry.principal(&pin_of_ed25519(&contents.access_key)).is_some() {
+        // A key has one owner: a descriptor that names somebody else's would shut him out, and one
+        // that names the writer's own would outlive its revocation.
+        let access_pin = pin_of_ed25519(&contents.access_key);
+        if self.registry.principal(&access_pin).is_some() || access_pin == request.tls_key {
             return refuse("the descriptor's access key is in use already".into());
         }
         let last = decision.store.last(Family::Namespaces, &[])?;

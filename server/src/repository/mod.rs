@@ -16,13 +16,15 @@ pub mod enrolment;
 pub mod snapshots;
 pub mod upload;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use strongroom_protocol::entry::Event;
+use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
 use strongroom_protocol::message::{Identity, NamespaceRow, Status};
+use strongroom_protocol::record::Record;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -30,8 +32,10 @@ use crate::durable;
 use crate::error::ServerError;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
+use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
-use crate::rows::SnapshotRow;
+use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::rows::SeenRow;
 use crate::server_keys::{ServerKeys, random_bytes};
 use crate::session::Sessions;
 use crate::store::error::StoreError;
@@ -74,6 +78,7 @@ pub struct Repository {
     keys: ServerKeys,
     identification: Identification,
     config: Config,
+    readers: Arc<Readers>,
     /// Last, so that it ends after nobody can ask it for anything.
     writer: Writer,
 }
@@ -181,6 +186,7 @@ impl Repository {
             clock,
             keys,
             identification,
+            readers: Arc::new(Readers::default()),
             config,
             writer,
         };
@@ -213,6 +219,11 @@ impl Repository {
         &self.config
     }
 
+    /// Who streams envelopes now; each holds a thread.
+    pub fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
     /// The store, for tests that look behind the verbs.
     pub fn store(&self) -> &Store {
         &self.store
@@ -237,16 +248,11 @@ impl Repository {
     pub fn status(&self) -> Result<Status, ServerError> {
         let held = self.store.statistics();
         let head = self.ledger.head();
-        let mut snapshot_count = 0u64;
-        self.store.scan(Family::Snapshots, &[], None, &mut |_, _| {
-            snapshot_count = snapshot_count.saturating_add(1);
-            std::ops::ControlFlow::Continue(())
-        })?;
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             ledger_size: head.size,
             checkpoint: head.note,
-            snapshot_count,
+            snapshot_count: read_counter(&self.store, SNAPSHOT_COUNTER)?,
             segment_count: held.segment_count,
             segment_bytes: held.segment_bytes,
             session_count: u64::try_from(self.sessions.count()).unwrap_or(u64::MAX),
@@ -289,19 +295,26 @@ impl Repository {
         self.registry.namespace(id).ok_or_else(ServerError::not_found)
     }
 
-    /// Sets the gauge of the last backup of each source from the rows.
+    /// Sets the gauge of the last backup of each source, from the heads: one row a source, however
+    /// many snapshots it has.
     fn load_last_backups(&self) -> Result<(), ServerError> {
         for namespace in self.registry.namespaces() {
+            let mut heads = Vec::new();
             let prefix = namespace.number.to_be_bytes();
-            self.store.scan(Family::Snapshots, &prefix, None, &mut |_, value| {
-                // Rows of one namespace come in commit order, so the last of a source stays.
-                if let Ok(row) = SnapshotRow::decode(value)
-                    && let Ok(record) = strongroom_protocol::record::Record::decode(&row.record)
-                {
-                    self.note_backup(&namespace, record.body.source.as_str(), row.committed_ms);
-                }
-                std::ops::ControlFlow::Continue(())
+            self.store.scan(Family::Heads, &prefix, None, &mut |_, record| {
+                let head = Record::decode(record);
+                heads.push(head.map(|head| (head.digest(), head.body.source)));
+                ControlFlow::Continue(())
             })?;
+            for head in heads {
+                let (digest, source) = head?;
+                let seen =
+                    self.store.get(Family::Seen, &SeenRow::key(namespace.number, &digest))?;
+                let Some(seen) = seen else { continue };
+                let proof = self.ledger.receipt(SeenRow::decode(&seen)?.leaf_index)?;
+                let committed_ms = Entry::decode(&proof.entry)?.server_time_ms;
+                self.note_backup(&namespace, source.as_str(), committed_ms);
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use strongroom_protocol::retention::may_forget;
 use crate::error::{Refusal, ServerError};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
 use crate::rows::{SeenRow, SnapshotRow};
 use crate::store::error::StoreError;
 use crate::store::schema::Family;
@@ -141,6 +142,8 @@ impl Repository {
                 decision.enter(actor, id, Event::ForgetRefused { record, locked_until_seconds });
                 return Ok(Err(locked(&row)));
             }
+            let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
+            decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
             decision.batch.delete(Family::Snapshots, key);
             decision.enter(actor, id, Event::Forgotten { record, commit, locked_until_seconds });
             Ok(Ok(()))

@@ -21,7 +21,7 @@ use crate::repository::Repository;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
-use crate::store::schema::{Family, IndexRow, Place, Totals};
+use crate::store::schema::{Family, IndexRow, Place, SlotId, Totals};
 use crate::store::{Appended, NewEnvelope};
 
 impl Repository {
@@ -237,16 +237,21 @@ impl Intake<'_> {
         let batch = std::mem::take(&mut self.waiting);
         let sizes: Vec<(SealedDigest, usize)> =
             batch.iter().map(|new| (new.digest, new.bytes.len())).collect();
+        let digests: Vec<SealedDigest> = sizes.iter().map(|(digest, _)| *digest).collect();
         let store = &self.repository.store;
         let (place, appended) = match self.session.terms.size_class {
-            SizeClass::Small => (Place::Inbox, store.append_inbox(self.ns, batch)?),
+            SizeClass::Small => {
+                let moving = self.unsealed_of(&digests)?;
+                let appended = store.append_inbox(self.ns, batch)?;
+                let namespace = &self.session.terms.namespace;
+                self.repository.sessions.follow(namespace, &moving);
+                (Place::Inbox, appended)
+            }
             SizeClass::Stream => (Place::Unsealed, store.append(self.ns, batch)?),
         };
-        let mut duplicates = Vec::new();
         for ((digest, size), Appended { slot, duplicate }) in sizes.into_iter().zip(appended) {
             if duplicate {
                 self.uploaded.duplicate_count = self.uploaded.duplicate_count.saturating_add(1);
-                duplicates.push(digest);
                 continue;
             }
             self.uploaded.stored_count = self.uploaded.stored_count.saturating_add(1);
@@ -254,17 +259,30 @@ impl Intake<'_> {
             self.uploaded.stored_bytes = self.uploaded.stored_bytes.saturating_add(size);
             self.session.pin_uploaded(digest, slot, place);
         }
-        self.pin_duplicates(&duplicates)
+        self.pin_where_it_is(&digests)
     }
 
-    /// What was there before may lie in another kind of place than this session's own uploads.
-    fn pin_duplicates(&self, duplicates: &[SealedDigest]) -> Result<(), ServerError> {
-        if duplicates.is_empty() {
-            return Ok(());
-        }
-        let rows = self.repository.store.lookup(self.ns, duplicates)?;
-        for (digest, row) in duplicates.iter().zip(rows) {
-            let row = row.ok_or_else(|| ServerError::Bug("a duplicate is not indexed".into()))?;
+    /// A small commit never waits for a large session's segment, so the store takes a copy of what
+    /// is still in an open segment into the inbox. These are the places that become dead by that.
+    fn unsealed_of(
+        &self,
+        digests: &[SealedDigest],
+    ) -> Result<Vec<(SlotId, SealedDigest)>, ServerError> {
+        let rows = self.repository.store.lookup(self.ns, digests)?;
+        let unsealed = rows.into_iter().zip(digests).filter_map(|(row, digest)| {
+            let row = row.filter(|row| row.place == Place::Unsealed)?;
+            Some((row.slot, *digest))
+        });
+        Ok(unsealed.collect())
+    }
+
+    /// Pins the places that the index names now. What was pinned by its slot a moment ago may have
+    /// moved to the inbox since, by the hand of a small session: either that session found this pin
+    /// and followed it, or this look finds the new place.
+    fn pin_where_it_is(&self, digests: &[SealedDigest]) -> Result<(), ServerError> {
+        let rows = self.repository.store.lookup(self.ns, digests)?;
+        for (digest, row) in digests.iter().zip(rows) {
+            let row = row.ok_or_else(|| ServerError::Bug("not indexed after append".into()))?;
             self.session.pin_uploaded(*digest, row.slot, row.place);
         }
         Ok(())

@@ -139,7 +139,7 @@ pub enum Place {
 pub struct Totals {
     /// Chunks in the subtree.
     pub chunk_count: u64,
-    /// Bytes of the envelopes of those chunks.
+    /// Bytes of all envelopes in the subtree, its own and its nodes' included.
     pub sealed_bytes: u64,
 }
 

@@ -1,0 +1,182 @@
+//! Results as text for people; `--json` prints the same objects field by field.
+
+use indicatif::{HumanBytes, HumanCount};
+use strongroom_protocol::message::Status;
+use strongroom_protocol::role::Role;
+
+use crate::arguments::{local_time, local_time_of_seconds};
+use crate::backup::BackupSummary;
+use crate::enroll::EnrollSummary;
+use crate::restore::{RestoreSummary, VerifySummary};
+use crate::snapshot::{KitCheck, SnapshotDetails, SnapshotSummary};
+
+/// What an enrolment left where.
+pub fn enrolled_text(summary: &EnrollSummary, profile: &str) -> String {
+    let mut text = format!("enrolled as {} in profile {profile}\n", summary.role);
+    if let Some(name) = &summary.namespace_name {
+        text.push_str(&format!("namespace: {name}\n"));
+    }
+    if let (Some(kit), Some(page)) = (&summary.kit_text, &summary.kit_page) {
+        text.push_str(&format!(
+            "recovery kit: {} (text) and {} (to print)\n\
+             Print it twice, keep the copies apart and offline, then delete both files: whoever \
+             has them reads\nevery backup, and without them nobody does.\n",
+            kit.display(),
+            page.display()
+        ));
+        if summary.recipient_count == Some(1) {
+            text.push_str(
+                "Only the kit's own identity can open backups. A second recipient on another \
+                 medium is safer:\n`strongroom key new --recipient AGE1...` for the next \
+                 namespace, before its first backup.\n",
+            );
+        }
+    }
+    if summary.role == Role::Backup {
+        text.push_str("Next: strongroom backup SOURCE FILE\n");
+    }
+    text
+}
+
+/// What a backup made and cost.
+pub fn backup_text(summary: &BackupSummary) -> String {
+    let share = summary.deduplicated_bytes.saturating_mul(100) / summary.plaintext_bytes.max(1);
+    format!(
+        "snapshot {}\n{} number {}: {} in {}, {} sent ({share} % was there already), {}\n\
+         locked until {} ({})\n",
+        summary.snapshot,
+        summary.source,
+        summary.sequence,
+        HumanBytes(summary.plaintext_bytes),
+        milliseconds(summary.elapsed_ms),
+        HumanBytes(summary.sent_bytes),
+        rate(summary.plaintext_bytes, summary.elapsed_ms),
+        local_time_of_seconds(summary.locked_until_seconds),
+        summary.mode.name(),
+    )
+}
+
+/// One line of a list.
+pub fn row_text(row: &SnapshotSummary) -> String {
+    let id = row.snapshot.to_string();
+    format!(
+        "{}  {}  {:<24} {:>6}  {:>12}  locked until {}\n",
+        id.get(..12).unwrap_or(&id),
+        local_time(signed(row.committed_ms)),
+        row.source.as_str(),
+        row.sequence,
+        HumanBytes(row.padded_plaintext_bytes).to_string(),
+        local_time_of_seconds(row.locked_until_seconds),
+    )
+}
+
+/// Everything about one snapshot.
+pub fn details_text(details: &SnapshotDetails) -> String {
+    let row = &details.summary;
+    let mut text = format!(
+        "snapshot     {}\nsource       {} number {}\ncommitted    {}\nclient time  {}\n\
+         locked until {} ({})\nplaintext    about {}\nsealed       {} in {} chunks\n\
+         principal    {}\nprevious     {}\nroot         {}\n",
+        row.snapshot,
+        row.source,
+        row.sequence,
+        local_time(signed(row.committed_ms)),
+        local_time(row.client_time_ms),
+        local_time_of_seconds(row.locked_until_seconds),
+        row.mode.name(),
+        HumanBytes(row.padded_plaintext_bytes),
+        HumanBytes(row.sealed_bytes),
+        HumanCount(row.chunk_count),
+        row.principal,
+        details.previous,
+        details.root,
+    );
+    if let Some(sealed) = &details.sealed_fields {
+        text.push_str(&format!(
+            "host         {}\ncommand      {}\npaths        {}\ntags         {}\n\
+             exact size   {} bytes\nverified     {}\n",
+            sealed.host,
+            sealed.command.join(" "),
+            sealed.paths.join(", "),
+            sealed.tags.join(", "),
+            sealed.plaintext_bytes,
+            if sealed.is_verified { "yes" } else { "NO" },
+        ));
+        if !sealed.standard_error.is_empty() {
+            text.push_str(&format!("standard error:\n{}\n", sealed.standard_error.trim_end()));
+        }
+    }
+    text
+}
+
+/// What a restore wrote, and what it cannot prove.
+pub fn restore_text(summary: &RestoreSummary) -> String {
+    let place = match &summary.path {
+        Some(path) => path.display().to_string(),
+        None => "standard output".into(),
+    };
+    let mut text = format!(
+        "restored {} of {} to {place} in {} ({})\n",
+        HumanBytes(summary.plaintext_bytes),
+        summary.source,
+        milliseconds(summary.elapsed_ms),
+        rate(summary.plaintext_bytes, summary.elapsed_ms),
+    );
+    if summary.fresh_to_kit_floor_only {
+        text.push_str(
+            "Every byte was verified. That this is the newest state of the namespace is proven \
+             only up to the day the kit was made.\n",
+        );
+    }
+    if !summary.is_verified {
+        text.push_str("NOT VERIFIED: the chain of trust is broken (--unverified was given)\n");
+    }
+    text
+}
+
+/// What a verify opened.
+pub fn verify_text(summary: &VerifySummary) -> String {
+    format!(
+        "verified {} of {} chunks ({}) of {} in {}{}\n",
+        HumanCount(summary.verified_chunk_count),
+        HumanCount(summary.chunk_count),
+        HumanBytes(summary.verified_bytes),
+        summary.source,
+        milliseconds(summary.elapsed_ms),
+        if summary.is_verified { "" } else { "; the chain of trust is BROKEN" },
+    )
+}
+
+/// What a kit opened.
+pub fn kit_text(check: &KitCheck) -> String {
+    let time = local_time(signed(check.committed_ms));
+    format!("the kit opens the newest snapshot: {} of {time}\n", check.source)
+}
+
+/// How a server stands.
+pub fn status_text(status: &Status) -> String {
+    format!(
+        "strongroomd {}\nsnapshots  {}\nsegments   {} ({})\nsessions   {}\nfree       {}\n\
+         ledger     {} entries\nuploads    {}\n",
+        status.version,
+        HumanCount(status.snapshot_count),
+        HumanCount(status.segment_count),
+        HumanBytes(status.segment_bytes),
+        status.session_count,
+        HumanBytes(status.free_bytes),
+        HumanCount(status.ledger_size),
+        if status.accepts_uploads { "accepted" } else { "REFUSED" },
+    )
+}
+
+fn milliseconds(elapsed_ms: u64) -> String {
+    format!("{}.{:02} s", elapsed_ms / 1000, elapsed_ms % 1000 / 10)
+}
+
+fn rate(bytes: u64, elapsed_ms: u64) -> String {
+    format!("{}/s", HumanBytes(bytes.saturating_mul(1000) / elapsed_ms.max(1)))
+}
+
+fn signed(milliseconds: u64) -> i64 {
+    i64::try_from(milliseconds).unwrap_or(i64::MAX)
+}
