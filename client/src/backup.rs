@@ -27,8 +27,9 @@ use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use tokio::sync::oneshot;
 
-use crate::budget::{self, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
-use crate::cache::{CACHE_MEMORY_BYTES, Cache, CacheCondition, CacheScope};
+use crate::budget::{self, CACHE_BYTES, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
+use crate::cache::{Cache, CacheCondition, CacheScope};
+use crate::cache_writer::CacheWriter;
 use crate::clock::Moment;
 use crate::commit::{self, Statement, finish_pending, host_name, position_after};
 use crate::durable;
@@ -178,7 +179,7 @@ struct Writer<'a> {
     descriptor: VerifiedDescriptor,
     keys: EpochKeys,
     cache: Arc<Cache>,
-    _flush: FlushOnDrop,
+    cache_writer: CacheWriter,
 }
 
 impl<'a> Writer<'a> {
@@ -210,7 +211,7 @@ impl<'a> Writer<'a> {
         let repository = profile.settings().ledger_key;
         let scope = CacheScope { repository, namespace, epoch: contents.epoch };
         let path = profile.folder().path("cache.redb");
-        let cache = Cache::open(&path, scope, keys.plaintext(), CACHE_MEMORY_BYTES)
+        let cache = Cache::open(&path, scope, keys.plaintext(), CACHE_BYTES)
             .map_err(|error| ClientError::Usage(error.to_string()))?;
         match cache.condition() {
             CacheCondition::Replaced { reason } => {
@@ -222,8 +223,8 @@ impl<'a> Writer<'a> {
             CacheCondition::Opened | CacheCondition::Created => {}
         }
         let cache = Arc::new(cache);
-        let flush = FlushOnDrop(cache.clone());
-        Ok(Self { profile, options, client, descriptor, keys, cache, _flush: flush })
+        let cache_writer = CacheWriter::start(cache.clone())?;
+        Ok(Self { profile, options, client, descriptor, keys, cache, cache_writer })
     }
 
     /// Reads the source once, and commits it.
@@ -273,6 +274,7 @@ impl<'a> Writer<'a> {
             sizes: contents.chunk_sizes,
             codec: contents.codec,
             cache: self.cache.clone(),
+            new_rows: self.cache_writer.new_rows(),
             use_cache: !distrusted,
             layout: Layout::new(contents.chunk_sizes, cores),
         };
@@ -317,15 +319,6 @@ impl<'a> Writer<'a> {
             self.cache.adopt_sealer();
         }
         Ok((committed, acknowledged, end))
-    }
-}
-
-/// What was sealed is remembered however the run ends.
-struct FlushOnDrop(Arc<Cache>);
-
-impl Drop for FlushOnDrop {
-    fn drop(&mut self) {
-        self.0.flush(true);
     }
 }
 

@@ -5,7 +5,7 @@
 //! pending envelopes   20 MiB   sealed, not yet acknowledged
 //! runs in flight      12 MiB   sealed (or not yet) between reader and uploader
 //! workers             12 MiB   compressors and scratch
-//! cache pages         16 MiB
+//! cache pages          8 MiB   and about twice as much while rows are written
 //! ```
 //!
 //! The rest (TLS and HTTP buffers, code, stacks) measures about 15 MB. A restore has neither
@@ -27,6 +27,10 @@ pub const RUNS_BYTES: usize = 12 << 20;
 pub const WORKERS_BYTES: usize = 12 << 20;
 /// zstd's context at the levels that a descriptor can name, for inputs as short as chunks.
 pub const COMPRESSOR_BYTES: usize = 1 << 20;
+/// Pages of the client cache, in bytes.
+pub const CACHE_BYTES: usize = 8 << 20;
+/// Batches of rows that wait to be written to the client cache.
+pub const CACHE_QUEUE_MAX: usize = 64;
 /// Envelopes of one upload request, in bytes.
 pub const UPLOAD_BYTES: usize = 4 << 20;
 /// Upload requests at once.
@@ -44,11 +48,15 @@ pub const SMALL_SOURCE_BYTES: u64 = 16 << 20;
 
 /// Plaintext of a restore between the request for its envelopes and its place in the file, in
 /// bytes.
-pub const WRITE_BYTES: u64 = 36 << 20;
+pub const WRITE_BYTES: u64 = 32 << 20;
 /// Plaintext asked for in one read request, in bytes.
 pub const READ_REQUEST_BYTES: u64 = 6 << 20;
 /// Read requests at once.
 pub const READS_MAX: usize = 4;
+/// Read requests at once where chunks are longer than [`LONG_CHUNK_BYTES`]: each holds one whole.
+pub const LONG_READS_MAX: usize = 2;
+/// From here on a chunk is a long one, in bytes.
+pub const LONG_CHUNK_BYTES: u64 = 1 << 20;
 
 /// How a run is laid out for a namespace's chunk sizes and this machine's cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

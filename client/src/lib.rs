@@ -8,8 +8,8 @@
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how it
 //!   becomes known to a server;
-//! * `progress`, `source`, `reader`, `pipeline`, `window`, `session`, `challenge`, `uploader`,
-//!   `commit`, `backup`: making a snapshot;
+//! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
+//!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
 //!   back;
 //! * `arguments`, `cli`, `output`, `commands`: the command line.
@@ -40,6 +40,7 @@ pub mod receipts;
 pub mod trust;
 
 pub mod backup;
+pub mod cache_writer;
 pub mod challenge;
 pub mod commit;
 pub mod pipeline;

@@ -20,10 +20,12 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, never, select_biased, unbounded};
 use strongroom_protocol::descriptor::{ChunkSizes, Codec};
 use strongroom_protocol::frame;
+use strongroom_protocol::id::ChunkId;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::budget::Layout;
 use crate::cache::{Cache, CacheRow};
+use crate::cache_writer::NewRows;
 use crate::chunker::Chunker;
 use crate::compressor::Compressor;
 use crate::error::ClientError;
@@ -92,6 +94,8 @@ pub struct PipelineOptions {
     pub codec: Codec,
     /// What was sealed before.
     pub cache: Arc<Cache>,
+    /// Where to leave what is sealed now.
+    pub new_rows: Option<NewRows>,
     /// Take the cache's word; else seal everything again.
     pub use_cache: bool,
     /// Threads and blocks.
@@ -289,7 +293,7 @@ impl Worker {
             new_rows.push((id, CacheRow { digest, envelope_bytes: u32::from_le_bytes(prefix) }));
         }
         if !new_rows.is_empty() {
-            self.options.cache.insert(new_rows);
+            self.remember(new_rows);
         }
         let pack = Bytes::from_owner(Pack { bytes: pack, home: self.pack_home.clone() });
         let pieces = sealed.into_iter().map(|(leaf, framed, range)| {
@@ -302,6 +306,12 @@ impl Worker {
         Ok(Report::Run { index: run.index, pieces: pieces.collect() })
     }
 
+    fn remember(&self, rows: Vec<(ChunkId, CacheRow)>) {
+        if let Some(new_rows) = &self.options.new_rows {
+            new_rows.push(rows);
+        }
+    }
+
     fn reseal(&mut self, task: &Reseal) -> Result<Report, ClientError> {
         let plaintext = task.block.chunk(&task.range);
         let body = self.compressor.compress(plaintext);
@@ -309,7 +319,7 @@ impl Worker {
         let prefix = frame::prefix(&self.envelope)?;
         if digest != task.leaf.digest {
             let row = CacheRow { digest, envelope_bytes: u32::from_le_bytes(prefix) };
-            self.options.cache.insert([(task.leaf.id, row)]);
+            self.remember(vec![(task.leaf.id, row)]);
         }
         let mut framed = Vec::with_capacity(PREFIX_BYTES.saturating_add(self.envelope.len()));
         framed.extend_from_slice(&prefix);

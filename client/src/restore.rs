@@ -19,7 +19,9 @@ use strongroom_protocol::id::{Label, RecordDigest, SealedDigest};
 use strongroom_protocol::record::Totals;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::budget::{self, READ_REQUEST_BYTES, READS_MAX, WRITE_BYTES};
+use crate::budget::{
+    self, LONG_CHUNK_BYTES, LONG_READS_MAX, READ_REQUEST_BYTES, READS_MAX, WRITE_BYTES,
+};
 use crate::clock::Moment;
 use crate::error::ClientError;
 use crate::fetch::{Fetcher, Walker, sum};
@@ -228,7 +230,9 @@ async fn read_data(
         if leaves.is_empty() {
             continue;
         }
-        while reads.len() >= READS_MAX {
+        let is_long = leaves.iter().any(|leaf| leaf.plaintext_bytes > LONG_CHUNK_BYTES);
+        let reads_max = if is_long { LONG_READS_MAX } else { READS_MAX };
+        while reads.len() >= reads_max {
             totals = sum(totals, joined(reads.join_next().await)?);
         }
         let count = u64::try_from(leaves.len()).unwrap_or(u64::MAX);

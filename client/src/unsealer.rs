@@ -26,7 +26,9 @@ use crate::sealer::{NodeChild, unseal_chunk};
 /// Room is counted in this many bytes, so that it fits a semaphore's permits.
 const ROOM_UNIT_BYTES: u64 = 4096;
 /// Buffers of each kind that are kept for the next jobs.
-const IDLE_BUFFERS: usize = 32;
+const IDLE_BUFFERS: usize = 12;
+/// A longer buffer, in bytes, is not kept.
+const IDLE_BUFFER_MAX_BYTES: usize = 1 << 20;
 
 /// Where plaintext goes.
 pub trait Sink: Send {
@@ -169,8 +171,7 @@ impl Worker {
             plaintext.extend_from_slice(&self.chunk);
         }
         job.envelopes.clear();
-        // A full house means that enough memory is kept already.
-        let _ = self.envelopes_home.try_send(job.envelopes);
+        keep(&self.envelopes_home, job.envelopes);
         let chunk_count = count_of(job.leaves.len());
         Ok(Opened { first: job.first, chunk_count, plaintext, room: job.room })
     }
@@ -206,7 +207,7 @@ impl Writer {
                 let length = count_of(turn.plaintext.len());
                 bytes = bytes.saturating_add(length);
                 self.monitor.add_done(length);
-                let _ = self.home.try_send(turn.plaintext);
+                keep(&self.home, turn.plaintext);
                 drop(turn.room);
             }
         }
@@ -214,6 +215,14 @@ impl Writer {
             return Ok(bytes);
         }
         Err(ClientError::Bug("a part of the stream never came".into()))
+    }
+}
+
+/// Gives a buffer back for the next job.
+fn keep(home: &Sender<Vec<u8>>, buffer: Vec<u8>) {
+    if buffer.capacity() <= IDLE_BUFFER_MAX_BYTES {
+        // A full house means that enough memory is kept already.
+        let _ = home.try_send(buffer);
     }
 }
 
