@@ -4,6 +4,7 @@
 //! The server that dies is a child: this very test binary, told by the environment to serve a data
 //! folder and to abort at the n-th step of a kind. So no way to crash stands in the product.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -155,13 +156,18 @@ fn check(folder: &Path, writer: &Actor, acknowledged: &[RecordDigest]) -> usize 
     let (repository, _) =
         Repository::open(&folder.join("data"), config, clock, Arc::new(Calm)).unwrap();
     let namespace = repository.registry().namespace(&writer.namespace()).unwrap();
-    let page = repository.list(&writer.namespace(), None, 0).unwrap();
-    let listed: Vec<RecordDigest> = page.rows.iter().map(|row| row.record).collect();
+    let (mut rows, mut after) = (Vec::new(), Some(0));
+    while let Some(commit) = after {
+        let page = repository.list(&writer.namespace(), None, commit).unwrap();
+        rows.extend(page.rows);
+        after = page.next_after;
+    }
+    let listed: HashSet<RecordDigest> = rows.iter().map(|row| row.record).collect();
     for digest in acknowledged {
         assert!(listed.contains(digest), "acknowledged snapshot {digest} is lost");
     }
     let ledger_key = writer.profile.settings().ledger_key;
-    for (at, row) in page.rows.iter().enumerate() {
+    for (at, row) in rows.iter().enumerate() {
         let receipt = repository.receipt(&writer.namespace(), &row.record).unwrap();
         receipt.verify(&[ledger_key]).unwrap();
         let body = RecordBody::decode(&row.body.0).unwrap();
@@ -192,7 +198,8 @@ fn check(folder: &Path, writer: &Actor, acknowledged: &[RecordDigest]) -> usize 
         Ok(())
     };
     store.rebuild_index(&mut each).unwrap();
-    page.rows.len()
+    assert_eq!(repository.status().unwrap().snapshot_count, rows.len() as u64);
+    rows.len()
 }
 
 async fn prepare() -> (Arc<tempfile::TempDir>, Actor, Vec<RecordDigest>) {
