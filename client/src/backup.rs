@@ -345,7 +345,9 @@ async fn declare_size(source: &mut OpenSource) -> Result<SizeClass, ClientError>
 /// Reads the start of a stream; gives all of it back, and whether that was everything.
 fn peek(mut reader: Box<dyn Read + Send>) -> io::Result<(Box<dyn Read + Send>, bool)> {
     let limit = u64::try_from(PEEK_BYTES).unwrap_or(u64::MAX);
-    let mut start = Vec::new();
+    // All of it at once, so that growing leaves no holes in the heap; what is not read costs
+    // nothing.
+    let mut start = Vec::with_capacity(PEEK_BYTES);
     reader.by_ref().take(limit).read_to_end(&mut start)?;
     let is_whole = start.len() < PEEK_BYTES;
     Ok((Box::new(Peeked { start: start.into(), rest: reader }), is_whole))

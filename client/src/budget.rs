@@ -1,8 +1,8 @@
 //! Memory of a run, in one place: whatever the source's size, a client stays below 128 MB.
 //!
 //! ```text
-//! plaintext window    36 MiB   blocks of the source, until the server has answered for them
-//! pending envelopes   20 MiB   sealed, not yet acknowledged
+//! plaintext window    32 MiB   blocks of the source, until the server has answered for them
+//! pending envelopes   16 MiB   sealed, not yet acknowledged
 //! runs in flight      12 MiB   sealed (or not yet) between reader and uploader
 //! workers             12 MiB   compressors and scratch
 //! cache pages          8 MiB   and about twice as much while rows are written
@@ -14,13 +14,13 @@
 use strongroom_protocol::descriptor::ChunkSizes;
 
 /// Plaintext of a backup that is held at once, in bytes.
-pub const WINDOW_BYTES: usize = 36 << 20;
+pub const WINDOW_BYTES: usize = 32 << 20;
 /// Bytes of the source that are read into one block.
 pub const BLOCK_BYTES: usize = 4 << 20;
 /// Plaintext that goes to a worker at once, in bytes; at least one chunk.
 pub const RUN_BYTES: usize = 1 << 20;
 /// Envelopes that wait for an answer or for the wire, in bytes.
-pub const PENDING_BYTES: usize = 20 << 20;
+pub const PENDING_BYTES: usize = 16 << 20;
 /// Plaintext of runs between reader and uploader, in bytes.
 pub const RUNS_BYTES: usize = 12 << 20;
 /// Memory of all workers, in bytes.

@@ -179,8 +179,9 @@ async fn show(output: &Output, options: Show) -> Result<(), ClientError> {
 }
 
 async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientError> {
-    let access = access(output, &options.reading, options.unverified).await?;
+    let mut access = access(output, &options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
+    access.wanted_source = Some(found.source.clone());
     let is_stdout = options.to == Path::new("-");
     let restore_options = RestoreOptions {
         target: if is_stdout { Target::Stdout } else { Target::Path(options.to) },
@@ -196,8 +197,9 @@ async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientErro
 }
 
 async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
-    let access = access(output, &options.reading, options.unverified).await?;
+    let mut access = access(output, &options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
+    access.wanted_source = Some(found.source.clone());
     let monitor = Monitor::hidden();
     let display = output.display(&monitor, "verify");
     let percent = options.sample.unwrap_or(100.0);

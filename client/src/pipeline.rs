@@ -37,7 +37,9 @@ use crate::tree::Leaf;
 /// Length prefix of an envelope on the wire.
 const PREFIX_BYTES: usize = 4;
 /// Buffers of sealed runs that are kept for the next ones.
-const IDLE_PACKS: usize = 8;
+const IDLE_PACKS: usize = 3;
+/// A buffer of a sealed run grows by this much, in bytes: doubling would keep what nobody fills.
+const PACK_STEP_BYTES: usize = 256 * 1024;
 
 /// Where the bytes of a chunk are.
 #[derive(Clone)]
@@ -285,6 +287,10 @@ impl Worker {
             let digest = seal_chunk(&h, &body, &mut self.envelope);
             let prefix = frame::prefix(&self.envelope)?;
             let from = pack.len();
+            let wanted = PREFIX_BYTES.saturating_add(self.envelope.len());
+            if pack.capacity().saturating_sub(from) < wanted {
+                pack.reserve_exact(wanted.max(PACK_STEP_BYTES));
+            }
             pack.extend_from_slice(&prefix);
             pack.extend_from_slice(&self.envelope);
             let envelope_bytes = length_of(self.envelope.len());

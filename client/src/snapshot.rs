@@ -143,6 +143,11 @@ pub async fn show(
     let mut sealed_fields = None;
     if !access.identities.is_empty() {
         let opened = access.open_record(summary.snapshot, unverified).await?;
+        if opened.record.body != body {
+            return Err(ClientError::Untrusted(
+                "the server lists another record than it has: tell whoever runs it".into(),
+            ));
+        }
         let private = opened.key_block.private;
         sealed_fields = Some(SealedFields {
             host: private.host,

@@ -17,7 +17,7 @@
 //! envelopes follow from the key block alone and cannot be switched off.
 
 use strongroom_protocol::descriptor::VerifiedDescriptor;
-use strongroom_protocol::id::{NamespaceId, PublicKey, RecordDigest, TlsKeyDigest};
+use strongroom_protocol::id::{Label, NamespaceId, PublicKey, RecordDigest, TlsKeyDigest};
 use strongroom_protocol::limits::{DESCRIPTOR_MAX_BYTES, PROTOCOL_VERSION};
 use strongroom_protocol::message::{Identity, NamespaceRow};
 use strongroom_protocol::record::{KeyBlock, Record};
@@ -58,6 +58,9 @@ pub struct ReadAccess {
     pub identities: Vec<Zeroizing<String>>,
     /// How far back knowledge reaches.
     pub freshness: Freshness,
+    /// Source that the list named for the snapshot; nobody signed the list, so the record that is
+    /// opened must say the same.
+    pub wanted_source: Option<Label>,
 }
 
 /// A record whose chain was verified, or let pass on purpose.
@@ -116,7 +119,9 @@ impl ReadAccess {
         let descriptor = fetch_descriptor(profile, &client).await?;
         let namespace = descriptor.namespace();
         let freshness = Freshness::Profile;
-        Ok(Self { client, namespace, descriptor: Some(descriptor), identities, freshness })
+        let descriptor = Some(descriptor);
+        let wanted_source = None;
+        Ok(Self { client, namespace, descriptor, identities, freshness, wanted_source })
     }
 
     /// Lists one namespace with a profile of the whole server: an operator, officer or auditor.
@@ -128,7 +133,8 @@ impl ReadAccess {
         let client = profile.client(connect)?;
         let namespace = find_namespace(&client, namespace).await?;
         let freshness = Freshness::Profile;
-        Ok(Self { client, namespace, descriptor: None, identities: Vec::new(), freshness })
+        let (descriptor, identities, wanted_source) = (None, Vec::new(), None);
+        Ok(Self { client, namespace, descriptor, identities, freshness, wanted_source })
     }
 
     /// Reads with nothing but a recovery kit.
@@ -169,6 +175,7 @@ impl ReadAccess {
             descriptor,
             identities: vec![kit.identity.clone()],
             freshness: Freshness::KitFloor,
+            wanted_source: None,
         })
     }
 
@@ -205,7 +212,9 @@ impl ReadAccess {
     }
 
     fn check_name(&self, record: &Record, digest: RecordDigest) -> Result<(), ClientError> {
-        if record.digest() == digest && record.body.namespace == self.namespace {
+        let source = &record.body.source;
+        let is_wanted = self.wanted_source.as_ref().is_none_or(|wanted| wanted == source);
+        if record.digest() == digest && record.body.namespace == self.namespace && is_wanted {
             return Ok(());
         }
         Err(ClientError::Untrusted("the server sent another record than the one asked for".into()))

@@ -209,6 +209,24 @@ async fn a_server_that_restarts_between_backups_loses_nothing() {
     assert!(same(&day1, &to));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listed_source_that_the_record_does_not_name_is_refused() {
+    let server = TestServer::start().await;
+    let mut writer = server.writer("erp").await;
+    let dump = Source::Stream(Box::new(&b"mail"[..]));
+    writer.backup_from("mail", dump).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("restored");
+    let mut access = ReadAccess::with_kit(&writer.kit(), &writer.connect, false).await.unwrap();
+    // As if a lying server had listed the snapshot under this name.
+    access.wanted_source = Some("db".parse().unwrap());
+    let error = restore_with(&access, "mail@latest", &to, true).await.unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Untrusted, "{error}");
+    assert!(!to.exists());
+    access.wanted_source = Some("mail".parse().unwrap());
+    restore_with(&access, "mail@latest", &to, false).await.unwrap();
+}
+
 fn gather(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
