@@ -7,6 +7,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use strongroom_protocol::retention::{FOREVER, Lock};
 
 use crate::error::ClientError;
 
@@ -51,6 +52,19 @@ pub fn local_time(milliseconds: i64) -> String {
 /// [`local_time`] of seconds since 1970.
 pub fn local_time_of_seconds(seconds: u64) -> String {
     i64::try_from(seconds.saturating_mul(1000)).map_or_else(|_| "out of range".into(), local_time)
+}
+
+/// End of a lock, seconds since 1970; nothing for a lock without end.
+pub fn end_of(lock: &Lock) -> Option<u64> {
+    (lock.until_seconds != FOREVER).then(|| lock.until_seconds.max(lock.until_wall_seconds))
+}
+
+/// "until ..." for people.
+pub fn end_text(end_seconds: Option<u64>) -> String {
+    match end_seconds {
+        Some(seconds) => format!("until {}", local_time_of_seconds(seconds)),
+        None => "without end".into(),
+    }
 }
 
 /// Reads an age identity file: comment lines and `AGE-SECRET-KEY-1...` lines.

@@ -22,11 +22,12 @@ use strongroom_protocol::id::{Label, RecordDigest};
 use strongroom_protocol::limits::{PRIVATE_ITEMS_MAX, PRIVATE_TEXT_MAX_BYTES};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::record::PrivateFields;
-use strongroom_protocol::retention::RetentionMode;
+use strongroom_protocol::retention::{LockWanted, RetentionMode};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use tokio::sync::oneshot;
 
+use crate::arguments::end_of;
 use crate::budget::{self, CACHE_BYTES, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
 use crate::cache::{Cache, CacheCondition, CacheScope};
 use crate::cache_writer::CacheWriter;
@@ -54,7 +55,7 @@ pub struct BackupOptions {
     /// Name of what is backed up.
     pub source: Label,
     /// Retention to ask for, in seconds; 0 takes the namespace's default.
-    pub retain_seconds: u64,
+    pub lock_wanted: LockWanted,
     /// Words to find it by; sealed.
     pub tags: Vec<String>,
     /// How to reach the server.
@@ -92,8 +93,8 @@ pub struct BackupSummary {
     pub elapsed_ms: u64,
     /// The server's clock at the commit, milliseconds since 1970.
     pub committed_ms: u64,
-    /// End of the lock, seconds since 1970.
-    pub locked_until_seconds: u64,
+    /// End of the lock, seconds since 1970; nothing for a lock without end.
+    pub locked_until_seconds: Option<u64>,
     /// Mode of the lock.
     pub mode: RetentionMode,
     /// The file changed while it was read: the dump may not be of one moment.
@@ -162,8 +163,8 @@ pub async fn run(
         deduplicated_bytes: acknowledged.counts.deduplicated_bytes,
         elapsed_ms,
         committed_ms: committed.committed_ms,
-        locked_until_seconds: committed.locked_until_seconds,
-        mode: committed.mode,
+        locked_until_seconds: end_of(&committed.lock),
+        mode: committed.lock.mode,
         changed_while_read: end.changed,
         restart_count,
         distrusted,
@@ -238,7 +239,7 @@ impl<'a> Writer<'a> {
         check_texts(&source.command)?;
         let size_class = declare_size(&mut source).await?;
         let label = &self.options.source;
-        let wanted = self.options.retain_seconds;
+        let wanted = self.options.lock_wanted;
         let namespace = self.descriptor.namespace();
         let session = Session::open(&self.client, namespace, label, size_class, wanted).await?;
         let renewal = session.keep_alive();
@@ -293,7 +294,7 @@ impl<'a> Writer<'a> {
             tracing::warn!("the file changed while it was read: the dump may not be of one moment");
         }
         let statement = Statement {
-            lock_wanted_seconds: self.options.retain_seconds,
+            lock_wanted: self.options.lock_wanted,
             private: PrivateFields {
                 host: host_name(),
                 command,

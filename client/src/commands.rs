@@ -10,6 +10,7 @@ use serde::Serialize;
 use strongroom_protocol::descriptor::Codec;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::message::Status;
+use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
@@ -142,7 +143,7 @@ async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
     let mut profile = output.profile()?;
     let backup_options = BackupOptions {
         source: options.source,
-        retain_seconds: options.retain.unwrap_or(0),
+        lock_wanted: options.retain.map_or(LockWanted::Default, LockWanted::Period),
         tags: options.tag,
         connect: output.connect()?,
         worker_count: options.threads,

@@ -16,6 +16,7 @@ use strongroom_protocol::id::{Label, RecordDigest};
 use strongroom_protocol::limits::{KEY_BLOCK_MAX_BYTES, NAME_MAX_BYTES};
 use strongroom_protocol::padding::padme;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody};
+use strongroom_protocol::retention::LockWanted;
 use zeroize::Zeroizing;
 
 use crate::age_file;
@@ -30,8 +31,8 @@ use crate::tree::SealedRoot;
 
 /// What a record says besides the tree.
 pub struct Statement {
-    /// Retention asked for, in seconds; 0 takes the namespace's default.
-    pub lock_wanted_seconds: u64,
+    /// Retention asked for.
+    pub lock_wanted: LockWanted,
     /// What only a recovery identity can read.
     pub private: PrivateFields,
 }
@@ -119,7 +120,7 @@ pub async fn commit(
         totals: root.totals,
         padded_plaintext_bytes: padme(root.plaintext_bytes),
         client_time_ms: clock::wall_ms(),
-        lock_wanted_seconds: statement.lock_wanted_seconds,
+        lock_wanted: statement.lock_wanted,
         complete: true,
     };
     let block = KeyBlock {

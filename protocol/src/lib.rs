@@ -30,6 +30,10 @@ pub mod checkpoint;
 pub mod entry;
 pub mod merkle;
 pub mod receipt;
+pub mod tile;
+
+pub mod policy;
+pub mod proposal;
 pub mod retention;
 
 pub mod error;

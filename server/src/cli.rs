@@ -294,10 +294,10 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                     "{:<20} {}  {} mode, locks of {} to {} days, default {}\n",
                     n.name,
                     n.namespace,
-                    n.policy.mode.name(),
-                    days(n.policy.minimum_seconds),
-                    days(n.policy.maximum_seconds),
-                    days(n.policy.default_seconds)
+                    n.policy.rule.mode.name(),
+                    days(n.policy.rule.minimum_seconds),
+                    days(n.policy.rule.maximum_seconds),
+                    days(n.policy.rule.default_seconds)
                 ));
             }
         }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use strongroom_protocol::limits::HAVE_MAX_COUNT;
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::policy::Policy;
+use strongroom_protocol::retention::{RetentionMode, RetentionRule};
 
 use crate::durable;
 use crate::error::ServerError;
@@ -181,13 +182,14 @@ impl Config {
 
 impl RetentionConfig {
     /// As a policy.
-    pub fn policy(&self) -> RetentionPolicy {
-        RetentionPolicy {
+    pub fn policy(&self) -> Policy {
+        Policy::of_rule(RetentionRule {
             mode: self.mode,
             minimum_seconds: self.minimum.0.as_secs(),
             default_seconds: self.default.0.as_secs(),
             maximum_seconds: self.maximum.0.as_secs(),
-        }
+            after_date_seconds: 0,
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use strongroom_protocol::envelope::Envelope;
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::retention::{FOREVER, Lock};
 
 use crate::error::ServerError;
 use crate::rows::lock_key;
@@ -26,6 +27,8 @@ use crate::store::meta::MetaBatch;
 use crate::store::schema::Family;
 
 const DAY_SECONDS: u64 = 24 * 3600;
+/// A lock without an end reaches so far.
+const ENDLESS_DAYS: u64 = 400;
 /// Nodes read at once in the walk; bounds its memory.
 const READ_BATCH: usize = 64;
 
@@ -51,6 +54,16 @@ impl Day {
     fn plus(self, days: u32) -> Self {
         Self(self.0.saturating_add(days))
     }
+}
+
+/// Until when the nodes of a snapshot must be locked, in seconds of the retention clock, when its
+/// lock is this now. Holds and locks without end are locked for 400 days, and raised again before
+/// less than 200 are left ([`crate::repository::retention`]).
+pub fn node_lock_end(lock: &Lock, now_seconds: u64) -> u64 {
+    if lock.is_held || lock.until_seconds == FOREVER {
+        return now_seconds.saturating_add(ENDLESS_DAYS.saturating_mul(DAY_SECONDS));
+    }
+    lock.until_seconds
 }
 
 /// Until when a node is locked, or nothing.

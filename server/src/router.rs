@@ -75,6 +75,19 @@ async fn dispatch(
             let principal = authorized.principal()?.clone();
             snapshot::read(repository, principal, ns, body).await
         }
+        Route::Retain(..)
+        | Route::PlaceHold(..)
+        | Route::ReleaseHold(..)
+        | Route::Lift(..)
+        | Route::Policy(_)
+        | Route::SetPolicy(_)
+        | Route::Proposals
+        | Route::Decide(_)
+        | Route::ClockStatus
+        | Route::TendClock
+        | Route::Consistency(_)
+        | Route::Tile(_)
+        | Route::ReportHead => Err(ServerError::not_found()),
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }

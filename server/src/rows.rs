@@ -15,11 +15,15 @@
 //! | locks | ns u32, node digest | locked-until day u32 |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
+use strongroom_protocol::entry::{read_lock, write_lock};
 use strongroom_protocol::id::{
     Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest, TlsKeyDigest, TokenId,
 };
-use strongroom_protocol::limits::{LABEL_MAX_BYTES, NAME_MAX_BYTES, RECORD_MAX_BYTES};
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::limits::{
+    LABEL_MAX_BYTES, NAME_MAX_BYTES, POLICY_MAX_BYTES, RECORD_MAX_BYTES,
+};
+use strongroom_protocol::policy::Policy;
+use strongroom_protocol::retention::Lock;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::token::Scope;
 
@@ -30,8 +34,8 @@ pub struct NamespaceRow {
     pub namespace: NamespaceId,
     /// Its name here.
     pub name: Label,
-    /// Rule for new snapshots.
-    pub policy: RetentionPolicy,
+    /// For new snapshots.
+    pub policy: Policy,
 }
 
 /// A principal.
@@ -79,10 +83,8 @@ pub struct SnapshotRow {
     pub record_digest: RecordDigest,
     /// When it was committed, milliseconds since 1970.
     pub committed_ms: u64,
-    /// Mode of its lock.
-    pub mode: RetentionMode,
-    /// End of its lock, seconds of the retention clock since 1970.
-    pub locked_until_seconds: u64,
+    /// What keeps it.
+    pub lock: Lock,
     /// Its entry in the ledger.
     pub leaf_index: u64,
     /// The encoded record.
@@ -106,26 +108,20 @@ impl NamespaceRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RNS1");
+        let mut out = Writer::with_magic(b"RNS2");
         out.raw(&self.namespace.0).bytes(self.name.as_str().as_bytes());
-        out.u8(self.policy.mode.code()).u64(self.policy.minimum_seconds);
-        out.u64(self.policy.default_seconds).u64(self.policy.maximum_seconds);
+        out.bytes(&self.policy.encode());
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("namespace row", bytes);
-        reader.magic(b"RNS1")?;
+        reader.magic(b"RNS2")?;
         let row = Self {
             namespace: NamespaceId(reader.array()?),
             name: read_label(&mut reader)?,
-            policy: RetentionPolicy {
-                mode: read_mode(&mut reader)?,
-                minimum_seconds: reader.u64()?,
-                default_seconds: reader.u64()?,
-                maximum_seconds: reader.u64()?,
-            },
+            policy: Policy::decode(reader.bytes(POLICY_MAX_BYTES)?)?,
         };
         reader.finish()?;
         Ok(row)
@@ -230,21 +226,21 @@ impl SnapshotRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RSN1");
-        out.raw(&self.record_digest.0).u64(self.committed_ms).u8(self.mode.code());
-        out.u64(self.locked_until_seconds).u64(self.leaf_index).bytes(&self.record);
+        let mut out = Writer::with_magic(b"RSN2");
+        out.raw(&self.record_digest.0).u64(self.committed_ms);
+        write_lock(&mut out, &self.lock);
+        out.u64(self.leaf_index).bytes(&self.record);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("snapshot row", bytes);
-        reader.magic(b"RSN1")?;
+        reader.magic(b"RSN2")?;
         let row = Self {
             record_digest: RecordDigest(reader.array()?),
             committed_ms: reader.u64()?,
-            mode: read_mode(&mut reader)?,
-            locked_until_seconds: reader.u64()?,
+            lock: read_lock(&mut reader)?,
             leaf_index: reader.u64()?,
             record: reader.bytes(RECORD_MAX_BYTES)?.to_vec(),
         };
@@ -297,8 +293,4 @@ fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
 
 fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
     Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
-}
-
-fn read_mode(reader: &mut Reader<'_>) -> Result<RetentionMode, DecodeError> {
-    RetentionMode::from_code(reader.u8()?).ok_or(DecodeError::Value("retention mode"))
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
+use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
 use crate::error::ServerError;
@@ -57,6 +58,15 @@ pub struct Decision<'a> {
 }
 
 impl Decision<'_> {
+    /// The clocks at the moment of the decision.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            retention_seconds: self.retention_seconds,
+            wall_seconds: self.now_ms / 1000,
+            is_suspect: false,
+        }
+    }
+
     /// Adds a ledger entry; returns its leaf index, which holds once the decision is durable.
     pub fn enter(&mut self, actor: PrincipalId, namespace: NamespaceId, event: Event) -> u64 {
         let leaf = self.next_leaf.saturating_add(u64::try_from(self.entries.len()).unwrap_or(0));

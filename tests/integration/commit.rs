@@ -33,12 +33,11 @@ async fn a_commit_is_proven_by_its_receipt() {
     assert_eq!(entry.namespace, writer.namespace());
     assert_eq!(entry.server_time_ms, START_MS);
     assert_eq!(checkpoint.size, server.repository.ledger().head().size);
-    let Event::Committed { record: digest, root, sequence, locked_until_seconds, .. } = entry.event
-    else {
+    let Event::Committed { record: digest, root, sequence, lock, .. } = entry.event else {
         panic!("{entry:?}")
     };
     assert_eq!((digest, root, sequence), (record.digest(), record.body.root, 1));
-    assert_eq!(locked_until_seconds, START_MS / 1000 + 30 * 24 * 3600);
+    assert_eq!(lock.until_seconds, START_MS / 1000 + 30 * 24 * 3600);
     let stranger = PublicKey([1; 32]);
     assert!(receipt.verify(&[stranger]).is_err());
 }

@@ -33,6 +33,7 @@ use strongroom_protocol::id::{Label, NamespaceId, SealedDigest};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody};
+use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::Token;
@@ -238,7 +239,14 @@ impl Actor {
         source: &str,
         size_class: SizeClass,
     ) -> Result<Session, ClientError> {
-        Session::open(&self.client(), self.namespace(), &label(source), size_class, 0).await
+        Session::open(
+            &self.client(),
+            self.namespace(),
+            &label(source),
+            size_class,
+            LockWanted::Default,
+        )
+        .await
     }
 
     /// A record of `tree` as this client would make it, its body changed by `change`.
@@ -268,7 +276,7 @@ impl Actor {
             totals: root.totals,
             padded_plaintext_bytes: root.plaintext_bytes,
             client_time_ms: 0,
-            lock_wanted_seconds: 0,
+            lock_wanted: LockWanted::Default,
             complete: true,
         };
         change(&mut body);
@@ -313,7 +321,7 @@ impl Actor {
     ) -> Result<BackupSummary, ClientError> {
         let options = BackupOptions {
             source: label(source),
-            retain_seconds: 0,
+            lock_wanted: LockWanted::Default,
             tags: Vec::new(),
             connect: self.connect.clone(),
             worker_count: None,

@@ -22,9 +22,10 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::Record;
 
 use crate::error::ServerError;
-use crate::lock::lock_tree;
+use crate::lock::{lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::retention::refused_wish;
 use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
 use crate::session::Session;
 use crate::store::Store;
@@ -154,28 +155,24 @@ impl CommitTerms {
             return Err(ServerError::Bug("root of a checked commit is not durable".into()));
         }
         let now = decision.retention_seconds;
-        let policy = &self.namespace.row.policy;
-        let locked_until_seconds = policy
-            .locked_until(now, body.lock_wanted_seconds)
-            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        let rule = self.namespace.row.policy.rule_for(&body.source);
+        let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
         let commit = next_commit(decision)?;
         let event = Event::Committed {
             commit,
             record: record_digest,
             root: body.root,
             sequence: body.sequence,
-            mode: policy.mode,
-            locked_until_seconds,
+            lock,
         };
         let (root, level) = (body.root, body.root_level);
         let store = decision.store;
-        lock_tree(store, &mut decision.batch, ns, root, level, now, locked_until_seconds)?;
+        lock_tree(store, &mut decision.batch, ns, root, level, now, node_lock_end(&lock, now))?;
         let leaf_index = decision.enter(body.principal, self.namespace.row.namespace, event);
         let snapshot = SnapshotRow {
             record_digest,
             committed_ms: decision.now_ms,
-            mode: policy.mode,
-            locked_until_seconds,
+            lock,
             leaf_index,
             record: self.encoded.clone(),
         };

@@ -13,6 +13,7 @@
 
 pub mod commit;
 pub mod enrolment;
+pub mod retention;
 pub mod snapshots;
 pub mod upload;
 
@@ -25,6 +26,7 @@ use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
 use strongroom_protocol::message::{Identity, NamespaceRow, Status};
 use strongroom_protocol::record::Record;
+use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -194,6 +196,15 @@ impl Repository {
         Ok((repository, report))
     }
 
+    /// The clocks now.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            retention_seconds: self.clock.retention_seconds(),
+            wall_seconds: self.clock.wall_ms() / 1000,
+            is_suspect: false,
+        }
+    }
+
     /// Namespaces and principals.
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -268,7 +279,7 @@ impl Repository {
             .map(|namespace| NamespaceRow {
                 name: namespace.row.name.clone(),
                 namespace: namespace.row.namespace,
-                policy: namespace.row.policy,
+                policy: namespace.row.policy.clone(),
             })
             .collect()
     }

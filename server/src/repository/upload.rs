@@ -18,6 +18,7 @@ use crate::error::{Refusal, ServerError};
 use crate::lock::{Day, locked_until};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
@@ -33,12 +34,8 @@ impl Repository {
         request: OpenSession,
     ) -> Result<SessionOpened, ServerError> {
         let namespace = self.namespace(namespace)?;
-        let now = self.clock.retention_seconds();
-        namespace
-            .row
-            .policy
-            .locked_until(now, request.lock_wanted_seconds)
-            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        let rule = namespace.row.policy.rule_for(&request.source);
+        rule.new_lock(self.moment(), request.lock_wanted).map_err(refused_wish)?;
         self.check_room()?;
         let session = SessionId(random_bytes()?);
         let nonce = SessionNonce(random_bytes()?);

@@ -16,7 +16,7 @@ use strongroom_protocol::id::SealedDigest;
 use super::error::StoreError;
 
 /// Version of the layout described here and in `table.rs`.
-pub(super) const SCHEMA_VERSION: u32 = 1;
+pub(super) const SCHEMA_VERSION: u32 = 2;
 /// Key of the schema version.
 pub(super) const COUNTER_SCHEMA_VERSION: &[u8] = b"schema_version";
 /// Key of the next segment number.
