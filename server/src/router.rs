@@ -11,7 +11,7 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, json, refused, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, json, refused, retention, session, snapshot,
 };
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
@@ -75,19 +75,29 @@ async fn dispatch(
             let principal = authorized.principal()?.clone();
             snapshot::read(repository, principal, ns, body).await
         }
-        Route::Retain(..)
-        | Route::PlaceHold(..)
-        | Route::ReleaseHold(..)
-        | Route::Lift(..)
-        | Route::Policy(_)
-        | Route::SetPolicy(_)
-        | Route::Proposals
-        | Route::Decide(_)
-        | Route::ClockStatus
-        | Route::TendClock
-        | Route::Consistency(_)
-        | Route::Tile(_)
-        | Route::ReportHead => Err(ServerError::not_found()),
+        Route::Retain(ns, record)
+        | Route::PlaceHold(ns, record)
+        | Route::ReleaseHold(ns, record) => {
+            let principal = authorized.principal()?.clone();
+            retention::change_lock(repository, principal, route, (ns, record), body).await
+        }
+        Route::Lift(ns, record) => {
+            retention::lift(repository, authorized.principal()?.clone(), ns, record).await
+        }
+        Route::Policy(ns) => json(&repository.policy(&ns)?),
+        Route::SetPolicy(ns) => {
+            retention::set_policy(repository, authorized.principal()?.clone(), ns, body).await
+        }
+        Route::Proposals => json(&blocking(repository, |r| r.proposals()).await?),
+        Route::Decide(leaf) => {
+            retention::decide(repository, authorized.principal()?.clone(), leaf, body).await
+        }
+        Route::TendClock => {
+            retention::tend_clock(repository, authorized.principal()?.clone(), body).await
+        }
+        Route::ClockStatus | Route::Consistency(_) | Route::Tile(_) | Route::ReportHead => {
+            Err(ServerError::not_found())
+        }
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }

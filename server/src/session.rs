@@ -55,6 +55,7 @@ struct SessionState {
     pinned_digests: HashSet<SealedDigest>,
     needs_seal: bool,
     uploaded_bytes: u64,
+    stored_bytes: u64,
     hit_count: u64,
     challenge_count: u32,
     have_budget: u64,
@@ -101,6 +102,7 @@ impl Sessions {
             pinned_digests: HashSet::new(),
             needs_seal: false,
             uploaded_bytes: 0,
+            stored_bytes: 0,
             hit_count: 0,
             challenge_count: 0,
             have_budget: self.have_burst(),
@@ -163,6 +165,13 @@ impl Sessions {
                 }
             }
         }
+    }
+
+    /// Bytes that live sessions of a namespace have stored so far.
+    pub fn stored_in(&self, namespace: &NamespaceId) -> u64 {
+        let live = self.live.lock();
+        let of_namespace = live.values().filter(|held| held.terms.namespace == *namespace);
+        of_namespace.map(|held| held.stored_bytes()).sum()
     }
 
     /// Number of live sessions.
@@ -257,6 +266,17 @@ impl Session {
             ));
         }
         Ok(())
+    }
+
+    /// Counts bytes that were new.
+    pub fn count_stored(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.stored_bytes = state.stored_bytes.saturating_add(bytes);
+    }
+
+    /// Bytes that this session has stored so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.state.lock().stored_bytes
     }
 
     /// Takes `count` out of the session's challenges.

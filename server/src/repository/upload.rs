@@ -74,6 +74,7 @@ impl Repository {
         self.session(principal, namespace, session)?;
         if let Some(closed) = self.sessions.close(session) {
             self.metrics.hits_uncommitted.inc_by(closed.hit_count());
+            self.settle_session(&closed)?;
         }
         Ok(())
     }
@@ -149,6 +150,7 @@ impl Repository {
         let bytes: usize = envelopes.iter().map(Bytes::len).sum();
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         session.count_upload(bytes, SMALL_SESSION_MAX_BYTES)?;
+        self.check_byte_quota(&namespace, bytes)?;
         self.metrics.received_bytes.inc_by(bytes);
         let mut intake = Intake {
             repository: self,
@@ -254,6 +256,7 @@ impl Intake<'_> {
             self.uploaded.stored_count = self.uploaded.stored_count.saturating_add(1);
             let size = u64::try_from(size).unwrap_or(u64::MAX);
             self.uploaded.stored_bytes = self.uploaded.stored_bytes.saturating_add(size);
+            self.session.count_stored(size);
             self.session.pin_uploaded(digest, slot, place);
         }
         self.pin_where_it_is(&digests)
