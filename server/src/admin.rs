@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::CONTROL_MAX_BYTES;
-use strongroom_protocol::message::{NamespaceRow, Status};
+use strongroom_protocol::message::{ClockStatus, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -55,6 +55,8 @@ pub enum AdminRequest {
     Namespaces,
     /// State of the server.
     Status,
+    /// State of the retention clock.
+    Clock,
 }
 
 /// What is answered.
@@ -80,6 +82,11 @@ pub enum AdminAnswer {
     Status {
         /// The state.
         status: Status,
+    },
+    /// State of the retention clock.
+    Clock {
+        /// The state.
+        status: ClockStatus,
     },
     /// Done.
     Done,
@@ -109,6 +116,7 @@ pub fn execute(
         }
         AdminRequest::Namespaces => AdminAnswer::Namespaces { namespaces: repository.namespaces() },
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
+        AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
     })
 }
 

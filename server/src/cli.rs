@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
+use strongroom_protocol::message::ClockStatus;
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
@@ -99,6 +100,20 @@ enum Command {
         #[command(flatten)]
         folder: Folder,
     },
+    /// The clock that locks are counted in
+    Clock {
+        #[command(subcommand)]
+        command: ClockCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ClockCommand {
+    /// Say where it stands, what it has seen, and whether locks end
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -161,6 +176,9 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
         }
         Command::Namespaces { folder } => ask_or_open(&folder, AdminRequest::Namespaces),
         Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
+        Command::Clock { command: ClockCommand::Status { folder } } => {
+            ask_or_open(&folder, AdminRequest::Clock)
+        }
     }
 }
 
@@ -316,10 +334,39 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 if status.accepts_uploads { "yes" } else { "no: repository full" }
             ));
         }
+        AdminAnswer::Clock { status } => print_clock(status),
         AdminAnswer::Done => say("done\n"),
         AdminAnswer::Refused { .. } => {}
     }
     Ok(())
+}
+
+fn print_clock(status: &ClockStatus) {
+    let at = |seconds: u64| instant(seconds.saturating_mul(1000));
+    let spent = |seconds: u64| {
+        format!("{} d {} h {} min", seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60)
+    };
+    say(&format!(
+        "retention clock  {}\nwall clock       {}\ndisagreement     {} (frozen above {})\n\
+         power off        {} lost, {} of this year's allowance left\n",
+        at(status.retention_seconds),
+        at(status.wall_seconds),
+        spent(status.skew_seconds),
+        spent(status.skew_bound_seconds),
+        spent(status.lost_seconds),
+        spent(status.allowance_seconds),
+    ));
+    match &status.frozen {
+        None => say("locks end        yes, when the retention clock has passed their date\n"),
+        Some(reason) => say(&format!(
+            "locks end        NO: {reason}\n                 backups and new locks go on; two \
+             principals end this (docs/operations.md)\n"
+        )),
+    }
+    say("seen, oldest first:\n");
+    for line in &status.history {
+        say(&format!("  {line}\n"));
+    }
 }
 
 fn instant(ms: u64) -> String {

@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod lock;
 pub mod readers;
 pub mod registry;
+pub mod retention_clock;
 pub mod session;
 pub mod writer;
 
@@ -34,6 +35,7 @@ pub mod server_keys;
 pub mod store;
 
 pub mod clock;
+pub mod clock_state;
 pub mod config;
 pub mod durable;
 pub mod error;

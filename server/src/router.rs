@@ -11,7 +11,7 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, json, refused, retention, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, clock, json, refused, retention, session, snapshot,
 };
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
@@ -95,9 +95,11 @@ async fn dispatch(
         Route::TendClock => {
             retention::tend_clock(repository, authorized.principal()?.clone(), body).await
         }
-        Route::ClockStatus | Route::Consistency(_) | Route::Tile(_) | Route::ReportHead => {
-            Err(ServerError::not_found())
+        Route::ClockStatus => clock::status(repository).await,
+        Route::ReportHead => {
+            clock::report_head(repository, authorized.principal()?.clone(), body).await
         }
+        Route::Consistency(_) | Route::Tile(_) => Err(ServerError::not_found()),
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }

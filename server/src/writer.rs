@@ -16,6 +16,10 @@
 //! 5. At most once a second, and within a second when nothing more comes, the head goes to the
 //!    file `HEAD`. *Crash: `HEAD` is older than the ledger, which the open check allows.*
 //!
+//! Each decision begins with a reading of the clocks, which advances the retention clock
+//! (`retention_clock.rs`). The clock's row, and an entry for whatever it saw, are in the decision's
+//! batch; if the decision is refused, they are written without it.
+//!
 //! Whatever ends this thread while the server runs, an error of any step or a panic, is told to
 //! the observer as fatal, which ends the process: a server that cannot decide must not look alive.
 
@@ -25,12 +29,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use strongroom_protocol::entry::{Entry, Event};
+use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
 use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
+use crate::clock_state::{ClockState, Seen, TendError};
 use crate::error::ServerError;
 use crate::ledger::{Appender, Ledger};
+use crate::retention_clock::RetentionClock;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
@@ -53,6 +60,8 @@ pub struct Decision<'a> {
     pub now_ms: u64,
     /// Retention clock, seconds since 1970.
     pub retention_seconds: u64,
+    clock: ClockState,
+    seen: Vec<Seen>,
     entries: Vec<Entry>,
     next_leaf: u64,
 }
@@ -63,7 +72,44 @@ impl Decision<'_> {
         Moment {
             retention_seconds: self.retention_seconds,
             wall_seconds: self.now_ms / 1000,
-            is_suspect: false,
+            is_suspect: self.clock.is_suspect(),
+        }
+    }
+
+    /// Counts time without power that was lost. Two principals must have agreed, against a state
+    /// of the clock that has [`Self::clock_digest`].
+    pub fn credit_clock(&mut self, actor: PrincipalId, seconds: u64) -> Result<(), ServerError> {
+        self.clock.credit(seconds.saturating_mul(1000)).map_err(refused_clock)?;
+        self.enter_seen(actor);
+        Ok(())
+    }
+
+    /// Ends all suspicion of the clock. Two principals must have agreed, as above.
+    pub fn thaw_clock(&mut self, actor: PrincipalId) -> Result<(), ServerError> {
+        self.clock.thaw().map_err(refused_clock)?;
+        self.enter_seen(actor);
+        Ok(())
+    }
+
+    /// Freezes expiry: somebody showed that the ledger was longer, or another.
+    pub fn roll_back_clock(&mut self, reporter: PrincipalId) {
+        self.clock.roll_back();
+        self.enter_seen(reporter);
+    }
+
+    /// Digest of what a credit or a thaw is proposed against: it is another one as soon as the
+    /// clock sees anything more.
+    pub fn clock_digest(&self) -> [u8; 32] {
+        self.clock.digest()
+    }
+
+    /// Enters what the clock saw since this was called last.
+    fn enter_seen(&mut self, actor: PrincipalId) {
+        self.retention_seconds = self.clock.clock_ms() / 1000;
+        for seen in self.clock.take_unwritten() {
+            let event = Event::Clock { event: seen.event, amount_ms: seen.amount_ms };
+            self.enter(actor, NamespaceId([0; 32]), event);
+            self.seen.push(seen);
         }
     }
 
@@ -97,10 +143,13 @@ impl Writer {
         ledger: Arc<Ledger>,
         appender: Appender,
         clock: Arc<dyn Clock>,
+        retention_clock: Arc<RetentionClock>,
     ) -> Result<Self, ServerError> {
         let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
         let head_saved_at = Duration::ZERO;
-        let mut desk = Desk { store, ledger, appender, clock, head_saved_at, saved_size: 0 };
+        let saved_size = 0;
+        let mut desk =
+            Desk { store, ledger, appender, clock, retention_clock, head_saved_at, saved_size };
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
@@ -148,6 +197,7 @@ struct Desk {
     ledger: Arc<Ledger>,
     appender: Appender,
     clock: Arc<dyn Clock>,
+    retention_clock: Arc<RetentionClock>,
     head_saved_at: Duration,
     saved_size: u64,
 }
@@ -184,23 +234,37 @@ impl Desk {
     }
 
     fn write_one(&mut self, job: Job) -> Result<(bool, Answer), ServerError> {
+        let (clock, now) = self.retention_clock.observe();
+        let is_due = self.retention_clock.is_due(&clock);
         let mut decision = Decision {
             store: &self.store,
             batch: MetaBatch::new(),
-            now_ms: self.clock.wall_ms(),
-            retention_seconds: self.clock.retention_seconds(),
+            now_ms: now.wall_ms,
+            retention_seconds: clock.clock_ms() / 1000,
+            clock,
+            seen: Vec::new(),
             entries: Vec::new(),
             next_leaf: self.appender.size(),
         };
+        decision.enter_seen(PrincipalId::LOCAL);
+        let before = (decision.clock.clone(), decision.seen.len(), decision.entries.len());
         let (accepted, answer) = job(&mut decision);
-        let Decision { mut batch, entries, .. } = decision;
-        if !accepted || (batch.is_empty() && entries.is_empty()) {
+        if !accepted {
+            decision.batch = MetaBatch::new();
+            decision.clock = before.0;
+            decision.seen.truncate(before.1);
+            decision.entries.truncate(before.2);
+        }
+        let Decision { mut batch, entries, clock, seen, .. } = decision;
+        if batch.is_empty() && entries.is_empty() && !is_due {
             return Ok((false, answer));
         }
+        RetentionClock::put(&mut batch, &clock, &seen);
         for entry in &entries {
             self.appender.append(&mut batch, entry);
         }
         self.store.write(&batch)?;
+        self.retention_clock.install(clock, &seen);
         Ok((true, answer))
     }
 
@@ -217,6 +281,17 @@ impl Desk {
         self.store.observer().step(Step::HeadWritten);
         Ok(())
     }
+}
+
+/// What two principals are told who want from the clock what it does not give.
+fn refused_clock(error: TendError) -> ServerError {
+    let message = match error {
+        TendError::NotFrozen => "the retention clock is not frozen".to_owned(),
+        TendError::AboveLost { lost_ms } => {
+            format!("between 1 and {} seconds without power can be credited", lost_ms / 1000)
+        }
+    };
+    ServerError::peer(ErrorCode::BadRequest, message)
 }
 
 /// Tells the observer when it is dropped armed: the thread ends, and not because it should.

@@ -267,7 +267,7 @@ async fn every_node_of_a_snapshot_is_locked_children_not_before_parents() {
         };
         let by_digest: std::collections::HashMap<_, _> =
             tree.nodes.iter().map(|node| (node.digest, day_of(node))).collect();
-        let now = strongroom_server::clock::Clock::retention_seconds(&*server.clock);
+        let now = server.repository.moment().retention_seconds;
         let needed = u32::try_from((now + 30 * 86_400).div_ceil(86_400)).unwrap();
         for node in &tree.nodes {
             let own = by_digest[&node.digest];

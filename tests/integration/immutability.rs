@@ -9,7 +9,6 @@ use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::{Capability, Role};
 use strongroom_protocol::route::Route;
-use strongroom_server::clock::Clock;
 
 use crate::harness::{DAY, START_MS, TestServer, refused_with};
 
@@ -88,7 +87,10 @@ async fn retention_wishes_are_bounded_by_the_policy() {
     let record = writer.record(&session, "db", &tree.root, wish);
     session.commit(record.encode().into()).await.unwrap();
     let page = server.repository.list(&writer.namespace(), None, 0).unwrap();
-    assert_eq!(page.rows[0].lock.until_seconds, server.clock.retention_seconds() + 86_400);
+    assert_eq!(
+        page.rows[0].lock.until_seconds,
+        server.repository.moment().retention_seconds + 86_400
+    );
     // More than the maximum is refused before anything is sent.
     let options = strongroom_client::backup::BackupOptions {
         source: crate::harness::label("db"),

@@ -10,10 +10,12 @@
 //! | `upload.rs` | open a session, have, prove, upload, close |
 //! | `commit.rs` | commit, head |
 //! | `snapshots.rs` | list, record, receipt, read, forget |
+//! | `clock.rs` | state of the retention clock, a head that a client remembers |
 //! | `retention.rs` | retain, hold, release, policy, drop a namespace |
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
 //! | `quota.rs` | what a namespace holds and may hold |
 
+pub mod clock;
 pub mod commit;
 pub mod enrolment;
 pub mod proposals;
@@ -41,7 +43,9 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
+use crate::repository::clock::last_retention_seconds;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::retention_clock::RetentionClock;
 use crate::rows::SeenRow;
 use crate::server_keys::{ServerKeys, random_bytes};
 use crate::session::Sessions;
@@ -82,6 +86,7 @@ pub struct Repository {
     sessions: Sessions,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
+    retention_clock: Arc<RetentionClock>,
     keys: ServerKeys,
     identification: Identification,
     config: Config,
@@ -137,7 +142,10 @@ impl Repository {
     ) -> Result<(Self, OpenReport), ServerError> {
         let identification = Self::identify(folder)?;
         let keys = ServerKeys::load(folder)?;
-        Self::assemble(folder, identification, keys, config, clock, witness)
+        let opened = Self::assemble(folder, identification, keys, config, clock, witness)?;
+        // What the clock sees now, such as a start of the machine, belongs to this moment.
+        opened.0.keep_clock()?;
+        Ok(opened)
     }
 
     /// Reads what a data folder says of itself.
@@ -183,7 +191,19 @@ impl Repository {
         let limits = &config.limits;
         let sessions =
             Sessions::new(limits.lease.0, limits.sessions_per_principal, limits.have_per_second);
-        let writer = Writer::start(store.clone(), ledger.clone(), appender, clock.clone())?;
+        let retention_clock = Arc::new(RetentionClock::open(
+            &store,
+            clock.clone(),
+            metrics.clone(),
+            last_retention_seconds(&ledger)?,
+        )?);
+        let writer = Writer::start(
+            store.clone(),
+            ledger.clone(),
+            appender,
+            clock.clone(),
+            retention_clock.clone(),
+        )?;
         let repository = Self {
             store,
             ledger,
@@ -191,6 +211,7 @@ impl Repository {
             sessions,
             metrics,
             clock,
+            retention_clock,
             keys,
             identification,
             readers: Arc::new(Readers::default()),
@@ -203,11 +224,7 @@ impl Repository {
 
     /// The clocks now.
     pub fn moment(&self) -> Moment {
-        Moment {
-            retention_seconds: self.clock.retention_seconds(),
-            wall_seconds: self.clock.wall_ms() / 1000,
-            is_suspect: false,
-        }
+        self.retention_clock.moment()
     }
 
     /// Namespaces and principals.
@@ -289,7 +306,8 @@ impl Repository {
             .collect()
     }
 
-    /// What must happen now and then: ends silent sessions, refreshes gauges.
+    /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
+    /// gauges.
     pub fn tick(&self) {
         for session in self.sessions.reap(self.clock.monotonic()) {
             self.metrics.hits_uncommitted.inc_by(session.hit_count());
@@ -298,6 +316,9 @@ impl Repository {
             }
         }
         self.show_usage();
+        if let Err(error) = self.keep_clock() {
+            tracing::warn!(%error, "the retention clock was not written");
+        }
         self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
         if let Ok(free) = self.store.free_bytes() {
             self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));

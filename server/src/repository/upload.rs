@@ -91,7 +91,7 @@ impl Repository {
         let session = self.session(principal, namespace, session)?;
         self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
         let namespace = self.namespace(namespace)?;
-        let today = Day::of(self.clock.retention_seconds());
+        let today = Day::of(self.moment().retention_seconds);
         let rows = self.store.lookup(namespace.number, digests)?;
         let mut answers = Vec::with_capacity(digests.len());
         let mut hits = Vec::new();
@@ -156,7 +156,7 @@ impl Repository {
             repository: self,
             session: &session,
             ns: namespace.number,
-            today: Day::of(self.clock.retention_seconds()),
+            today: Day::of(self.moment().retention_seconds),
             waiting: Vec::new(),
             uploaded: Uploaded::default(),
         };
