@@ -176,7 +176,8 @@ impl ClockState {
             row => {
                 let mut state = row.unwrap_or_else(|| Self::at(0, now));
                 state.kept = *now;
-                state.set(ledger_seconds.saturating_mul(1000));
+                state.issued_ms = state.issued_ms.max(ledger_seconds.saturating_mul(1000));
+                state.base_ms = state.issued_ms;
                 state.suspect(Suspicion::Row);
                 state
             }
@@ -219,6 +220,8 @@ impl ClockState {
         let disagreement = gain.ahead().saturating_add(gain.behind());
         if gain.boot_ms >= KEEP_MS || disagreement >= JUMP_MS {
             self.keep(now, gain.counted());
+            // All that was given out since the last kept reading has truly passed.
+            self.base_ms = self.issued_ms;
             self.disagree(ClockEvent::WallAhead, gain.ahead());
             self.disagree(ClockEvent::WallBack, gain.behind());
         }
@@ -234,7 +237,7 @@ impl ClockState {
         let counted = gain.ahead().min(self.allowance_ms());
         let lost = gain.ahead().saturating_sub(counted);
         if counted > 0 {
-            self.set(self.base_ms.saturating_add(counted));
+            self.add(counted);
             self.grant(counted);
             self.see(ClockEvent::OffTimeCounted, counted);
         }
@@ -341,11 +344,6 @@ impl ClockState {
         std::mem::take(&mut self.unwritten)
     }
 
-    /// Remembers a C that another copy of this state gave out.
-    pub fn raise_to(&mut self, issued_ms: u64) {
-        self.issued_ms = self.issued_ms.max(issued_ms);
-    }
-
     /// BLAKE3 over what a credit or a thaw is proposed against: reasons, loss, all that was seen.
     pub fn digest(&self) -> [u8; 32] {
         let mut out = Writer::with_magic(STATE_MAGIC);
@@ -361,15 +359,16 @@ impl ClockState {
         }
     }
 
+    /// Keeps a reading. What was counted of the time since the last one may have been given out.
     fn keep(&mut self, now: &Reading, counted: u64) {
         self.kept = *now;
-        self.set(self.base_ms.saturating_add(counted));
+        self.add(counted);
         self.skew_ms = self.skew_ms.saturating_sub(counted / FORGIVEN_PART);
     }
 
-    fn set(&mut self, clock_ms: u64) {
-        self.issued_ms = self.issued_ms.max(clock_ms);
-        self.base_ms = self.issued_ms;
+    fn add(&mut self, counted: u64) {
+        self.base_ms = self.base_ms.saturating_add(counted);
+        self.issued_ms = self.issued_ms.max(self.base_ms);
     }
 
     fn disagree(&mut self, event: ClockEvent, amount_ms: u64) {

@@ -7,8 +7,9 @@
 //!   is written the copy becomes the state. So times in the ledger never go back, and nothing that
 //!   was seen is lost: *a crash before the batch leaves the state of before, which sees it again; a
 //!   crash after it leaves both.* A decision is written for the clock alone once a minute.
-//! * **Everybody else looks** at a copy that is advanced by a reading of their own and thrown away.
-//!   What they were told is remembered, so that it never goes back either.
+//! * **Everybody else looks** at a copy that is advanced by a reading of their own and thrown away:
+//!   what a look saw must be counted once, by the decision that enters it. So a look can be ahead of
+//!   the next decision, if the wall clock is set back in between; no look ends a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,11 +72,9 @@ impl RetentionClock {
 
     /// A copy of the state, advanced to now, and the clocks that it was advanced by.
     pub fn observe(&self) -> (ClockState, Reading) {
-        let mut shared = self.state.lock();
+        let mut state = self.state.lock().clone();
         let now = self.clock.reading();
-        let mut state = shared.clone();
         state.observe(&now);
-        shared.raise_to(state.clock_ms());
         (state, now)
     }
 
@@ -94,15 +93,13 @@ impl RetentionClock {
     }
 
     /// Makes a state that was written the one that all see. `seen` is what was entered with it.
-    pub fn install(&self, mut state: ClockState, seen: &[Seen]) {
+    pub fn install(&self, state: ClockState, seen: &[Seen]) {
         for Seen { event, amount_ms, .. } in seen {
             self.metrics.clock_events.with_label_values(&[event.name()]).inc();
             tracing::warn!(event = event.name(), amount_ms, "retention clock");
         }
         self.written_ms.store(state.clock_ms(), Ordering::Relaxed);
-        let mut shared = self.state.lock();
-        state.raise_to(shared.clock_ms());
-        *shared = state;
+        *self.state.lock() = state;
     }
 
     /// Sets the gauges.
@@ -157,8 +154,10 @@ fn line(seen: &Seen) -> String {
     let what = match seen.event {
         ClockEvent::Started => "the clock was started from the wall clock".to_owned(),
         ClockEvent::Rebooted => format!("the machine was started again, {amount} without power"),
-        ClockEvent::WallAhead => format!("the wall clock went ahead by {amount}; not counted"),
-        ClockEvent::WallBack => format!("the wall clock went back by {amount}; not counted"),
+        ClockEvent::WallAhead => {
+            format!("the wall clock ran ahead of the machine clock by {amount}")
+        }
+        ClockEvent::WallBack => format!("the wall clock fell behind the machine clock by {amount}"),
         ClockEvent::OffTimeCounted => format!("{amount} without power counted, by the allowance"),
         ClockEvent::OffTimeLost => format!("{amount} without power not counted; can be credited"),
         ClockEvent::OffTimeCredited => format!("{amount} without power credited by two principals"),

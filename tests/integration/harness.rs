@@ -104,6 +104,11 @@ impl TestServer {
 
     pub async fn restart(self) -> Self {
         let (folder, clock) = self.stop().await;
+        Self::open(folder, clock).await
+    }
+
+    /// Serves a folder that was served before.
+    pub async fn open(folder: Arc<TempDir>, clock: Arc<ManualClock>) -> Self {
         let time: Arc<dyn Clock> = clock.clone();
         let data = folder.path().join("data");
         let (repository, _) =

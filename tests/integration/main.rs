@@ -4,6 +4,7 @@
 mod harness;
 
 mod access;
+mod clock;
 mod commit;
 mod crash;
 mod enrolment;
