@@ -310,3 +310,132 @@ impl Drop for DeathWatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use strongroom_protocol::entry::ClockEvent;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::metrics::Metrics;
+    use crate::store::schema::Family;
+
+    const TEN_YEARS: Duration = Duration::from_secs(3650 * 86_400);
+    const OFFICER: PrincipalId = PrincipalId([7; 16]);
+
+    struct Bench {
+        writer: Writer,
+        ledger: Arc<Ledger>,
+        clock: Arc<ManualClock>,
+        store: Store,
+        retention_clock: Arc<RetentionClock>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(folder.path(), Default::default()).unwrap();
+            let key = SigningKey::from_bytes(&[5; 32]);
+            let (ledger, appender) = Ledger::open(&store, key, folder.path()).unwrap();
+            let (ledger, clock) = (Arc::new(ledger), Arc::new(ManualClock::at_ms(1_000_000_000)));
+            let retention_clock = Arc::new(Self::open_clock(&store, &clock, None));
+            let (time, shared) = (clock.clone(), retention_clock.clone());
+            let writer =
+                Writer::start(store.clone(), ledger.clone(), appender, time, shared).unwrap();
+            Self { writer, ledger, clock, store, retention_clock, _folder: folder }
+        }
+
+        fn open_clock(
+            store: &Store,
+            clock: &Arc<ManualClock>,
+            ledger_seconds: Option<u64>,
+        ) -> RetentionClock {
+            let metrics = Arc::new(Metrics::new().unwrap());
+            RetentionClock::open(store, clock.clone(), metrics, ledger_seconds).unwrap()
+        }
+
+        fn entries(&self) -> Vec<(PrincipalId, ClockEvent)> {
+            let leaves = 0..self.ledger.head().size;
+            let entries = leaves.map(|leaf| Entry::decode(&self.ledger.entry(leaf).unwrap()));
+            let events =
+                entries.map(|entry| entry.unwrap()).filter_map(|entry| match entry.event {
+                    Event::Clock { event, .. } => Some((entry.actor, event)),
+                    _ => None,
+                });
+            events.collect()
+        }
+    }
+
+    #[test]
+    fn a_refused_decision_enters_what_the_clock_saw_and_nothing_else() {
+        let bench = Bench::new();
+        bench.clock.set_wall_ahead(TEN_YEARS);
+        let refused: Result<(), _> = bench.writer.decide(|decision| {
+            assert!(decision.moment().is_suspect);
+            decision.thaw_clock(OFFICER)?;
+            decision.batch.put(Family::Holds, b"row".to_vec(), b"value".to_vec());
+            Err(ServerError::Closing)
+        });
+        assert!(refused.is_err());
+        assert!(bench.retention_clock.moment().is_suspect);
+        assert_eq!(bench.store.get(Family::Holds, b"row").unwrap(), None);
+        let local = PrincipalId::LOCAL;
+        let expected = [
+            (local, ClockEvent::Started),
+            (local, ClockEvent::WallAhead),
+            (local, ClockEvent::Frozen),
+        ];
+        assert_eq!(bench.entries(), expected);
+        // What is on the disk is what is in memory.
+        let again = Bench::open_clock(&bench.store, &bench.clock, Some(0));
+        assert_eq!(again.observe().0, bench.retention_clock.observe().0);
+    }
+
+    #[test]
+    fn two_principals_thaw_and_credit_what_they_proposed_against() {
+        let bench = Bench::new();
+        bench.writer.decide(|_| Ok(())).unwrap();
+        bench.clock.reboot(Duration::from_secs(20 * 86_400));
+        bench.clock.set_wall_ahead(TEN_YEARS);
+        let digest = bench.writer.decide(|decision| Ok(decision.clock_digest())).unwrap();
+        bench.clock.set_wall_back(TEN_YEARS);
+        let later = bench.writer.decide(|decision| Ok(decision.clock_digest())).unwrap();
+        assert_ne!(digest, later, "what was seen since makes an older proposal stale");
+        let lost = bench.retention_clock.status().lost_seconds;
+        let too_much =
+            bench.writer.decide(move |decision| decision.credit_clock(OFFICER, lost + 1));
+        assert!(matches!(too_much, Err(ServerError::Peer(_))));
+        let before = bench.retention_clock.moment().retention_seconds;
+        bench
+            .writer
+            .decide(|decision| {
+                decision.thaw_clock(OFFICER)?;
+                decision.credit_clock(OFFICER, 6 * 86_400)
+            })
+            .unwrap();
+        let moment = bench.retention_clock.moment();
+        assert_eq!(moment.retention_seconds, before + 6 * 86_400);
+        assert!(!moment.is_suspect);
+        let thawed = (OFFICER, ClockEvent::Thawed);
+        let credited = (OFFICER, ClockEvent::OffTimeCredited);
+        assert!(bench.entries().ends_with(&[thawed, credited]));
+        let again = bench.writer.decide(|decision| decision.thaw_clock(OFFICER));
+        assert!(matches!(again, Err(ServerError::Peer(_))));
+    }
+
+    #[test]
+    fn an_idle_clock_is_written_each_minute_and_not_more_often() {
+        let bench = Bench::new();
+        bench.writer.decide(|_| Ok(())).unwrap();
+        let row = || bench.store.get(Family::Clock, b"state").unwrap();
+        let before = row();
+        bench.clock.advance(Duration::from_secs(59));
+        bench.writer.decide(|_| Ok(())).unwrap();
+        assert_eq!(row(), before);
+        bench.clock.advance(Duration::from_secs(1));
+        bench.writer.decide(|_| Ok(())).unwrap();
+        assert_ne!(row(), before);
+    }
+}
