@@ -239,14 +239,17 @@ impl Actor {
         source: &str,
         size_class: SizeClass,
     ) -> Result<Session, ClientError> {
-        Session::open(
-            &self.client(),
-            self.namespace(),
-            &label(source),
-            size_class,
-            LockWanted::Default,
-        )
-        .await
+        let wanted = LockWanted::Default;
+        Session::open(&self.client(), self.namespace(), &label(source), size_class, wanted).await
+    }
+
+    pub async fn session_wanting(
+        &self,
+        source: &str,
+        wanted: LockWanted,
+    ) -> Result<Session, ClientError> {
+        let (client, class) = (self.client(), SizeClass::Stream);
+        Session::open(&client, self.namespace(), &label(source), class, wanted).await
     }
 
     /// A record of `tree` as this client would make it, its body changed by `change`.
