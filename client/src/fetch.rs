@@ -179,7 +179,7 @@ impl Fetcher {
                 if *taken == wanted {
                     return Err(surplus());
                 }
-                take(envelope)?;
+                take(&envelope)?;
                 *taken = taken.saturating_add(1);
             }
         }
