@@ -137,16 +137,7 @@ impl Fetcher {
             let mut added = Totals::default();
             self.envelopes(&digests, |envelope| {
                 let leaf = expected.next().ok_or_else(surplus)?;
-                unseal_chunk(
-                    &self.keys,
-                    envelope,
-                    &leaf.digest,
-                    &leaf.h,
-                    leaf.plaintext_bytes,
-                    &mut chunk,
-                    &mut decompressor,
-                )
-                .map_err(|error| damaged(&leaf.digest, error))?;
+                open_leaf(&self.keys, envelope, leaf, &mut chunk, &mut decompressor)?;
                 added.chunk_count = added.chunk_count.saturating_add(1);
                 added.sealed_bytes = added.sealed_bytes.saturating_add(length_of(envelope));
                 whole.extend_from_slice(&chunk);
@@ -257,8 +248,21 @@ impl Walker {
     }
 }
 
+/// Opens a chunk's envelope into `plaintext`: it must be what the node above says of it.
+pub fn open_leaf(
+    keys: &PlaintextKeys,
+    envelope: &[u8],
+    leaf: &NodeChild,
+    plaintext: &mut Vec<u8>,
+    decompressor: &mut Decompressor,
+) -> Result<(), ClientError> {
+    let NodeChild { digest, h, plaintext_bytes } = leaf;
+    unseal_chunk(keys, envelope, digest, h, *plaintext_bytes, plaintext, decompressor)
+        .map_err(|error| damaged(digest, error))
+}
+
 /// An envelope that fails its checks: the snapshot cannot be trusted as it is.
-pub fn damaged(digest: &SealedDigest, error: UnsealError) -> ClientError {
+fn damaged(digest: &SealedDigest, error: UnsealError) -> ClientError {
     ClientError::Untrusted(format!("chunk or node {digest}: {error}"))
 }
 
