@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::frame::FrameDecoder;
 use strongroom_protocol::id::{NamespaceId, SealedDigest};
-use strongroom_protocol::limits::READ_MAX_COUNT;
+use strongroom_protocol::limits::{CHUNK_MAX_BYTES, READ_MAX_COUNT};
 use strongroom_protocol::record::Totals;
 use strongroom_protocol::route::Route;
 use tokio::time::sleep;
@@ -101,6 +101,9 @@ impl Fetcher {
                 children.iter().fold(0u64, |sum, child| sum.saturating_add(child.plaintext_bytes));
             if below != node.plaintext_bytes {
                 return Err(damaged(&node.digest, UnsealError::PlaintextHash));
+            }
+            if level == 1 {
+                children.iter().try_for_each(refuse_long)?;
             }
             sealed_bytes = sealed_bytes.saturating_add(length_of(envelope));
             opened.push(children);
@@ -272,6 +275,18 @@ pub fn sum(one: Totals, other: Totals) -> Totals {
         chunk_count: one.chunk_count.saturating_add(other.chunk_count),
         sealed_bytes: one.sealed_bytes.saturating_add(other.sealed_bytes),
     }
+}
+
+/// Room for a chunk is taken before the chunk is there, by what the node above says of it.
+fn refuse_long(leaf: &NodeChild) -> Result<(), ClientError> {
+    if leaf.plaintext_bytes <= u64::from(CHUNK_MAX_BYTES) {
+        return Ok(());
+    }
+    Err(ClientError::Untrusted(format!(
+        "chunk {}: the node above it says {} bytes, and no chunk has more than {CHUNK_MAX_BYTES}: \
+         the writer was broken or hostile; restore another snapshot",
+        leaf.digest, leaf.plaintext_bytes
+    )))
 }
 
 /// A part of a snapshot that is not there is damage, whatever the server calls it.
