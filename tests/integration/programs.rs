@@ -112,11 +112,11 @@ impl Served {
 
     fn set_up(&self) -> PathBuf {
         let kit = self.folder.path().join("kit");
-        std::fs::create_dir_all(&kit).unwrap();
         let token = self.token(Some("erp"), "backup");
         let kit_text = kit.to_str().unwrap();
         let done = self.client("home", &["setup", "--token", &token, "--kit-folder", kit_text]);
         assert!(done.status.success(), "{}", text(&done.stderr));
+        assert_eq!(kit.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         let files = std::fs::read_dir(&kit).unwrap().map(|file| file.unwrap().path());
         let mut kits = files.filter(|path| path.extension().is_some_and(|e| e == "txt"));
         kits.next().unwrap()
