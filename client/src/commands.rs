@@ -29,8 +29,8 @@ use crate::kit::{KIT_MAX_BYTES, Kit};
 use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
 use crate::output::{
-    backup_text, details_text, enrolled_text, kit_text, restore_text, row_text, status_text,
-    verify_text,
+    backup_text, details_text, enrolled_text, kit_text, printable, restore_text, row_text,
+    status_text, verify_text,
 };
 use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
 use crate::progress::{Display, Monitor, Style};
@@ -310,7 +310,7 @@ impl Output {
         } else if self.global.quiet {
             return Ok(());
         } else {
-            text()
+            printable(&text())
         };
         print(self.is_piped, &line).map_err(|error| ClientError::file("print the result", error))
     }
@@ -326,7 +326,7 @@ fn report(global: &Global, is_piped: bool, error: &ClientError) {
         }
     }
     // Where nobody listens there is nobody to tell.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(printable(&text).as_bytes());
     if global.json {
         let number = error.exit_code().number();
         let object = serde_json::json!({

@@ -273,6 +273,23 @@ fn exit_codes_and_messages_say_what_to_do() {
 }
 
 #[test]
+fn what_a_dump_command_says_cannot_steer_the_terminal_of_who_reads_it() {
+    let served = Served::start();
+    let kit = served.set_up();
+    let says = "echo dump; printf 'first\\nsecond \\033[2J\\r' >&2";
+    let done = served.client("home", &["backup", "db", "--tag", "a\nb", "--", "sh", "-c", says]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let kit = kit.to_str().unwrap();
+    let shown = served.client("fresh", &["show", "db", "--kit", kit]);
+    let shown = text(&shown.stdout);
+    assert!(shown.contains("tags         a\\nb\n"), "{shown}");
+    assert!(shown.contains("first\nsecond \\u{1b}[2J"), "{shown}");
+    assert!(shown.chars().all(|letter| letter == '\n' || !letter.is_control()), "{shown:?}");
+    let exact = json(&served.client("fresh", &["--json", "show", "db", "--kit", kit]));
+    assert_eq!(exact["sealed_fields"]["tags"][0], "a\nb");
+}
+
+#[test]
 fn what_the_programs_write_is_for_its_owner_only() {
     let served = Served::start();
     served.set_up();
