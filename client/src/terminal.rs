@@ -12,6 +12,7 @@ use crate::durable;
 use crate::error::ClientError;
 use crate::kit::{KIT_MAX_BYTES, Kit};
 use crate::options::{Global, Reading};
+use crate::output::printable;
 use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
 use crate::progress::{Display, Monitor, Style};
 use crate::transport::Client;
@@ -35,7 +36,7 @@ impl Output {
     pub fn say(&self, text: &str) {
         if !self.global.json && !self.global.quiet {
             // Where nobody listens there is nobody to tell.
-            let _ = print(self.is_piped, text);
+            let _ = print(self.is_piped, &printable(text));
         }
     }
 
@@ -74,7 +75,7 @@ impl Output {
         } else if self.global.quiet {
             return Ok(());
         } else {
-            text()
+            printable(&text())
         };
         print(self.is_piped, &line).map_err(|error| ClientError::file("print the result", error))
     }
@@ -118,7 +119,7 @@ pub fn report(global: &Global, is_piped: bool, error: &ClientError) {
         }
     }
     // Where nobody listens there is nobody to tell.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(printable(&text).as_bytes());
     if global.json {
         let number = error.exit_code().number();
         let object = serde_json::json!({

@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::record::Totals;
 use tempfile::TempDir;
 
 use super::error::StoreError;
 use super::meta::MetaBatch;
 use super::observer::{Observer, Step};
-use super::schema::{Family, IndexRow, Place, Totals};
+use super::schema::{Family, IndexRow, Place};
 use super::{NewEnvelope, Store, StoreOptions};
 
 const NS: u32 = 7;
