@@ -12,7 +12,9 @@
 //!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
 //!   back;
-//! * `arguments`, `cli`, `output`, `commands`: the command line.
+//! * `prune`, `retention`: what is kept, and for how long;
+//! * `arguments`, `options`, `cli`, `retention_cli`, `output`, `terminal`, `commands`,
+//!   `retention_commands`: the command line.
 
 pub mod budget;
 pub mod clock;
@@ -57,10 +59,17 @@ pub mod restore;
 pub mod snapshot;
 pub mod unsealer;
 
+pub mod prune;
+pub mod retention;
+
 pub mod arguments;
 pub mod cli;
 pub mod commands;
+pub mod options;
 pub mod output;
+pub mod retention_cli;
+pub mod retention_commands;
+pub mod terminal;
 
 #[cfg(test)]
 mod vectors;

@@ -13,6 +13,7 @@ use crate::handler::session::InSession;
 use crate::handler::{
     Answer, Peer, RequestBody, binary, blocking, clock, json, refused, retention, session, snapshot,
 };
+use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
 
@@ -75,26 +76,15 @@ async fn dispatch(
             let principal = authorized.principal()?.clone();
             snapshot::read(repository, principal, ns, body).await
         }
-        Route::Retain(ns, record)
-        | Route::PlaceHold(ns, record)
-        | Route::ReleaseHold(ns, record) => {
-            let principal = authorized.principal()?.clone();
-            retention::change_lock(repository, principal, route, (ns, record), body).await
-        }
-        Route::Lift(ns, record) => {
-            retention::lift(repository, authorized.principal()?.clone(), ns, record).await
-        }
-        Route::Policy(ns) => json(&repository.policy(&ns)?),
-        Route::SetPolicy(ns) => {
-            retention::set_policy(repository, authorized.principal()?.clone(), ns, body).await
-        }
-        Route::Proposals => json(&blocking(repository, |r| r.proposals()).await?),
-        Route::Decide(leaf) => {
-            retention::decide(repository, authorized.principal()?.clone(), leaf, body).await
-        }
-        Route::TendClock => {
-            retention::tend_clock(repository, authorized.principal()?.clone(), body).await
-        }
+        Route::Retain(..)
+        | Route::PlaceHold(..)
+        | Route::ReleaseHold(..)
+        | Route::Lift(..)
+        | Route::Policy(_)
+        | Route::SetPolicy(_)
+        | Route::Proposals
+        | Route::Decide(_)
+        | Route::TendClock => keep(repository, authorized.principal()?, route, body).await,
         Route::ClockStatus => clock::status(repository).await,
         Route::ReportHead => {
             clock::report_head(repository, authorized.principal()?.clone(), body).await
@@ -119,6 +109,31 @@ async fn dispatch(
                 _ => session::commit(repository, at, body).await,
             }
         }
+    }
+}
+
+/// What keeps snapshots: locks, holds, policies, proposals.
+async fn keep(
+    repository: &Arc<Repository>,
+    principal: &Principal,
+    route: Route,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    match route {
+        Route::Retain(ns, record)
+        | Route::PlaceHold(ns, record)
+        | Route::ReleaseHold(ns, record) => {
+            retention::change_lock(repository, principal.clone(), route, (ns, record), body).await
+        }
+        Route::Lift(ns, record) => retention::lift(repository, principal.clone(), ns, record).await,
+        Route::Policy(ns) => json(&repository.policy(&ns)?),
+        Route::SetPolicy(ns) => {
+            retention::set_policy(repository, principal.clone(), ns, body).await
+        }
+        Route::Proposals => json(&blocking(repository, |r| r.proposals()).await?),
+        Route::Decide(leaf) => retention::decide(repository, principal.clone(), leaf, body).await,
+        Route::TendClock => retention::tend_clock(repository, principal.clone(), body).await,
+        _ => Err(ServerError::not_found()),
     }
 }
 

@@ -231,8 +231,7 @@ impl Session {
 
     /// Whether the envelope at `row` is pinned.
     pub fn is_pinned(&self, digest: &SealedDigest, row: &IndexRow) -> bool {
-        let state = self.state.lock();
-        state.pinned_slots.contains(number_of(row.slot)) || state.pinned_digests.contains(digest)
+        self.state.lock().is_pinned(digest, row)
     }
 
     /// Which of these envelopes is not pinned; one look at the lock for all of them.
@@ -242,10 +241,7 @@ impl Session {
     ) -> Vec<SealedDigest> {
         let state = self.state.lock();
         rows.into_iter()
-            .filter(|(digest, row)| {
-                !state.pinned_slots.contains(number_of(row.slot))
-                    && !state.pinned_digests.contains(digest)
-            })
+            .filter(|(digest, row)| !state.is_pinned(digest, row))
             .map(|(digest, _)| *digest)
             .collect()
     }
@@ -307,6 +303,10 @@ impl SessionState {
         } else {
             self.pinned_slots.insert(number_of(slot));
         }
+    }
+
+    fn is_pinned(&self, digest: &SealedDigest, row: &IndexRow) -> bool {
+        self.pinned_slots.contains(number_of(row.slot)) || self.pinned_digests.contains(digest)
     }
 }
 

@@ -12,4 +12,5 @@ mod envelopes;
 mod immutability;
 mod lying_server;
 mod programs;
+mod retention;
 mod trust;

@@ -135,8 +135,7 @@ impl Repository {
             if row.expires_ms > now_ms {
                 answer.push(ProposalRow {
                     proposal,
-                    leaf_hash: HexBytes(leaf_hash(&self.ledger.entry(proposal)?).to_vec()),
-                    origin: self.ledger.origin().to_owned(),
+                    entry: HexBytes(self.ledger.entry(proposal)?),
                     proposer: row.proposer,
                     operation: row.operation,
                     proposed_ms: row.proposed_ms,
