@@ -8,8 +8,8 @@
 //!   was seen is lost: *a crash before the batch leaves the state of before, which sees it again; a
 //!   crash after it leaves both.* A decision is written for the clock alone once a minute.
 //! * **Everybody else looks** at a copy that is advanced by a reading of their own and thrown away:
-//!   what a look saw must be counted once, by the decision that enters it. So a look can be ahead of
-//!   the next decision, if the wall clock is set back in between; no look ends a lock.
+//!   what a look saw must be counted once, by the decision that enters it. So a look can be ahead
+//!   of the next decision, if the wall clock is set back in between; no look ends a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
