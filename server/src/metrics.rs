@@ -51,16 +51,39 @@ pub struct Metrics {
     pub namespace_bytes: IntGaugeVec,
     /// Snapshots of a namespace.
     pub namespace_snapshots: IntGaugeVec,
+    /// The retention clock.
+    pub clock: ClockMetrics,
+}
+
+/// Metrics of the retention clock.
+#[derive(Debug)]
+pub struct ClockMetrics {
     /// The retention clock, seconds since 1970.
-    pub retention_clock: IntGauge,
+    pub time: IntGauge,
     /// Disagreement of wall clock and machine clock that was not forgiven, in seconds.
-    pub clock_skew: IntGauge,
+    pub skew: IntGauge,
     /// 1 while no lock ends because the retention clock is under suspicion.
-    pub clock_frozen: IntGauge,
+    pub frozen: IntGauge,
     /// Time without power that was not counted, in seconds.
     pub off_time_lost: IntGauge,
     /// What the retention clock saw, by kind.
-    pub clock_events: IntCounterVec,
+    pub events: IntCounterVec,
+}
+
+impl ClockMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            time: gauge(r, "retention_clock_seconds", "The retention clock")?,
+            skew: gauge(r, "clock_skew_seconds", "Disagreement of wall clock and machine clock")?,
+            frozen: gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?,
+            off_time_lost: gauge(
+                r,
+                "off_time_lost_seconds",
+                "Time without power that was not counted",
+            )?,
+            events: counters(r, "clock_events_total", "What the retention clock saw", &["event"])?,
+        })
+    }
 }
 
 impl Metrics {
@@ -114,14 +137,7 @@ impl Metrics {
         r.register(Box::new(last_backup_timestamp.clone()))?;
         let namespace_bytes = gauges(r, "namespace_bytes", "Bytes stored for a namespace")?;
         let namespace_snapshots = gauges(r, "namespace_snapshots", "Snapshots of a namespace")?;
-        let retention_clock = gauge(r, "retention_clock_seconds", "The retention clock")?;
-        let clock_skew =
-            gauge(r, "clock_skew_seconds", "Disagreement of wall clock and machine clock")?;
-        let clock_frozen = gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?;
-        let off_time_lost =
-            gauge(r, "off_time_lost_seconds", "Time without power that was not counted")?;
-        let clock_events =
-            counters(r, "clock_events_total", "What the retention clock saw", &["event"])?;
+        let clock = ClockMetrics::register(r)?;
         Ok(Self {
             registry,
             requests,
@@ -143,11 +159,7 @@ impl Metrics {
             last_backup_timestamp,
             namespace_bytes,
             namespace_snapshots,
-            retention_clock,
-            clock_skew,
-            clock_frozen,
-            off_time_lost,
-            clock_events,
+            clock,
         })
     }
 

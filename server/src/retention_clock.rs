@@ -95,7 +95,7 @@ impl RetentionClock {
     /// Makes a state that was written the one that all see. `seen` is what was entered with it.
     pub fn install(&self, state: ClockState, seen: &[Seen]) {
         for Seen { event, amount_ms, .. } in seen {
-            self.metrics.clock_events.with_label_values(&[event.name()]).inc();
+            self.metrics.clock.events.with_label_values(&[event.name()]).inc();
             tracing::warn!(event = event.name(), amount_ms, "retention clock");
         }
         self.written_ms.store(state.clock_ms(), Ordering::Relaxed);
@@ -106,10 +106,10 @@ impl RetentionClock {
     pub fn show(&self) {
         let (state, _) = self.observe();
         let gauge = |ms: u64| i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-        self.metrics.retention_clock.set(gauge(state.clock_ms()));
-        self.metrics.clock_skew.set(gauge(state.skew_ms()));
-        self.metrics.off_time_lost.set(gauge(state.lost_ms()));
-        self.metrics.clock_frozen.set(i64::from(state.is_suspect()));
+        self.metrics.clock.time.set(gauge(state.clock_ms()));
+        self.metrics.clock.skew.set(gauge(state.skew_ms()));
+        self.metrics.clock.off_time_lost.set(gauge(state.lost_ms()));
+        self.metrics.clock.frozen.set(i64::from(state.is_suspect()));
     }
 
     /// Where the clock stands and why, in plain words.
