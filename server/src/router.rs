@@ -11,7 +11,7 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, json, refused, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, json, ledger, refused, session, snapshot,
 };
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
@@ -60,6 +60,8 @@ async fn dispatch(
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
         Route::Namespaces => json(&repository.namespaces()),
         Route::Checkpoint => binary(repository.ledger().head().note),
+        Route::Consistency(size) => ledger::consistency(repository, size, query.as_deref()).await,
+        Route::Tile(tile) => ledger::tile(repository, tile).await,
         Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {
@@ -85,8 +87,6 @@ async fn dispatch(
         | Route::Decide(_)
         | Route::ClockStatus
         | Route::TendClock
-        | Route::Consistency(_)
-        | Route::Tile(_)
         | Route::ReportHead => Err(ServerError::not_found()),
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await

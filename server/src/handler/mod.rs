@@ -3,6 +3,7 @@
 //! Verbs block, so they run on threads that may. Bodies are read only after `auth.rs` agreed, and
 //! never beyond the route's limit.
 
+pub mod ledger;
 pub mod session;
 pub mod snapshot;
 
