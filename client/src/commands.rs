@@ -26,6 +26,7 @@ use crate::commit::host_name;
 use crate::durable;
 use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
+use crate::history;
 use crate::kit::{KIT_MAX_BYTES, Kit};
 use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
@@ -218,9 +219,8 @@ async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
 
 async fn status(output: &Output) -> Result<(), ClientError> {
     let mut profile = output.profile()?;
-    let client = profile.client(&output.connect()?)?;
+    let client = history::connect(&mut profile, &output.connect()?).await?;
     let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    profile.accept_newest_checkpoint(&status.checkpoint)?;
     output.emit(&status, || status_text(&status))
 }
 
@@ -242,7 +242,7 @@ async fn access(
                 "a profile of role {role} sees all namespaces: name one with --namespace"
             )));
         };
-        return ReadAccess::with_server_profile(&profile, namespace, &connect).await;
+        return ReadAccess::with_server_profile(&mut profile, namespace, &connect).await;
     }
     let identities = match &reading.identity {
         Some(path) => identities_in(&read_text(path)?)?,

@@ -35,6 +35,7 @@ pub mod tls;
 pub mod transport;
 
 pub mod enroll;
+pub mod history;
 pub mod profile;
 pub mod receipts;
 pub mod trust;
