@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::Label;
 
 use crate::arguments::{parse_duration, parse_percent};
+use crate::audit_cli::Audit;
 
 /// Streams backups into a hardened repository that cannot read them and will not delete them.
 #[derive(Debug, Parser)]
@@ -29,7 +30,7 @@ Examples:
 
 Exit codes: 0 done, 1 other, 2 usage, 3 incomplete, 4 refused by policy (locked, retention),
 5 verification or trust failed, 6 not authorised, 7 temporary (run again), 8 repository full,
-9 the dump command failed.";
+9 the dump command failed, 10 the server's ledger was rolled back or forked.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -80,6 +81,9 @@ pub enum Command {
     Forget(Forget),
     /// Say how the server stands (operators, auditors)
     Status,
+    /// Read, check and prove from the server's ledger
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 const BACKUP_EXAMPLES: &str = "\

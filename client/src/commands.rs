@@ -17,6 +17,9 @@ use strongroom_protocol::token::{Scope, Token};
 use zeroize::Zeroizing;
 
 use crate::arguments::{identities_in, local_time_of_seconds};
+use crate::audit::{self, LogRow};
+use crate::audit_cli::Audit;
+use crate::audit_text::{check_text, ledger_text, log_row_text, prove_text};
 use crate::backup::{self, BackupOptions};
 use crate::cli::{
     Backup, Cli, Command, Enroll, Forget, Global, Key, KitCommand, List, NewKeys, Reading, Restore,
@@ -71,6 +74,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
         Command::Verify(options) => verify(&output, options).await,
         Command::Forget(options) => forget(&output, options).await,
         Command::Status => status(&output).await,
+        Command::Audit(command) => audit(&output, command).await,
     }
 }
 
@@ -222,6 +226,56 @@ async fn status(output: &Output) -> Result<(), ClientError> {
     let client = history::connect(&mut profile, &output.connect()?).await?;
     let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
     output.emit(&status, || status_text(&status))
+}
+
+async fn audit(output: &Output, command: Audit) -> Result<(), ClientError> {
+    match command {
+        Audit::Log(options) => audit_log(output, options.from).await,
+        Audit::Verify => {
+            let (mut profile, connect) = (output.profile()?, output.connect()?);
+            let summary = Box::pin(audit::verify(&mut profile, &connect)).await?;
+            output.emit(&summary, || ledger_text(&summary))
+        }
+        Audit::Prove(options) => {
+            let (mut profile, connect) = (output.profile()?, output.connect()?);
+            let (namespace, name) = (&options.namespace, &options.snapshot);
+            let run = audit::prove(&mut profile, &connect, namespace, name, &options.to);
+            let summary = Box::pin(run).await?;
+            output.emit(&summary, || prove_text(&summary))
+        }
+        Audit::Check(options) => {
+            let summary = audit::check(&options.file, options.ledger_key)?;
+            output.emit(&summary, || check_text(&summary))
+        }
+    }
+}
+
+/// Entries are printed as they come, because there may be millions of them; with `--json` as the
+/// items of one object, which is closed when all of them are proven.
+async fn audit_log(output: &Output, from: u64) -> Result<(), ClientError> {
+    let (mut profile, connect) = (output.profile()?, output.connect()?);
+    let is_json = output.global.json;
+    let put = |text: &str| {
+        if output.global.quiet && !is_json {
+            return Ok(());
+        }
+        print(false, text).map_err(|error| ClientError::file("print the result", error))
+    };
+    let mut before = "{\"entries\":[\n";
+    let mut each = |row: LogRow| {
+        if !is_json {
+            return put(&log_row_text(&row));
+        }
+        let json = serde_json::to_string(&row)
+            .map_err(|error| ClientError::Bug(format!("result: {error}")))?;
+        put(&format!("{}{json}", std::mem::replace(&mut before, ",\n")))
+    };
+    let head = Box::pin(audit::log(&mut profile, &connect, from, &mut each)).await?;
+    if is_json {
+        let start = if before == ",\n" { "" } else { before };
+        put(&format!("{start}\n],\"size\":{}}}\n", head.size))?;
+    }
+    Ok(())
 }
 
 /// The way to read that the options name.

@@ -6,13 +6,14 @@
 //! * `keys`, `age_file`, `kit`, `namespace`: secrets, and how a namespace begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
-//! * `profile`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how it
+//! * `profile`, `history`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how it
 //!   becomes known to a server;
 //! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
 //!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
 //!   back;
-//! * `arguments`, `cli`, `output`, `commands`: the command line.
+//! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
+//! * `arguments`, `cli`, `audit_cli`, `output`, `audit_text`, `commands`: the command line.
 
 pub mod budget;
 pub mod clock;
@@ -58,7 +59,14 @@ pub mod restore;
 pub mod snapshot;
 pub mod unsealer;
 
+pub mod audit;
+pub mod ledger_reader;
+pub mod ledger_words;
+pub mod proof_file;
+
 pub mod arguments;
+pub mod audit_cli;
+pub mod audit_text;
 pub mod cli;
 pub mod commands;
 pub mod output;
