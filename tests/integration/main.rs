@@ -9,6 +9,8 @@ mod crash;
 mod enrolment;
 mod envelopes;
 mod immutability;
+mod ledger;
 mod lying_server;
 mod programs;
+mod public_verifier;
 mod trust;
