@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 type Failure = Box<dyn std::error::Error>;
 
 const QUICK_BYTES: u64 = 200_000_000;
+const LONG_BYTES: u64 = 8_000_000_000;
 const SAMPLE_EVERY: Duration = Duration::from_millis(4);
 const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Linux counts processor time for user space in hundredths of a second.
@@ -80,6 +81,9 @@ fn main() -> Result<(), Failure> {
         references.push(plain_references(&place, &dumps)?);
     }
     let mut rows = medians(&ours);
+    if !quick {
+        rows.extend(long_stream(&place, &dumps)?);
+    }
     let mut others = medians(&references);
     others.extend(restic(&place, &dumps)?);
     let openssl = openssl_mb_per_s();
@@ -308,6 +312,28 @@ fn run_once(place: &Place, dumps: &Dumps) -> Result<Vec<Row>, Failure> {
     ];
     run_to_end(Command::new("cmp").arg(day1).arg(&restored))?;
     Ok(rows)
+}
+
+/// One dump of 8 GB or more, to see that memory does not follow the size of what is backed up: the
+/// two days in turn through standard input, so all of it is cut and hashed, and a quarter is new.
+fn long_stream(place: &Place, dumps: &Dumps) -> Result<Vec<Row>, Failure> {
+    let bench = Bench::start(place)?;
+    let turns = LONG_BYTES.div_ceil((dumps.bytes[0] + dumps.bytes[1]).max(1));
+    let files: Vec<&PathBuf> = (0..turns).flat_map(|_| &dumps.days).collect();
+    let mut feeder = Command::new("cat").args(files).stdout(Stdio::piped()).spawn()?;
+    let mut command = bench.client("machine")?;
+    let stream = feeder.stdout.take().ok_or("no pipe")?;
+    command.args(["backup", SOURCE, "--stdin"]).stdin(stream).stdout(Stdio::piped());
+    let (row, json) = bench.row("8 GB stream", &mut command, None)?;
+    feeder.wait()?;
+    let bytes = number(&json, "plaintext_bytes")?;
+    let backup = Row {
+        plaintext_bytes: bytes,
+        sent_bytes: Some(number(&json, "sent_bytes")?),
+        stored_bytes: Some(number(&json, "sent_sealed_bytes")?),
+        ..row
+    };
+    Ok(vec![backup, bench.restore("8 GB restore to /dev/null", None, bytes, None)?])
 }
 
 impl<'a> Bench<'a> {

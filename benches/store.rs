@@ -21,8 +21,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::record::Totals;
 use strongroom_server::store::meta::MetaBatch;
-use strongroom_server::store::schema::{Family, Totals};
+use strongroom_server::store::schema::Family;
 use strongroom_server::store::{NewEnvelope, Store, StoreOptions};
 
 type Failure = Box<dyn std::error::Error>;
@@ -233,7 +234,7 @@ impl Pool {
 
     fn envelope(&self, number: u64, length: usize) -> NewEnvelope {
         let offset = self.offset(number, length);
-        let totals = Totals { chunk_count: 1, sealed_bytes: length as u64 };
+        let totals = Totals::of_chunk(length as u64);
         let bytes = self.0.bytes.slice(offset..offset + length);
         NewEnvelope { digest: digest(number), level: 0, totals, bytes }
     }

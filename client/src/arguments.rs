@@ -7,6 +7,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use strongroom_protocol::id::Label;
 use strongroom_protocol::retention::{FOREVER, Lock};
 
 use crate::error::ClientError;
@@ -30,6 +31,36 @@ pub fn parse_duration(text: &str) -> Result<u64, String> {
         rest = tail.get(1..).ok_or(FORM)?;
     }
     if seconds == 0 { Err(FORM.into()) } else { Ok(seconds) }
+}
+
+/// Reads a date, which means its end in UTC, or an instant with its offset; the result is in
+/// seconds since 1970.
+pub fn parse_date(text: &str) -> Result<u64, String> {
+    const FORM: &str = "a date is 2031-05-31 (its end, UTC) or 2031-05-31T12:00:00Z";
+    let instant = match text.parse::<jiff::civil::Date>() {
+        Ok(date) if text.len() == 10 => {
+            let next = date.tomorrow().map_err(|_| FORM)?;
+            next.to_zoned(TimeZone::UTC).map_err(|_| FORM)?.timestamp()
+        }
+        _ => text.parse::<Timestamp>().map_err(|_| FORM)?,
+    };
+    u64::try_from(instant.as_second()).map_err(|_| FORM.into())
+}
+
+/// Reads a duration, or `forever`; the result is in seconds.
+pub fn parse_period(text: &str) -> Result<u64, String> {
+    if text == "forever" { Ok(FOREVER) } else { parse_duration(text) }
+}
+
+/// Reads `SOURCE=CLASS`, or `SOURCE=` to take a source out.
+pub fn parse_class(text: &str) -> Result<(Label, Option<Label>), String> {
+    let (source, class) = text.split_once('=').ok_or("write SOURCE=CLASS, or SOURCE= for none")?;
+    let source = source.parse().map_err(|_| format!("{source} is not a source"))?;
+    let class = match class {
+        "" => None,
+        class => Some(class.parse().map_err(|_| format!("{class} is not a class"))?),
+    };
+    Ok((source, class))
 }
 
 /// Reads a share in percent, above 0 and up to 100, with or without the sign.

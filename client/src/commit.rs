@@ -104,13 +104,28 @@ pub async fn commit(
     root: &SealedRoot,
     statement: Statement,
 ) -> Result<Committed, ClientError> {
+    let mut body = body_of(profile, session, descriptor, source, root)?;
+    body.lock_wanted = statement.lock_wanted;
+    let record = sign_record(profile, descriptor, keys, body, root, statement.private)?;
+    let pending = PendingRecord { session: session.opened().session, record: record.encode() };
+    receipts::write_pending(profile, source, &pending)?;
+    let receipt = session.commit(Bytes::from(pending.record)).await?;
+    accept(profile, session.client(), &record, &receipt).await
+}
+
+/// What a record of an acknowledged tree says to everybody; the lock is the namespace's default.
+pub fn body_of(
+    profile: &Profile,
+    session: &Session,
+    descriptor: &VerifiedDescriptor,
+    source: &Label,
+    root: &SealedRoot,
+) -> Result<RecordBody, ClientError> {
     let head = session.opened().head.as_ref().map(|head| head.0.as_slice());
     let position = position_after(profile, source, head)?;
-    let namespace = descriptor.namespace();
-    let contents = descriptor.contents();
-    let body = RecordBody {
-        namespace,
-        epoch: contents.epoch,
+    Ok(RecordBody {
+        namespace: descriptor.namespace(),
+        epoch: descriptor.contents().epoch,
         descriptor: descriptor.digest(),
         principal: profile.settings().principal,
         source: source.clone(),
@@ -122,15 +137,28 @@ pub async fn commit(
         totals: root.totals,
         padded_plaintext_bytes: padme(root.plaintext_bytes),
         client_time_ms: clock::wall_ms(),
-        lock_wanted: statement.lock_wanted,
+        lock_wanted: LockWanted::Default,
         complete: true,
-    };
+    })
+}
+
+/// Seals the keys of a tree, and what only a recovery identity may read, into a record, and signs
+/// it.
+pub fn sign_record(
+    profile: &Profile,
+    descriptor: &VerifiedDescriptor,
+    keys: &EpochKeys,
+    body: RecordBody,
+    root: &SealedRoot,
+    private: PrivateFields,
+) -> Result<Record, ClientError> {
     let block = KeyBlock {
         body_digest: *blake3::hash(&body.encode()).as_bytes(),
         plaintext_key: *keys.plaintext().plaintext_key(),
         root_h: root.h.0,
-        private: statement.private,
+        private,
     };
+    let contents = descriptor.contents();
     let key_block = age_file::seal_to(&contents.recipients, &Zeroizing::new(block.encode()))
         .map_err(|error| ClientError::Usage(error.to_string()))?;
     if u32::try_from(key_block.len()).map_or(true, |length| length > KEY_BLOCK_MAX_BYTES) {
@@ -138,19 +166,14 @@ pub async fn commit(
             "command line, paths and tags are too long for a snapshot record: shorten them".into(),
         ));
     }
-    let writer = profile.signing_key()?;
     let certificate = WriterCertificate::issue(
         &keys.record_key(),
-        namespace,
+        descriptor.namespace(),
         contents.epoch,
         profile.settings().principal,
         profile.signing_public_key()?,
     );
-    let record = Record::sign(body, key_block, certificate, &writer);
-    let pending = PendingRecord { session: session.opened().session, record: record.encode() };
-    receipts::write_pending(profile, source, &pending)?;
-    let receipt = session.commit(Bytes::from(pending.record)).await?;
-    accept(profile, session.client(), &record, &receipt).await
+    Ok(Record::sign(body, key_block, certificate, &profile.signing_key()?))
 }
 
 /// Commits the record that an earlier run left behind, if there is one. Nothing comes of a record

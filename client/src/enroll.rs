@@ -204,6 +204,7 @@ fn prepare_namespace(
     if !is_kit_of(&text_path, namespace.namespace())? {
         let bad = |error: crate::kit::KitError| ClientError::Usage(error.to_string());
         let (text, page) = (kit.to_text().map_err(bad)?, kit.to_html().map_err(bad)?);
+        durable::make_folder(&options.kit_folder)?;
         // The text is what a later run looks for, so it goes last.
         durable::create(&page_path, page.as_bytes())?;
         durable::create(&text_path, text.as_bytes())?;

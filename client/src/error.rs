@@ -163,11 +163,18 @@ impl ClientError {
 
 fn exit_code_of(code: ErrorCode) -> ExitCode {
     match code {
-        ErrorCode::Locked | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
+        ErrorCode::Locked
+        | ErrorCode::Held
+        | ErrorCode::ClockSuspect
+        | ErrorCode::Shortens
+        | ErrorCode::BadDate
+        | ErrorCode::NeedsApproval
+        | ErrorCode::Stale
+        | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
         ErrorCode::UnknownPrincipal | ErrorCode::NotAllowed | ErrorCode::BadToken => {
             ExitCode::NotAuthorised
         }
-        ErrorCode::RepositoryFull => ExitCode::Full,
+        ErrorCode::RepositoryFull | ErrorCode::QuotaExceeded => ExitCode::Full,
         ErrorCode::Unavailable
         | ErrorCode::TooMany
         | ErrorCode::Internal

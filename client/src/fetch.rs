@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::frame::FrameDecoder;
 use strongroom_protocol::id::{NamespaceId, SealedDigest};
-use strongroom_protocol::limits::READ_MAX_COUNT;
+use strongroom_protocol::limits::{CHUNK_MAX_BYTES, READ_MAX_COUNT};
 use strongroom_protocol::record::Totals;
 use strongroom_protocol::route::Route;
 use tokio::time::sleep;
@@ -102,6 +102,9 @@ impl Fetcher {
             if below != node.plaintext_bytes {
                 return Err(damaged(&node.digest, UnsealError::PlaintextHash));
             }
+            if level == 1 {
+                children.iter().try_for_each(refuse_long)?;
+            }
             sealed_bytes = sealed_bytes.saturating_add(length_of(envelope));
             opened.push(children);
             Ok(())
@@ -137,16 +140,7 @@ impl Fetcher {
             let mut added = Totals::default();
             self.envelopes(&digests, |envelope| {
                 let leaf = expected.next().ok_or_else(surplus)?;
-                unseal_chunk(
-                    &self.keys,
-                    envelope,
-                    &leaf.digest,
-                    &leaf.h,
-                    leaf.plaintext_bytes,
-                    &mut chunk,
-                    &mut decompressor,
-                )
-                .map_err(|error| damaged(&leaf.digest, error))?;
+                open_leaf(&self.keys, envelope, leaf, &mut chunk, &mut decompressor)?;
                 added.chunk_count = added.chunk_count.saturating_add(1);
                 added.sealed_bytes = added.sealed_bytes.saturating_add(length_of(envelope));
                 whole.extend_from_slice(&chunk);
@@ -179,7 +173,7 @@ impl Fetcher {
                 if *taken == wanted {
                     return Err(surplus());
                 }
-                take(envelope)?;
+                take(&envelope)?;
                 *taken = taken.saturating_add(1);
             }
         }
@@ -257,8 +251,21 @@ impl Walker {
     }
 }
 
+/// Opens a chunk's envelope into `plaintext`: it must be what the node above says of it.
+pub fn open_leaf(
+    keys: &PlaintextKeys,
+    envelope: &[u8],
+    leaf: &NodeChild,
+    plaintext: &mut Vec<u8>,
+    decompressor: &mut Decompressor,
+) -> Result<(), ClientError> {
+    let NodeChild { digest, h, plaintext_bytes } = leaf;
+    unseal_chunk(keys, envelope, digest, h, *plaintext_bytes, plaintext, decompressor)
+        .map_err(|error| damaged(digest, error))
+}
+
 /// An envelope that fails its checks: the snapshot cannot be trusted as it is.
-pub fn damaged(digest: &SealedDigest, error: UnsealError) -> ClientError {
+fn damaged(digest: &SealedDigest, error: UnsealError) -> ClientError {
     ClientError::Untrusted(format!("chunk or node {digest}: {error}"))
 }
 
@@ -268,6 +275,18 @@ pub fn sum(one: Totals, other: Totals) -> Totals {
         chunk_count: one.chunk_count.saturating_add(other.chunk_count),
         sealed_bytes: one.sealed_bytes.saturating_add(other.sealed_bytes),
     }
+}
+
+/// Room for a chunk is taken before the chunk is there, by what the node above says of it.
+fn refuse_long(leaf: &NodeChild) -> Result<(), ClientError> {
+    if leaf.plaintext_bytes <= u64::from(CHUNK_MAX_BYTES) {
+        return Ok(());
+    }
+    Err(ClientError::Untrusted(format!(
+        "chunk {}: the node above it says {} bytes, and no chunk has more than {CHUNK_MAX_BYTES}: \
+         the writer was broken or hostile; restore another snapshot",
+        leaf.digest, leaf.plaintext_bytes
+    )))
 }
 
 /// A part of a snapshot that is not there is damage, whatever the server calls it.

@@ -82,7 +82,7 @@ impl LedgerReader {
         }
         Err(ClientError::Untrusted(format!(
             "the ledger's entries {from} to {size} do not lead to the signed root: what was shown \
-             is not what was signed; run `strongroom audit verify`, and tell whoever runs the server"
+             is not what was signed; run `strongroom audit verify` and tell whoever runs it"
         )))
     }
 

@@ -1,4 +1,7 @@
 //! Results as text for people; `--json` prints the same objects field by field.
+//!
+//! Texts of records and servers were chosen by others, who may not be friends. Nothing reaches a
+//! terminal but through [`printable`].
 
 use indicatif::{HumanBytes, HumanCount};
 use strongroom_protocol::message::Status;
@@ -97,10 +100,10 @@ pub fn details_text(details: &SnapshotDetails) -> String {
         text.push_str(&format!(
             "host         {}\ncommand      {}\npaths        {}\ntags         {}\n\
              exact size   {} bytes\nverified     {}\n",
-            sealed.host,
-            sealed.command.join(" "),
-            sealed.paths.join(", "),
-            sealed.tags.join(", "),
+            one_line(&sealed.host),
+            one_line(&sealed.command.join(" ")),
+            one_line(&sealed.paths.join(", ")),
+            one_line(&sealed.tags.join(", ")),
             sealed.plaintext_bytes,
             if sealed.is_verified { "yes" } else { "NO" },
         ));
@@ -171,6 +174,37 @@ pub fn status_text(status: &Status) -> String {
     )
 }
 
+/// Text that a terminal can only show: what would move, hide or reorder something is written out.
+pub fn printable(text: &str) -> String {
+    escaped(text, |letter| letter == '\n' || !is_invisible(letter))
+}
+
+/// The same for a text that must not look like more than one line.
+fn one_line(text: &str) -> String {
+    escaped(text, |letter| !is_invisible(letter))
+}
+
+fn escaped(text: &str, is_shown: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if is_shown(letter) {
+            out.push(letter);
+        } else {
+            out.extend(letter.escape_default());
+        }
+    }
+    out
+}
+
+/// Controls (the C1 ones too, which some terminals obey), and what changes the direction of text.
+fn is_invisible(letter: char) -> bool {
+    let is_direction = matches!(
+        letter,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    );
+    letter.is_control() || is_direction
+}
+
 fn milliseconds(elapsed_ms: u64) -> String {
     format!("{}.{:02} s", elapsed_ms / 1000, elapsed_ms % 1000 / 10)
 }
@@ -181,4 +215,19 @@ fn rate(bytes: u64, elapsed_ms: u64) -> String {
 
 fn signed(milliseconds: u64) -> i64 {
     i64::try_from(milliseconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_others_cannot_steer_a_terminal() {
+        let hostile = "a\u{1b}[2Jb\rc\u{9b}31m\u{202e}d\ne\u{0}";
+        let shown = printable(hostile);
+        assert_eq!(shown, "a\\u{1b}[2Jb\\rc\\u{9b}31m\\u{202e}d\ne\\u{0}");
+        assert_eq!(one_line("a\nverified yes"), "a\\nverified yes");
+        let plain = "Gr\u{fc}\u{df}e, \u{65e5}\u{672c}\n";
+        assert_eq!(printable(plain), plain);
+    }
 }

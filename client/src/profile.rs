@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! HOME/PROFILE/            0700; every file in it 0600, written whole, synced, renamed
+//!   lock                   held while profile.toml or descriptor are read and written again
 //!   profile.toml           addresses, pins, ids, floors; there once the machine is enrolled
 //!   tls.key tls.crt        TLS key of this principal
 //!   signing.key            signs records
@@ -18,6 +19,7 @@
 //! recovery kit and nowhere else. The floors (descriptor version, ledger checkpoint) only rise, so
 //! that an old state of the server is noticed.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
@@ -126,6 +128,11 @@ impl ProfileFolder {
     /// Whether a machine is enrolled here.
     pub fn is_enrolled(&self) -> bool {
         self.path("profile.toml").exists()
+    }
+
+    /// Waits for this process's turn to read something and write it again.
+    fn lock(&self) -> Result<File, ClientError> {
+        durable::lock(&self.path("lock"))
     }
 
     /// A file or folder in it.
@@ -277,25 +284,32 @@ impl Profile {
         let (namespace, floor) = (self.namespace()?, self.settings.descriptor_version);
         let descriptor = VerifiedDescriptor::decode_for(bytes, &namespace, floor)?;
         let path = self.folder.path("descriptor");
+        let _turn = self.folder.lock()?;
         let known = durable::read_if_there(&path, u64::from(DESCRIPTOR_MAX_BYTES))?;
         if known.as_deref() == Some(bytes) {
             return Ok(descriptor);
         }
         let version = descriptor.contents().version;
         if let Some(known) = known
-            && version == floor
-            && VerifiedDescriptor::decode_for(&known, &namespace, floor).is_ok()
+            && let Ok(known) = VerifiedDescriptor::decode_for(&known, &namespace, floor)
         {
-            return Err(ClientError::Untrusted(format!(
-                "there are two descriptors of version {version}: the authority key signed twice \
-                 or was stolen; ask whoever keeps the recovery kit"
-            )));
+            let kept = known.contents().version;
+            if kept == version {
+                return Err(ClientError::Untrusted(format!(
+                    "there are two descriptors of version {version}: the authority key signed \
+                     twice or was stolen; ask whoever keeps the recovery kit"
+                )));
+            }
+            if kept > version {
+                // Another process of this profile was told of a newer one since.
+                return Ok(descriptor);
+            }
         }
         // The file first: a floor above the file is safe, one that was never raised is not.
         durable::write(&path, bytes)?;
         if version > floor {
             self.settings.descriptor_version = version;
-            self.save()?;
+            self.save_locked()?;
         }
         Ok(descriptor)
     }
@@ -328,6 +342,11 @@ impl Profile {
 
     /// Writes `profile.toml`. Floors that another process of this profile has raised stay.
     fn save(&self) -> Result<(), ClientError> {
+        let _turn = self.folder.lock()?;
+        self.save_locked()
+    }
+
+    fn save_locked(&self) -> Result<(), ClientError> {
         let mut settings = self.settings.clone();
         if let Ok(written) = Self::open(self.folder.clone()) {
             let written = written.settings;
@@ -420,6 +439,24 @@ mod tests {
             let path = entry.unwrap().path();
             assert_eq!(mode(&path), 0o600, "{}", path.display());
         }
+    }
+
+    #[test]
+    fn runs_of_one_profile_at_once_only_raise_its_floors() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = ProfileFolder::new(home.path(), "erp").unwrap();
+        folder.make().unwrap();
+        Profile::create(folder.clone(), settings()).unwrap();
+        std::thread::scope(|scope| {
+            for version in 2..18 {
+                let mut profile = Profile::open(folder.clone()).unwrap();
+                scope.spawn(move || {
+                    profile.settings.descriptor_version = version;
+                    profile.save().unwrap();
+                });
+            }
+        });
+        assert_eq!(Profile::open(folder).unwrap().settings().descriptor_version, 17);
     }
 
     #[test]

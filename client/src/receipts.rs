@@ -108,11 +108,12 @@ pub fn list(profile: &Profile, source: Option<&Label>) -> Result<Vec<Committed>,
     let mut all = Vec::new();
     for path in sources {
         for file in entries(&path)? {
-            let max_bytes = u64::from(RECEIPT_MAX_BYTES).saturating_mul(2);
-            let bytes = durable::read(&file, max_bytes)?;
             let name = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
             let record = name.split_once('-').and_then(|(_, digest)| digest.parse().ok());
+            // Temporary files of a run beside this one may go at any moment.
             let Some(record) = record else { continue };
+            let max_bytes = u64::from(RECEIPT_MAX_BYTES).saturating_mul(2);
+            let bytes = durable::read(&file, max_bytes)?;
             let (body, receipt) = split_file(&bytes)?;
             all.push(read(record, body, receipt, profile.settings().ledger_key)?);
         }

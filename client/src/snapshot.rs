@@ -217,7 +217,8 @@ impl SnapshotSummary {
     }
 }
 
-async fn list_rows(
+/// Rows of the server's list, oldest first.
+pub async fn list_rows(
     access: &ReadAccess,
     source: Option<&Label>,
 ) -> Result<Vec<SnapshotRow>, ClientError> {

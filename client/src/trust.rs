@@ -177,7 +177,8 @@ impl ReadAccess {
                 tolerate(history::demand_floor(&client, &floor).await, unverified)?;
             }
             Some(_) => tracing::warn!(
-                "the kit has seen another server of the namespace: how new this one's state is, it cannot tell"
+                "the kit has seen another server of the namespace: it cannot tell how new the \
+                 state of this one is"
             ),
             None => {}
         }

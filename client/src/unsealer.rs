@@ -18,10 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::compressor::Decompressor;
 use crate::error::ClientError;
-use crate::fetch::damaged;
+use crate::fetch::open_leaf;
 use crate::keys::PlaintextKeys;
 use crate::progress::Monitor;
-use crate::sealer::{NodeChild, unseal_chunk};
+use crate::sealer::NodeChild;
 
 /// Room is counted in this many bytes, so that it fits a semaphore's permits.
 const ROOM_UNIT_BYTES: u64 = 4096;
@@ -158,16 +158,7 @@ impl Worker {
         for (leaf, end) in job.leaves.iter().zip(&job.ends) {
             let envelope = job.envelopes.get(start..*end).unwrap_or(&[]);
             start = *end;
-            unseal_chunk(
-                &self.keys,
-                envelope,
-                &leaf.digest,
-                &leaf.h,
-                leaf.plaintext_bytes,
-                &mut self.chunk,
-                &mut self.decompressor,
-            )
-            .map_err(|error| damaged(&leaf.digest, error))?;
+            open_leaf(&self.keys, envelope, leaf, &mut self.chunk, &mut self.decompressor)?;
             plaintext.extend_from_slice(&self.chunk);
         }
         job.envelopes.clear();

@@ -382,6 +382,21 @@ fn ledger_entries() -> Vec<LedgerEntry> {
         Event::Forgotten { record, commit: 7, locked_until_seconds: 10 },
         Event::Refused { record, wish: Wish::Shorten, lock },
         Event::RecordRead { record },
+    ];
+    let later = later_events(record, rule, lock);
+    let entry = |event| LedgerEntry {
+        server_time_ms: 1_700_000_000_000,
+        retention_time_seconds: 1_700_000_000,
+        actor: PRINCIPAL,
+        namespace: namespace(),
+        event,
+    };
+    events.into_iter().chain(later).map(entry).collect()
+}
+
+/// Events of retention, clock and collection.
+fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Event> {
+    vec![
         Event::Retained { record, lock: Lock { until_seconds: FOREVER, ..lock } },
         Event::HoldPlaced { record, reason: [12; 32] },
         Event::HoldReleased { record, reason: [13; 32] },
@@ -416,15 +431,7 @@ fn ledger_entries() -> Vec<LedgerEntry> {
         Event::SegmentDropIntended { segment: 29, table: [30; 32] },
         Event::SegmentDropped { segment: 29, file_bytes: 31 },
         Event::Configured { configuration: [32; 32] },
-    ];
-    let entry = |event| LedgerEntry {
-        server_time_ms: 1_700_000_000_000,
-        retention_time_seconds: 1_700_000_000,
-        actor: PRINCIPAL,
-        namespace: namespace(),
-        event,
-    };
-    events.into_iter().map(entry).collect()
+    ]
 }
 
 #[test]

@@ -5,7 +5,11 @@
 //! ```
 //!
 //! [`FrameDecoder`] takes pieces of any size and gives whole envelopes; it compares a length with
-//! [`ENVELOPE_MAX_BYTES`] before it waits for that many bytes, so what it buffers is bounded.
+//! [`ENVELOPE_MAX_BYTES`] before it waits for that many bytes, so what it buffers is bounded. An
+//! envelope shares the buffer that it arrived in: it is not copied, and keeps that memory while it
+//! lives.
+
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::codec::DecodeError;
 use crate::limits::ENVELOPE_MAX_BYTES;
@@ -22,7 +26,7 @@ pub fn prefix(envelope: &[u8]) -> Result<[u8; PREFIX_BYTES], DecodeError> {
 }
 
 /// The length of the envelope that follows a prefix; refused before anybody waits for it.
-pub fn length_of(prefix: [u8; PREFIX_BYTES]) -> Result<usize, DecodeError> {
+fn length_of(prefix: [u8; PREFIX_BYTES]) -> Result<usize, DecodeError> {
     let length = u32::from_le_bytes(prefix);
     if length == 0 || length > ENVELOPE_MAX_BYTES {
         return Err(DecodeError::TooLong(WHAT));
@@ -33,41 +37,38 @@ pub fn length_of(prefix: [u8; PREFIX_BYTES]) -> Result<usize, DecodeError> {
 /// Takes a stream apart.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
-    buffer: Vec<u8>,
-    start: usize,
+    arrived: BytesMut,
 }
 
 impl FrameDecoder {
-    /// Adds bytes that arrived.
+    /// Adds bytes that arrived. Where no envelope of before lives any more, their room is used
+    /// again.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
-            self.start = 0;
-        } else if self.start > self.buffer.len() / 2 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
-        }
-        self.buffer.extend_from_slice(bytes);
+        self.arrived.extend_from_slice(bytes);
     }
 
     /// The next whole envelope, or nothing until more bytes are pushed.
-    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, DecodeError> {
-        let rest = self.buffer.get(self.start..).unwrap_or(&[]);
-        let Some((prefix, body)) = rest.split_first_chunk::<PREFIX_BYTES>() else {
+    pub fn next_frame(&mut self) -> Result<Option<Bytes>, DecodeError> {
+        let Some((prefix, rest)) = self.arrived.split_first_chunk::<PREFIX_BYTES>() else {
             return Ok(None);
         };
         let length = length_of(*prefix)?;
-        if body.len() < length {
+        if rest.len() < length {
             return Ok(None);
         }
-        let from = self.start.saturating_add(PREFIX_BYTES);
-        self.start = from.saturating_add(length);
-        Ok(self.buffer.get(from..self.start))
+        self.arrived.advance(PREFIX_BYTES);
+        Ok(Some(self.arrived.split_to(length).freeze()))
+    }
+
+    /// Moves what has not arrived whole to a buffer of its own, so that envelopes which are kept
+    /// for a while give their memory back when they go.
+    pub fn detach(&mut self) {
+        self.arrived = BytesMut::from(&self.arrived[..]);
     }
 
     /// Ends the stream; a part of an envelope left over is an error.
     pub fn finish(&self) -> Result<(), DecodeError> {
-        if self.start == self.buffer.len() { Ok(()) } else { Err(DecodeError::Short(WHAT)) }
+        if self.arrived.is_empty() { Ok(()) } else { Err(DecodeError::Short(WHAT)) }
     }
 }
 
@@ -82,6 +83,7 @@ mod tests {
             envelopes in proptest::collection::vec(
                 proptest::collection::vec(any::<u8>(), 1..300), 0..20),
             piece in 1usize..700,
+            detaches in any::<bool>(),
         ) {
             let mut stream = Vec::new();
             for envelope in &envelopes {
@@ -94,6 +96,9 @@ mod tests {
                 decoder.push(bytes);
                 while let Some(envelope) = decoder.next_frame().unwrap() {
                     back.push(envelope.to_vec());
+                }
+                if detaches {
+                    decoder.detach();
                 }
             }
             prop_assert!(decoder.finish().is_ok());

@@ -172,9 +172,9 @@ fn frames_of(data: &[u8], piece: usize) -> (Vec<u8>, bool) {
         loop {
             match decoder.next_frame() {
                 Ok(Some(envelope)) => {
-                    let Ok(prefix) = prefix(envelope) else { unreachable!("frame out of bounds") };
+                    let Ok(prefix) = prefix(&envelope) else { unreachable!("frame out of bounds") };
                     stream.extend_from_slice(&prefix);
-                    stream.extend_from_slice(envelope);
+                    stream.extend_from_slice(&envelope);
                 }
                 Ok(None) => break,
                 Err(_) => return (stream, false),

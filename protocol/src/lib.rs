@@ -28,6 +28,7 @@ pub mod record;
 
 pub mod checkpoint;
 pub mod entry;
+pub mod event;
 pub mod merkle;
 pub mod receipt;
 pub mod tile;

@@ -214,10 +214,8 @@ pub struct Outcome {
 pub struct ProposalRow {
     /// Its leaf in the ledger, which names it.
     pub proposal: u64,
-    /// Hash of that leaf: what an approval signs.
-    pub leaf_hash: HexBytes,
-    /// Origin of the ledger.
-    pub origin: String,
+    /// That leaf's entry, whose hash an approval signs; it holds the operation's digest.
+    pub entry: HexBytes,
     /// Who proposed it.
     pub proposer: PrincipalId,
     /// What.

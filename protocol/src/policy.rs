@@ -61,7 +61,8 @@ pub fn ready_made(class: &str) -> Option<RetentionRule> {
         after_date_seconds,
     };
     match class {
-        EXPIRY_PLUS_TWO_YEARS => Some(rule(0, MAXIMUM_SECONDS, 2 * YEAR_SECONDS)),
+        // At least two years from now, too: a client that names too early a date weakens nothing.
+        EXPIRY_PLUS_TWO_YEARS => Some(rule(2 * YEAR_SECONDS, MAXIMUM_SECONDS, 2 * YEAR_SECONDS)),
         AT_LEAST_FIVE_YEARS => Some(rule(5 * YEAR_SECONDS, MAXIMUM_SECONDS, 0)),
         PERMANENT => Some(rule(FOREVER, FOREVER, 0)),
         _ => None,
@@ -154,7 +155,6 @@ impl Policy {
                 || new.default_seconds < old.default_seconds
                 || new.maximum_seconds < old.maximum_seconds
                 || new.after_date_seconds < old.after_date_seconds
-                || (new.after_date_seconds > 0 && old.after_date_seconds == 0)
         };
         let raises = |new: u64, old: u64| old != 0 && (new == 0 || new > old);
         let named = old.sources.keys().chain(self.sources.keys());

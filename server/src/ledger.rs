@@ -119,6 +119,17 @@ impl Ledger {
         durable::write(&self.head_file, self.head().note.as_bytes())
     }
 
+    /// The name of this ledger in checkpoints.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// An encoded entry.
+    pub fn entry(&self, leaf_index: u64) -> Result<Vec<u8>, ServerError> {
+        let entry = self.store.get(Family::Ledger, &entry_key(leaf_index))?;
+        entry.ok_or_else(ServerError::not_found)
+    }
+
     /// The proof that entry `leaf_index` is under the published head.
     pub fn receipt(&self, leaf_index: u64) -> Result<Receipt, ServerError> {
         let head = self.head();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::error::ServerError;
@@ -47,6 +47,10 @@ pub struct Metrics {
     pub free_bytes: IntGauge,
     /// When the last backup of a source was committed, seconds since 1970.
     pub last_backup_timestamp: GaugeVec,
+    /// Bytes that a namespace takes of its quota.
+    pub namespace_bytes: IntGaugeVec,
+    /// Snapshots of a namespace.
+    pub namespace_snapshots: IntGaugeVec,
 }
 
 impl Metrics {
@@ -98,6 +102,8 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
+        let namespace_bytes = gauges(r, "namespace_bytes", "Bytes stored for a namespace")?;
+        let namespace_snapshots = gauges(r, "namespace_snapshots", "Snapshots of a namespace")?;
         Ok(Self {
             registry,
             requests,
@@ -117,6 +123,8 @@ impl Metrics {
             store_errors,
             free_bytes,
             last_backup_timestamp,
+            namespace_bytes,
+            namespace_snapshots,
         })
     }
 
@@ -159,6 +167,13 @@ fn counters(
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     let metric = IntGauge::new(full_name(name), help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// Gauges by namespace.
+fn gauges(registry: &Registry, name: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    let metric = IntGaugeVec::new(Opts::new(full_name(name), help), &["namespace"])?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

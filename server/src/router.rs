@@ -11,8 +11,10 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, json, ledger, refused, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, json, ledger, refused, retention, session,
+    snapshot,
 };
+use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
 
@@ -85,9 +87,8 @@ async fn dispatch(
         | Route::SetPolicy(_)
         | Route::Proposals
         | Route::Decide(_)
-        | Route::ClockStatus
-        | Route::TendClock
-        | Route::ReportHead => Err(ServerError::not_found()),
+        | Route::TendClock => keep(repository, authorized.principal()?, route, body).await,
+        Route::ClockStatus | Route::ReportHead => Err(ServerError::not_found()),
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }
@@ -107,6 +108,31 @@ async fn dispatch(
                 _ => session::commit(repository, at, body).await,
             }
         }
+    }
+}
+
+/// What keeps snapshots: locks, holds, policies, proposals.
+async fn keep(
+    repository: &Arc<Repository>,
+    principal: &Principal,
+    route: Route,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    match route {
+        Route::Retain(ns, record)
+        | Route::PlaceHold(ns, record)
+        | Route::ReleaseHold(ns, record) => {
+            retention::change_lock(repository, principal.clone(), route, (ns, record), body).await
+        }
+        Route::Lift(ns, record) => retention::lift(repository, principal.clone(), ns, record).await,
+        Route::Policy(ns) => json(&repository.policy(&ns)?),
+        Route::SetPolicy(ns) => {
+            retention::set_policy(repository, principal.clone(), ns, body).await
+        }
+        Route::Proposals => json(&blocking(repository, |r| r.proposals()).await?),
+        Route::Decide(leaf) => retention::decide(repository, principal.clone(), leaf, body).await,
+        Route::TendClock => retention::tend_clock(repository, principal.clone(), body).await,
+        _ => Err(ServerError::not_found()),
     }
 }
 

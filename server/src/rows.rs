@@ -13,6 +13,9 @@
 //! | seen | ns u32, record digest | [`SeenRow`] |
 //! | heads | ns u32, principal(16), source | the encoded record |
 //! | locks | ns u32, node digest | locked-until day u32 |
+//! | holds | ns u32, record digest | [`HoldRow`] |
+//! | approvals | leaf of the proposal u64 | [`WaitingRow`] |
+//! | policies | ns u32 | [`UsageRow`] |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
 use strongroom_protocol::entry::{read_lock, write_lock};
@@ -20,12 +23,15 @@ use strongroom_protocol::id::{
     Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest, TlsKeyDigest, TokenId,
 };
 use strongroom_protocol::limits::{
-    LABEL_MAX_BYTES, NAME_MAX_BYTES, POLICY_MAX_BYTES, RECORD_MAX_BYTES,
+    LABEL_MAX_BYTES, NAME_MAX_BYTES, POLICY_MAX_BYTES, REASON_MAX_BYTES, RECORD_MAX_BYTES,
 };
 use strongroom_protocol::policy::Policy;
+use strongroom_protocol::proposal::Operation;
 use strongroom_protocol::retention::Lock;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::token::Scope;
+
+use crate::error::ServerError;
 
 /// A namespace of this repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +42,8 @@ pub struct NamespaceRow {
     pub name: Label,
     /// For new snapshots.
     pub policy: Policy,
+    /// It was removed; the row stays, so that its number is never used again.
+    pub is_dropped: bool,
 }
 
 /// A principal.
@@ -100,6 +108,41 @@ pub struct SeenRow {
     pub leaf_index: u64,
 }
 
+/// Why a snapshot is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldRow {
+    /// When the hold was placed, milliseconds since 1970.
+    pub placed_ms: u64,
+    /// By whom.
+    pub principal: PrincipalId,
+    /// In their words.
+    pub reason: String,
+}
+
+/// A proposal that waits for a second principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingRow {
+    /// Who proposed it.
+    pub proposer: PrincipalId,
+    /// When, milliseconds since 1970.
+    pub proposed_ms: u64,
+    /// When it ends undecided, milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Digest of the state that it was made against.
+    pub state: [u8; 32],
+    /// What is proposed.
+    pub operation: Operation,
+}
+
+/// What a namespace takes of its quota.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsageRow {
+    /// Bytes of envelopes that were stored and not yet collected.
+    pub bytes: u64,
+    /// Snapshots that are listed.
+    pub snapshots: u64,
+}
+
 impl NamespaceRow {
     /// Key of namespace number `ns`.
     pub fn key(ns: u32) -> Vec<u8> {
@@ -110,7 +153,7 @@ impl NamespaceRow {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_magic(b"RNS2");
         out.raw(&self.namespace.0).bytes(self.name.as_str().as_bytes());
-        out.bytes(&self.policy.encode());
+        out.bytes(&self.policy.encode()).bool(self.is_dropped);
         out.finish()
     }
 
@@ -122,6 +165,7 @@ impl NamespaceRow {
             namespace: NamespaceId(reader.array()?),
             name: read_label(&mut reader)?,
             policy: Policy::decode(reader.bytes(POLICY_MAX_BYTES)?)?,
+            is_dropped: reader.bool()?,
         };
         reader.finish()?;
         Ok(row)
@@ -267,6 +311,95 @@ impl SeenRow {
         let mut reader = Reader::new("seen row", bytes);
         reader.magic(b"RSE1")?;
         let row = Self { commit: reader.u64()?, leaf_index: reader.u64()? };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl HoldRow {
+    /// Key of a snapshot's hold.
+    pub fn key(ns: u32, record: &RecordDigest) -> Vec<u8> {
+        [&ns.to_be_bytes()[..], &record.0].concat()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RHD1");
+        out.u64(self.placed_ms).raw(&self.principal.0).bytes(self.reason.as_bytes());
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("hold row", bytes);
+        reader.magic(b"RHD1")?;
+        let row = Self {
+            placed_ms: reader.u64()?,
+            principal: PrincipalId(reader.array()?),
+            reason: reader.text(REASON_MAX_BYTES)?.to_owned(),
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl WaitingRow {
+    /// Key of a proposal.
+    pub fn key(leaf: u64) -> Vec<u8> {
+        leaf.to_be_bytes().to_vec()
+    }
+
+    /// The leaf in a key.
+    pub fn leaf_of(key: &[u8]) -> Result<u64, DecodeError> {
+        let bytes = key.try_into().map_err(|_| DecodeError::Short("proposal key"))?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// The value. The operation stands in it as it came: as JSON.
+    pub fn encode(&self) -> Result<Vec<u8>, ServerError> {
+        let operation = serde_json::to_vec(&self.operation)
+            .map_err(|error| ServerError::Bug(format!("proposal row: {error}")))?;
+        let mut out = Writer::with_magic(b"RPP1");
+        out.raw(&self.proposer.0).u64(self.proposed_ms).u64(self.expires_ms).raw(&self.state);
+        out.bytes(&operation);
+        Ok(out.finish())
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("proposal row", bytes);
+        reader.magic(b"RPP1")?;
+        let row = Self {
+            proposer: PrincipalId(reader.array()?),
+            proposed_ms: reader.u64()?,
+            expires_ms: reader.u64()?,
+            state: reader.array()?,
+            operation: serde_json::from_slice(reader.bytes(POLICY_MAX_BYTES)?)
+                .map_err(|_| DecodeError::Value("proposal row"))?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl UsageRow {
+    /// Key of a namespace's usage.
+    pub fn key(ns: u32) -> Vec<u8> {
+        ns.to_be_bytes().to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RUS1");
+        out.u64(self.bytes).u64(self.snapshots);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("usage row", bytes);
+        reader.magic(b"RUS1")?;
+        let row = Self { bytes: reader.u64()?, snapshots: reader.u64()? };
         reader.finish()?;
         Ok(row)
     }

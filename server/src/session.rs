@@ -55,6 +55,7 @@ struct SessionState {
     pinned_digests: HashSet<SealedDigest>,
     needs_seal: bool,
     uploaded_bytes: u64,
+    stored_bytes: u64,
     hit_count: u64,
     challenge_count: u32,
     have_budget: u64,
@@ -101,6 +102,7 @@ impl Sessions {
             pinned_digests: HashSet::new(),
             needs_seal: false,
             uploaded_bytes: 0,
+            stored_bytes: 0,
             hit_count: 0,
             challenge_count: 0,
             have_budget: self.have_burst(),
@@ -165,6 +167,13 @@ impl Sessions {
         }
     }
 
+    /// Bytes that live sessions of a namespace have stored so far.
+    pub fn stored_in(&self, namespace: &NamespaceId) -> u64 {
+        let live = self.live.lock();
+        let of_namespace = live.values().filter(|held| held.terms.namespace == *namespace);
+        of_namespace.map(|held| held.stored_bytes()).sum()
+    }
+
     /// Number of live sessions.
     pub fn count(&self) -> usize {
         self.live.lock().len()
@@ -222,8 +231,7 @@ impl Session {
 
     /// Whether the envelope at `row` is pinned.
     pub fn is_pinned(&self, digest: &SealedDigest, row: &IndexRow) -> bool {
-        let state = self.state.lock();
-        state.pinned_slots.contains(number_of(row.slot)) || state.pinned_digests.contains(digest)
+        self.state.lock().is_pinned(digest, row)
     }
 
     /// Which of these envelopes is not pinned; one look at the lock for all of them.
@@ -233,10 +241,7 @@ impl Session {
     ) -> Vec<SealedDigest> {
         let state = self.state.lock();
         rows.into_iter()
-            .filter(|(digest, row)| {
-                !state.pinned_slots.contains(number_of(row.slot))
-                    && !state.pinned_digests.contains(digest)
-            })
+            .filter(|(digest, row)| !state.is_pinned(digest, row))
             .map(|(digest, _)| *digest)
             .collect()
     }
@@ -257,6 +262,17 @@ impl Session {
             ));
         }
         Ok(())
+    }
+
+    /// Counts bytes that were new.
+    pub fn count_stored(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.stored_bytes = state.stored_bytes.saturating_add(bytes);
+    }
+
+    /// Bytes that this session has stored so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.state.lock().stored_bytes
     }
 
     /// Takes `count` out of the session's challenges.
@@ -287,6 +303,10 @@ impl SessionState {
         } else {
             self.pinned_slots.insert(number_of(slot));
         }
+    }
+
+    fn is_pinned(&self, digest: &SealedDigest, row: &IndexRow) -> bool {
+        self.pinned_slots.contains(number_of(row.slot)) || self.pinned_digests.contains(digest)
     }
 }
 

@@ -47,9 +47,7 @@ async fn the_same_record_twice_is_one_snapshot() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     let session = writer.session("db").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a"]);
-    session.upload(frames(&tree.envelopes())).await.unwrap();
-    let record = writer.record(&session, "db", &tree.root, |_| {});
+    let (_, record) = writer.uploaded(&session, "db", &[b"a"]).await;
     let first = session.commit(record.encode().into()).await.unwrap();
     let again = session.commit(record.encode().into()).await.unwrap();
     let index = |receipt: &[u8]| Receipt::decode(receipt).unwrap().leaf_index;
@@ -73,9 +71,7 @@ async fn the_same_record_twice_at_once_is_one_snapshot() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     let session = writer.session("db").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a"]);
-    session.upload(frames(&tree.envelopes())).await.unwrap();
-    let record = writer.record(&session, "db", &tree.root, |_| {});
+    let (_, record) = writer.uploaded(&session, "db", &[b"a"]).await;
     let (a, b) = tokio::join!(
         session.commit(record.encode().into()),
         session.commit(record.encode().into())
@@ -90,9 +86,8 @@ async fn records_that_lie_are_refused() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     let other = server.writer("other").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a", b"b"]);
     let session = writer.session("db").await;
-    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let (tree, mut record) = writer.uploaded(&session, "db", &[b"a", b"b"]).await;
     type Lie = fn(&mut RecordBody);
     let lies: [(&str, Lie); 9] = [
         ("chunk count", |body| body.totals.chunk_count += 1),
@@ -115,7 +110,6 @@ async fn records_that_lie_are_refused() {
     let elsewhere = other.session("db").await;
     let foreign = other.record(&elsewhere, "db", &tree.root, |_| {});
     refused_with(session.commit(foreign.encode().into()).await, ErrorCode::BadRecord);
-    let mut record = writer.record(&session, "db", &tree.root, |_| {});
     record.signature[0] ^= 1;
     refused_with(session.commit(record.encode().into()).await, ErrorCode::BadRecord);
     assert_eq!(snapshot_count(&server.repository), 0);
@@ -155,9 +149,8 @@ async fn gaps_and_forks_in_a_source_are_refused() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     writer.snapshot("db", &[b"a"]).await;
-    let tree = Tree::seal(&writer.keys(), &[b"b"]);
     let session = writer.session("db").await;
-    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let (tree, record) = writer.uploaded(&session, "db", &[b"b"]).await;
     type Change = fn(&mut RecordBody);
     let changes: [Change; 3] = [
         |body| body.sequence = 3,
@@ -168,7 +161,6 @@ async fn gaps_and_forks_in_a_source_are_refused() {
         let record = writer.record(&session, "db", &tree.root, change);
         refused_with(session.commit(record.encode().into()).await, ErrorCode::OutOfSequence);
     }
-    let record = writer.record(&session, "db", &tree.root, |_| {});
     session.commit(record.encode().into()).await.unwrap();
 }
 
@@ -177,9 +169,7 @@ async fn a_commit_after_the_lease_ended_is_refused() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     let session = writer.session("db").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a"]);
-    session.upload(frames(&tree.envelopes())).await.unwrap();
-    let record = writer.record(&session, "db", &tree.root, |_| {});
+    let (tree, record) = writer.uploaded(&session, "db", &[b"a"]).await;
     server.clock.advance(Duration::from_secs(601));
     refused_with(session.commit(record.encode().into()).await, ErrorCode::SessionEnded);
     // What arrived is still there for the next session.
@@ -192,9 +182,8 @@ async fn a_commit_after_the_lease_ended_is_refused() {
 async fn a_root_that_the_session_does_not_know_is_refused() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a"]);
     let session = writer.session("db").await;
-    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let (tree, _) = writer.uploaded(&session, "db", &[b"a"]).await;
     let other = writer.session("db").await;
     let record = writer.record(&other, "db", &tree.root, |_| {});
     refused_with(other.commit(record.encode().into()).await, ErrorCode::BadRecord);
@@ -205,10 +194,8 @@ async fn nodes_are_had_only_while_they_are_locked() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
     let session = writer.session("db").await;
-    let tree = Tree::seal(&writer.keys(), &[b"a"]);
-    session.upload(frames(&tree.envelopes())).await.unwrap();
+    let (tree, record) = writer.uploaded(&session, "db", &[b"a"]).await;
     assert_eq!(session.have(&[tree.root.digest]).await.unwrap(), [false], "not locked yet");
-    let record = writer.record(&session, "db", &tree.root, |_| {});
     session.commit(record.encode().into()).await.unwrap();
     let next = writer.session("db").await;
     assert_eq!(next.have(&[tree.root.digest]).await.unwrap(), [true]);
@@ -253,10 +240,8 @@ async fn every_node_of_a_snapshot_is_locked_children_not_before_parents() {
     let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
     for days in [0u32, 1, 9, 40] {
         server.clock.advance(DAY * days);
-        let tree = Tree::seal(&writer.keys(), &pieces);
         let session = writer.session("db").await;
-        session.upload(frames(&tree.envelopes())).await.unwrap();
-        let record = writer.record(&session, "db", &tree.root, |_| {});
+        let (tree, record) = writer.uploaded(&session, "db", &pieces).await;
         session.commit(record.encode().into()).await.unwrap();
         let store = server.repository.store();
         let namespace = server.repository.registry().namespace(&writer.namespace()).unwrap();

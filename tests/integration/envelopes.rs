@@ -1,5 +1,8 @@
 //! Hostile uploads: what is not an envelope, not where it belongs, or not what it claims.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use bytes::Bytes;
 use strongroom_client::connection::Body;
 use strongroom_client::sealer::seal_node;
@@ -7,8 +10,13 @@ use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::limits::{ENVELOPE_MAX_BYTES, SMALL_SESSION_MAX_BYTES};
 use strongroom_protocol::message::SizeClass;
+use strongroom_protocol::route::Route;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::harness::{TestServer, Tree, child_of, digests, frames, refused_with, seal_leaf};
+use crate::harness::{
+    TestServer, Tree, child_of, connect_to, digests, frames, refused_with, seal_leaf,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_envelopes_are_refused_and_leave_nothing() {
@@ -61,6 +69,55 @@ async fn a_stream_that_ends_inside_an_envelope_keeps_what_came_before() {
     let outcome = session.upload(Bytes::from(stream).into()).await;
     refused_with(outcome, ErrorCode::BadRequest);
     assert_eq!(session.have(&digests(&[one, two])).await.unwrap(), [true, false]);
+}
+
+/// Forwards one connection to `server`, and cuts it after `upward_bytes` from the client.
+async fn cutting_network(server: SocketAddr, upward_bytes: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) =
+            TcpStream::connect(server).await.unwrap().into_split();
+        let mut upward = from_client.take(upward_bytes);
+        tokio::select! {
+            _ = tokio::io::copy(&mut upward, &mut to_server) => (),
+            _ = tokio::io::copy(&mut from_server, &mut to_client) => (),
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_cuts_an_upload_loses_no_whole_envelope() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let session = writer.session("db").await;
+    let seal = |seed: u64| {
+        let mut noise = vec![0; 10_000];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
+        seal_leaf(writer.keys().plaintext(), &noise).1
+    };
+    // Less than one batch of the server, and cut in the middle.
+    let envelopes: Vec<Bytes> = (0..60).map(seal).collect();
+    let network = cutting_network(server.address, 300_000).await;
+    let client = writer.profile.client(&connect_to(network)).unwrap();
+    let route = Route::Upload(writer.namespace(), session.opened().session);
+    assert!(client.request_once(&route, "", frames(&envelopes)).await.is_err());
+    // The server is told by its own connection, which nobody here can wait for; so it is asked.
+    let asked = digests(&envelopes);
+    let mut had = Vec::new();
+    for _ in 0..500 {
+        had = session.have(&asked).await.unwrap();
+        if had[0] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let whole = had.iter().take_while(|had| **had).count();
+    assert!((20..30).contains(&whole), "{whole} of the first 300 000 bytes were kept");
+    assert!(had[whole..].iter().all(|had| !had));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,7 +223,6 @@ async fn bodies_that_make_no_sense_are_refused() {
     let session = writer.session("db").await;
     let (ns, id) = (writer.namespace(), session.opened().session);
     let client = writer.client();
-    use strongroom_protocol::route::Route;
     let send = async |route: Route, body: Vec<u8>| {
         client.request_once(&route, "", Body::from(Bytes::from(body))).await
     };

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use strongroom_client::age_file;
 use strongroom_client::backup::{self, BackupOptions, BackupSummary};
-use strongroom_client::commit::position_after;
+use strongroom_client::commit;
 use strongroom_client::compressor::Compressor;
 use strongroom_client::connection::{Body, Timeouts};
 use strongroom_client::enroll::{self, EnrollOptions};
@@ -25,14 +24,13 @@ use strongroom_client::source::Source;
 use strongroom_client::transport::{Client, RetryPolicy};
 use strongroom_client::tree::{Leaf, SealedRoot, TreeBuilder, join};
 use strongroom_protocol::catalogue;
-use strongroom_protocol::certificate::WriterCertificate;
 use strongroom_protocol::descriptor::{Codec, VerifiedDescriptor};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::frame::prefix;
 use strongroom_protocol::id::{Label, NamespaceId, SealedDigest};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
-use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody};
+use strongroom_protocol::record::{PrivateFields, Record, RecordBody};
 use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
@@ -239,14 +237,17 @@ impl Actor {
         source: &str,
         size_class: SizeClass,
     ) -> Result<Session, ClientError> {
-        Session::open(
-            &self.client(),
-            self.namespace(),
-            &label(source),
-            size_class,
-            LockWanted::Default,
-        )
-        .await
+        let wanted = LockWanted::Default;
+        Session::open(&self.client(), self.namespace(), &label(source), size_class, wanted).await
+    }
+
+    pub async fn session_wanting(
+        &self,
+        source: &str,
+        wanted: LockWanted,
+    ) -> Result<Session, ClientError> {
+        let (client, class) = (self.client(), SizeClass::Stream);
+        Session::open(&client, self.namespace(), &label(source), class, wanted).await
     }
 
     /// A record of `tree` as this client would make it, its body changed by `change`.
@@ -258,49 +259,31 @@ impl Actor {
         change: impl FnOnce(&mut RecordBody),
     ) -> Record {
         let descriptor = self.kept_descriptor();
-        let head = session.opened().head.as_ref().map(|head| head.0.as_slice());
-        let position = position_after(&self.profile, &label(source), head).unwrap();
-        let keys = self.keys();
-        let principal = self.profile.settings().principal;
-        let mut body = RecordBody {
-            namespace: self.namespace(),
-            epoch: 1,
-            descriptor: descriptor.digest(),
-            principal,
-            source: label(source),
-            session_nonce: session.opened().nonce,
-            sequence: position.sequence,
-            previous: position.previous,
-            root: root.digest,
-            root_level: root.level,
-            totals: root.totals,
-            padded_plaintext_bytes: root.plaintext_bytes,
-            client_time_ms: 0,
-            lock_wanted: LockWanted::Default,
-            complete: true,
-        };
+        let (profile, source) = (&self.profile, label(source));
+        let mut body = commit::body_of(profile, session, &descriptor, &source, root).unwrap();
         change(&mut body);
-        let block = KeyBlock {
-            body_digest: *blake3::hash(&body.encode()).as_bytes(),
-            plaintext_key: *keys.plaintext().plaintext_key(),
-            root_h: root.h.0,
-            private: PrivateFields::default(),
-        };
-        let recipients = &descriptor.contents().recipients;
-        let key_block = age_file::seal_to(recipients, &block.encode()).unwrap();
-        let signing = self.profile.signing_key().unwrap();
-        let public = self.profile.signing_public_key().unwrap();
-        let (namespace, record_key) = (self.namespace(), keys.record_key());
-        let certificate = WriterCertificate::issue(&record_key, namespace, 1, principal, public);
-        Record::sign(body, key_block, certificate, &signing)
+        let private =
+            PrivateFields { plaintext_bytes: root.plaintext_bytes, ..PrivateFields::default() };
+        commit::sign_record(profile, &descriptor, &self.keys(), body, root, private).unwrap()
+    }
+
+    /// A small tree that is uploaded in `session`, and its record, which is not committed.
+    pub async fn uploaded(
+        &self,
+        session: &Session,
+        source: &str,
+        pieces: &[&[u8]],
+    ) -> (Tree, Record) {
+        let tree = Tree::seal(&self.keys(), pieces);
+        session.upload(frames(&tree.envelopes())).await.unwrap();
+        let record = self.record(session, source, &tree.root, |_| {});
+        (tree, record)
     }
 
     /// Uploads a small tree and commits it.
     pub async fn snapshot(&self, source: &str, pieces: &[&[u8]]) -> (Record, Receipt) {
         let session = self.session(source).await;
-        let tree = Tree::seal(&self.keys(), pieces);
-        session.upload(frames(&tree.envelopes())).await.unwrap();
-        let record = self.record(&session, source, &tree.root, |_| {});
+        let (_, record) = self.uploaded(&session, source, pieces).await;
         let receipt = session.commit(record.encode().into()).await.unwrap();
         (record, Receipt::decode(&receipt).unwrap())
     }
@@ -351,13 +334,19 @@ pub struct Tree {
 
 impl Tree {
     pub fn seal(keys: &EpochKeys, pieces: &[&[u8]]) -> Self {
+        Self::seal_as(keys, pieces, |_| {})
+    }
+
+    /// A tree that says of its leaves what `lie` makes of the truth.
+    pub fn seal_as(keys: &EpochKeys, pieces: &[&[u8]], lie: impl Fn(&mut Leaf)) -> Self {
         let keys = keys.plaintext();
         let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
         let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
         let catalogue = catalogue::encode(&[entry]);
         let mut leaf = |plaintext: &[u8]| {
-            let (leaf, envelope) = seal_leaf(keys, plaintext);
+            let (mut leaf, envelope) = seal_leaf(keys, plaintext);
             chunks.push(envelope);
+            lie(&mut leaf);
             leaf
         };
         let mut stream = |pieces: &[&[u8]], sink: &mut dyn FnMut(SealedNode)| {

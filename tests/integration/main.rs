@@ -13,4 +13,5 @@ mod ledger;
 mod lying_server;
 mod programs;
 mod public_verifier;
+mod retention;
 mod trust;

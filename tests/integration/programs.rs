@@ -112,11 +112,11 @@ impl Served {
 
     fn set_up(&self) -> PathBuf {
         let kit = self.folder.path().join("kit");
-        std::fs::create_dir_all(&kit).unwrap();
         let token = self.token(Some("erp"), "backup");
         let kit_text = kit.to_str().unwrap();
         let done = self.client("home", &["setup", "--token", &token, "--kit-folder", kit_text]);
         assert!(done.status.success(), "{}", text(&done.stderr));
+        assert_eq!(kit.metadata().unwrap().permissions().mode() & 0o777, 0o700);
         let files = std::fs::read_dir(&kit).unwrap().map(|file| file.unwrap().path());
         let mut kits = files.filter(|path| path.extension().is_some_and(|e| e == "txt"));
         kits.next().unwrap()
@@ -270,6 +270,23 @@ fn exit_codes_and_messages_say_what_to_do() {
     let bad = served.command(&["token", "--role", "backup"]);
     assert_eq!(bad.status.code(), Some(1));
     assert!(text(&bad.stderr).contains("--namespace"), "{}", text(&bad.stderr));
+}
+
+#[test]
+fn what_a_dump_command_says_cannot_steer_the_terminal_of_who_reads_it() {
+    let served = Served::start();
+    let kit = served.set_up();
+    let says = "echo dump; printf 'first\\nsecond \\033[2J\\r' >&2";
+    let done = served.client("home", &["backup", "db", "--tag", "a\nb", "--", "sh", "-c", says]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let kit = kit.to_str().unwrap();
+    let shown = served.client("fresh", &["show", "db", "--kit", kit]);
+    let shown = text(&shown.stdout);
+    assert!(shown.contains("tags         a\\nb\n"), "{shown}");
+    assert!(shown.contains("first\nsecond \\u{1b}[2J"), "{shown}");
+    assert!(shown.chars().all(|letter| letter == '\n' || !letter.is_control()), "{shown:?}");
+    let exact = json(&served.client("fresh", &["--json", "show", "db", "--kit", kit]));
+    assert_eq!(exact["sealed_fields"]["tags"][0], "a\nb");
 }
 
 #[test]

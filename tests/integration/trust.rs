@@ -1,6 +1,7 @@
 //! What keys open: a kit everything, a stolen client nothing, a wrong identity nothing.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use strongroom_client::age_file;
 use strongroom_client::error::{ClientError, ExitCode};
@@ -11,11 +12,13 @@ use strongroom_client::progress::Monitor;
 use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::snapshot;
 use strongroom_client::source::Source;
+use strongroom_client::tree::Leaf;
 use strongroom_client::trust::ReadAccess;
+use strongroom_protocol::limits::CHUNK_MAX_BYTES;
 use strongroom_protocol::record::Totals;
 use strongroom_protocol::role::Role;
 
-use crate::harness::{Actor, TestServer, unpack_dumps};
+use crate::harness::{Actor, TestServer, Tree, frames, unpack_dumps};
 
 async fn restore_with(
     access: &ReadAccess,
@@ -207,6 +210,34 @@ async fn a_server_that_restarts_between_backups_loses_nothing() {
     let to = folder.path().join("restored");
     restore_with(&access, "db@latest", &to, false).await.unwrap();
     assert!(same(&day1, &to));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_that_claims_more_than_a_chunk_can_hold_is_refused() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let access = ReadAccess::with_kit(&writer.kit(), &writer.connect, false).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for claimed in [u64::from(CHUNK_MAX_BYTES) + 1, 1 << 40, u64::MAX / 4] {
+        let session = writer.session("db").await;
+        let lie = |leaf: &mut Leaf| {
+            // The catalogue stays true, so that the walk gets as far as the data.
+            if leaf.plaintext_bytes == 4 {
+                leaf.plaintext_bytes = claimed;
+            }
+        };
+        let tree = Tree::seal_as(&writer.keys(), &[b"some", b"data"], lie);
+        session.upload(frames(&tree.envelopes())).await.unwrap();
+        let record = writer.record(&session, "db", &tree.root, |_| {});
+        session.commit(record.encode().into()).await.unwrap();
+        let to = folder.path().join("restored");
+        let restoring = restore_with(&access, "db@latest", &to, false);
+        let outcome = tokio::time::timeout(Duration::from_secs(20), restoring).await;
+        let error = outcome.expect("the restore hangs").unwrap_err();
+        assert_eq!(error.exit_code(), ExitCode::Untrusted, "{error}");
+        assert!(error.to_string().contains("no chunk has more"), "{error}");
+        assert!(!to.exists());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

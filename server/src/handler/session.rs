@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use strongroom_protocol::codec::DecodeError;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::frame::length_of;
+use strongroom_protocol::frame::FrameDecoder;
 use strongroom_protocol::id::{NamespaceId, SessionId};
 use strongroom_protocol::limits::UPLOAD_MAX_COUNT;
 use strongroom_protocol::message::Uploaded;
@@ -19,8 +20,6 @@ use crate::repository::Repository;
 const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// How long a refused upload may go on before its connection is cut.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
-/// Length prefix of an envelope in a stream.
-const PREFIX_BYTES: usize = 4;
 
 /// Which session of which namespace a request is about, and who asks.
 #[derive(Clone)]
@@ -92,18 +91,35 @@ pub async fn upload(
     json(&outcome?)
 }
 
+/// Whatever ends the stream, the whole envelopes before it are kept: the client need not send them
+/// again.
 async fn take_in(
     repository: &Arc<Repository>,
     at: &InSession,
     body: &mut RequestBody,
 ) -> Result<Uploaded, ServerError> {
-    let mut arrived = BytesMut::new();
     let mut batch = Batch::default();
-    let mut count = 0u32;
     let mut sum = Uploaded::default();
+    let arrived = store_full_batches(repository, at, body, &mut batch, &mut sum).await;
+    add(&mut sum, batch.store(repository, at).await?);
+    arrived.map(|()| sum)
+}
+
+/// Stores batch after batch; what is left in `batch` at the end is the caller's to store.
+async fn store_full_batches(
+    repository: &Arc<Repository>,
+    at: &InSession,
+    body: &mut RequestBody,
+    batch: &mut Batch,
+    sum: &mut Uploaded,
+) -> Result<(), ServerError> {
+    let bad_stream =
+        |error: DecodeError| ServerError::peer(ErrorCode::BadEnvelope, error.to_string());
+    let mut decoder = FrameDecoder::default();
+    let mut count = 0u32;
     while let Some(piece) = body.next().await? {
-        arrived.extend_from_slice(&piece);
-        while let Some(envelope) = next_envelope(&mut arrived)? {
+        decoder.push(&piece);
+        while let Some(envelope) = decoder.next_frame().map_err(bad_stream)? {
             count = count.saturating_add(1);
             if count > UPLOAD_MAX_COUNT {
                 return Err(ServerError::peer(
@@ -114,18 +130,11 @@ async fn take_in(
             batch.push(envelope);
         }
         if batch.bytes >= BATCH_BYTES {
-            add(&mut sum, batch.store(repository, at).await?);
-            // What has not arrived whole moves to a buffer of its own: the batch's is given back.
-            arrived = BytesMut::from(&arrived[..]);
+            add(sum, batch.store(repository, at).await?);
+            decoder.detach();
         }
     }
-    if !arrived.is_empty() {
-        // Whole envelopes before the cut are kept: the client need not send them again.
-        batch.store(repository, at).await?;
-        return Err(bad_request("the stream ends inside an envelope"));
-    }
-    add(&mut sum, batch.store(repository, at).await?);
-    Ok(sum)
+    decoder.finish().map_err(|_| bad_request("the stream ends inside an envelope"))
 }
 
 /// `POST .../renew`
@@ -170,26 +179,15 @@ impl Batch {
         at: &InSession,
     ) -> Result<Uploaded, ServerError> {
         let Self { envelopes, .. } = std::mem::take(self);
+        if envelopes.is_empty() {
+            return Ok(Uploaded::default());
+        }
         let at = at.clone();
         blocking(repository, move |r| {
             r.upload(&at.principal, &at.namespace, &at.session, envelopes)
         })
         .await
     }
-}
-
-/// Takes the next whole envelope off the front, without copying it.
-fn next_envelope(arrived: &mut BytesMut) -> Result<Option<Bytes>, ServerError> {
-    let Some((prefix, rest)) = arrived.split_first_chunk::<PREFIX_BYTES>() else {
-        return Ok(None);
-    };
-    let length = length_of(*prefix)
-        .map_err(|error| ServerError::peer(ErrorCode::BadEnvelope, error.to_string()))?;
-    if rest.len() < length {
-        return Ok(None);
-    }
-    let _ = arrived.split_to(PREFIX_BYTES);
-    Ok(Some(arrived.split_to(length).freeze()))
 }
 
 fn add(sum: &mut Uploaded, more: Uploaded) {

@@ -25,6 +25,7 @@ use crate::error::ServerError;
 use crate::lock::{lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::quota::count_commit;
 use crate::repository::retention::refused_wish;
 use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
 use crate::session::Session;
@@ -157,6 +158,7 @@ impl CommitTerms {
         let now = decision.retention_seconds;
         let rule = self.namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
+        count_commit(decision, &self.namespace, self.session.stored_bytes())?;
         let commit = next_commit(decision)?;
         let event = Event::Committed {
             commit,

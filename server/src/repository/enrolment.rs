@@ -331,7 +331,7 @@ impl Repository {
         let number = last.saturating_add(1);
         let policy = self.config.retention.policy();
         let rule = policy.rule;
-        let row = NamespaceRow { namespace, name: name.clone(), policy };
+        let row = NamespaceRow { namespace, name: name.clone(), policy, is_dropped: false };
         let key = descriptor_key(number, contents.version);
         decision.batch.put(Family::Namespaces, NamespaceRow::key(number), row.encode());
         decision.batch.put(Family::Descriptors, key, descriptor.encoded());

@@ -10,9 +10,14 @@
 //! | `upload.rs` | open a session, have, prove, upload, close |
 //! | `commit.rs` | commit, head |
 //! | `snapshots.rs` | list, record, receipt, read, forget |
+//! | `retention.rs` | retain, hold, release, policy, drop a namespace |
+//! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
+//! | `quota.rs` | what a namespace holds and may hold |
 
 pub mod commit;
 pub mod enrolment;
+pub mod proposals;
+pub mod quota;
 pub mod retention;
 pub mod snapshots;
 pub mod upload;
@@ -288,10 +293,25 @@ impl Repository {
     pub fn tick(&self) {
         for session in self.sessions.reap(self.clock.monotonic()) {
             self.metrics.hits_uncommitted.inc_by(session.hit_count());
+            if let Err(error) = self.settle_session(&session) {
+                tracing::warn!(%error, "what an ended session left was not counted");
+            }
         }
+        self.show_usage();
         self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
         if let Ok(free) = self.store.free_bytes() {
             self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn show_usage(&self) {
+        for namespace in self.registry.namespaces() {
+            let Ok(usage) = self.usage(&namespace) else { continue };
+            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+            let name = [namespace.row.name.as_str()];
+            self.metrics.namespace_bytes.with_label_values(&name).set(gauge(usage.bytes));
+            let snapshots = self.metrics.namespace_snapshots.with_label_values(&name);
+            snapshots.set(gauge(usage.snapshots));
         }
     }
 

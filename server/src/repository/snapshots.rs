@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use strongroom_protocol::entry::{Event, Wish};
-use strongroom_protocol::id::{Label, NamespaceId, RecordDigest, SealedDigest};
+use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, RecordDigest, SealedDigest};
 use strongroom_protocol::limits::LIST_MAX_COUNT;
 use strongroom_protocol::message::{HexBytes, SnapshotPage};
 use strongroom_protocol::receipt::Receipt;
@@ -19,10 +19,12 @@ use crate::error::ServerError;
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
-use crate::repository::retention::refused_by;
+use crate::repository::quota::change_usage;
+use crate::repository::retention::{Found, refused_by};
 use crate::rows::{SeenRow, SnapshotRow};
 use crate::store::error::StoreError;
 use crate::store::schema::Family;
+use crate::writer::Decision;
 
 /// A page ends when its bodies take this much.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -129,25 +131,16 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let namespace = self.namespace(namespace)?;
         let (actor, record) = (principal.id, *digest);
-        let seen_key = SeenRow::key(namespace.number, digest);
         self.writer.decide(move |decision| {
-            let seen = decision.store.get(Family::Seen, &seen_key)?;
-            let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
-            let key = SnapshotRow::key(namespace.number, commit);
-            let value = decision.store.get(Family::Snapshots, &key)?;
-            let row = SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?;
-            let lock = row.lock;
-            let id = namespace.row.namespace;
+            let found = Found::look_up(decision, &namespace, &record)?;
+            let lock = found.row.lock;
             if let Some(kept) = lock.kept(decision.moment()) {
                 // The refusal is entered, so it is an outcome, not an error.
-                decision.enter(actor, id, Event::Refused { record, wish: Wish::Forget, lock });
+                let event = Event::Refused { record, wish: Wish::Forget, lock };
+                decision.enter(actor, namespace.row.namespace, event);
                 return Ok(Err(refused_by(kept, &lock)));
             }
-            let locked_until_seconds = lock.until_seconds;
-            let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
-            decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
-            decision.batch.delete(Family::Snapshots, key);
-            decision.enter(actor, id, Event::Forgotten { record, commit, locked_until_seconds });
+            forget_found(decision, actor, &namespace, &found)?;
             Ok(Ok(()))
         })?
     }
@@ -163,6 +156,29 @@ impl Repository {
         let value = self.store.get(Family::Snapshots, &key)?;
         Ok((commit, SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?))
     }
+}
+
+/// Drops the record of a snapshot that nothing keeps: the caller has looked, in this decision.
+pub(super) fn forget_found(
+    decision: &mut Decision<'_>,
+    actor: PrincipalId,
+    namespace: &Namespace,
+    found: &Found,
+) -> Result<(), ServerError> {
+    let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
+    decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
+    let key = SnapshotRow::key(namespace.number, found.commit);
+    decision.batch.delete(Family::Snapshots, key);
+    change_usage(decision, namespace.number, |usage| {
+        usage.snapshots = usage.snapshots.saturating_sub(1);
+    })?;
+    let event = Event::Forgotten {
+        record: found.row.record_digest,
+        commit: found.commit,
+        locked_until_seconds: found.row.lock.until_seconds,
+    };
+    decision.enter(actor, namespace.row.namespace, event);
+    Ok(())
 }
 
 fn page_row(

@@ -13,6 +13,7 @@ use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, SealedDigest, SessionId, SessionNonce};
 use strongroom_protocol::limits::{MISSING_MAX_COUNT, SMALL_SESSION_MAX_BYTES};
 use strongroom_protocol::message::{HexBytes, OpenSession, SessionOpened, SizeClass, Uploaded};
+use strongroom_protocol::record::Totals;
 
 use crate::error::{Refusal, ServerError};
 use crate::lock::{Day, locked_until};
@@ -22,7 +23,7 @@ use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
-use crate::store::schema::{Family, IndexRow, Place, SlotId, Totals};
+use crate::store::schema::{Family, IndexRow, Place, SlotId};
 use crate::store::{Appended, NewEnvelope};
 
 impl Repository {
@@ -74,6 +75,7 @@ impl Repository {
         self.session(principal, namespace, session)?;
         if let Some(closed) = self.sessions.close(session) {
             self.metrics.hits_uncommitted.inc_by(closed.hit_count());
+            self.settle_session(&closed)?;
         }
         Ok(())
     }
@@ -149,6 +151,7 @@ impl Repository {
         let bytes: usize = envelopes.iter().map(Bytes::len).sum();
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         session.count_upload(bytes, SMALL_SESSION_MAX_BYTES)?;
+        self.check_byte_quota(&namespace, bytes)?;
         self.metrics.received_bytes.inc_by(bytes);
         let mut intake = Intake {
             repository: self,
@@ -221,7 +224,7 @@ impl Intake<'_> {
             let children: Vec<SealedDigest> = envelope.children().collect();
             self.totals_of_node(level, length, &children)?
         } else {
-            Totals { chunk_count: 1, sealed_bytes: length }
+            Totals::of_chunk(length)
         };
         self.waiting.push(NewEnvelope { digest, level, totals, bytes });
         Ok(())
@@ -254,6 +257,7 @@ impl Intake<'_> {
             self.uploaded.stored_count = self.uploaded.stored_count.saturating_add(1);
             let size = u64::try_from(size).unwrap_or(u64::MAX);
             self.uploaded.stored_bytes = self.uploaded.stored_bytes.saturating_add(size);
+            self.session.count_stored(size);
             self.session.pin_uploaded(digest, slot, place);
         }
         self.pin_where_it_is(&digests)
@@ -320,11 +324,7 @@ impl Intake<'_> {
         if !unpinned.is_empty() {
             return Err(missing(unpinned));
         }
-        let start = Totals { chunk_count: 0, sealed_bytes: length };
-        Ok(known.iter().fold(start, |sum, (_, row)| Totals {
-            chunk_count: sum.chunk_count.saturating_add(row.totals.chunk_count),
-            sealed_bytes: sum.sealed_bytes.saturating_add(row.totals.sealed_bytes),
-        }))
+        Ok(Totals::of_node(length, known.iter().map(|(_, row)| row.totals)))
     }
 }
 

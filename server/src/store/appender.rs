@@ -18,12 +18,13 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::limits::ENVELOPE_MAX_BYTES;
+use strongroom_protocol::record::Totals;
 
 use super::error::StoreError;
 use super::index::Index;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
-use super::schema::{SlotId, Totals};
+use super::schema::SlotId;
 use super::segments::{SegmentWriter, Segments};
 use super::table::TableRow;
 use super::unsealed::{Appended, Reservation, Room, Unsealed, Wanted};

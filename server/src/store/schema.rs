@@ -12,6 +12,7 @@
 //! ```
 
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::record::Totals;
 
 use super::error::StoreError;
 
@@ -134,15 +135,6 @@ pub enum Place {
     Inbox,
 }
 
-/// What a subtree holds, counted with multiplicity. A chunk counts itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Totals {
-    /// Chunks in the subtree.
-    pub chunk_count: u64,
-    /// Bytes of all envelopes in the subtree, its own and its nodes' included.
-    pub sealed_bytes: u64,
-}
-
 /// What the index knows of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexRow {
@@ -171,7 +163,7 @@ impl IndexRow {
 
     /// Value in `index`. Totals of a chunk follow from its length, so they take no room.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let plain = Totals { chunk_count: 1, sealed_bytes: u64::from(self.length) };
+        let plain = Totals::of_chunk(self.bytes());
         let mut flags = if self.place == Place::Inbox { FLAG_INBOX } else { 0 };
         if self.totals != plain {
             flags |= FLAG_TOTALS;
@@ -196,7 +188,7 @@ impl IndexRow {
         let slot = u32::from_le_bytes(take(&mut input)?);
         let length = u32::from_le_bytes(take(&mut input)?);
         let totals = match flags & FLAG_TOTALS {
-            0 => Totals { chunk_count: 1, sealed_bytes: u64::from(length) },
+            0 => Totals::of_chunk(u64::from(length)),
             _ => Totals {
                 chunk_count: u64::from_le_bytes(take(&mut input)?),
                 sealed_bytes: u64::from_le_bytes(take(&mut input)?),
@@ -326,7 +318,7 @@ mod tests {
     #[test]
     fn index_rows_survive_encoding() {
         for (place, totals) in [
-            (Place::Segment, Totals { chunk_count: 1, sealed_bytes: 9 }),
+            (Place::Segment, Totals::of_chunk(9)),
             (Place::Inbox, Totals { chunk_count: 128, sealed_bytes: 1 << 40 }),
         ] {
             let slot = SlotId { segment: 3, slot: 4 };

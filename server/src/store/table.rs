@@ -13,8 +13,9 @@
 //! catalogue row of the segment, so a table can be trusted as much as the catalogue.
 
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::record::Totals;
 
-use super::schema::{Totals, take};
+use super::schema::take;
 
 const TABLE_MAGIC: [u8; 4] = *b"SRTB";
 const RECORD_MAGIC: [u8; 4] = *b"SRRC";

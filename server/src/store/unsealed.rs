@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::record::Totals;
 
 use super::error::StoreError;
 use super::poison::Poison;
-use super::schema::{IndexRow, Place, SlotId, Totals};
+use super::schema::{IndexRow, Place, SlotId};
 use super::table::TableRow;
 
 /// How long a waiter sleeps before it looks for poison, which wakes nobody.
@@ -250,7 +251,7 @@ mod tests {
     use super::*;
 
     fn wanted(seed: u8) -> Wanted {
-        let totals = Totals { chunk_count: 1, sealed_bytes: 10 };
+        let totals = Totals::of_chunk(10);
         let digest = SealedDigest([seed; 32]);
         Wanted { row: TableRow { ns: 1, level: 0, length: 10, digest, totals }, indexed: None }
     }
