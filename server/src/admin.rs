@@ -53,6 +53,11 @@ pub enum AdminRequest {
     },
     /// List namespaces.
     Namespaces,
+    /// Remove a namespace that holds no snapshot.
+    DropNamespace {
+        /// Its name.
+        namespace: Label,
+    },
     /// State of the server.
     Status,
 }
@@ -108,6 +113,10 @@ pub fn execute(
             AdminAnswer::Done
         }
         AdminRequest::Namespaces => AdminAnswer::Namespaces { namespaces: repository.namespaces() },
+        AdminRequest::DropNamespace { namespace } => {
+            repository.drop_namespace(&namespace)?;
+            AdminAnswer::Done
+        }
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
     })
 }

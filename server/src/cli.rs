@@ -94,6 +94,14 @@ enum Command {
         #[command(flatten)]
         folder: Folder,
     },
+    /// Remove a namespace that holds no snapshot, and everybody who belongs to it
+    Drop {
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name
+        #[arg(long, value_name = "NAME")]
+        namespace: Label,
+    },
     /// Say how the repository stands
     Status {
         #[command(flatten)]
@@ -160,6 +168,9 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             ask_or_open(&folder, AdminRequest::Revoke { principal })
         }
         Command::Namespaces { folder } => ask_or_open(&folder, AdminRequest::Namespaces),
+        Command::Drop { folder, namespace } => {
+            ask_or_open(&folder, AdminRequest::DropNamespace { namespace })
+        }
         Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
     }
 }
@@ -194,6 +205,7 @@ fn serve(path: &Path, mut config: Config) -> Result<(), ServerError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let (repository, report) = Repository::open(path, config, clock, Arc::new(AbortOnFatal))?;
     tracing::info!(?report, "repository opened");
+    repository.note_configuration()?;
     let repository = Arc::new(repository);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use strongroom_protocol::limits::HAVE_MAX_COUNT;
-use strongroom_protocol::policy::Policy;
+use strongroom_protocol::policy::{Policy, Quota};
 use strongroom_protocol::retention::{RetentionMode, RetentionRule};
 
 use crate::durable;
@@ -43,6 +43,10 @@ pub struct RetentionConfig {
     pub default: Period,
     /// More is refused.
     pub maximum: Period,
+    /// Bytes that a namespace may hold; 0 is no bound.
+    pub quota_bytes: Size,
+    /// Snapshots that a namespace may hold; 0 is no bound.
+    pub quota_snapshots: u64,
 }
 
 /// The store's sizes.
@@ -114,6 +118,8 @@ impl Default for RetentionConfig {
             minimum: Period::seconds(DAY),
             default: Period::seconds(30 * DAY),
             maximum: Period::seconds(30 * 365 * DAY),
+            quota_bytes: Size(0),
+            quota_snapshots: 0,
         }
     }
 }
@@ -183,13 +189,15 @@ impl Config {
 impl RetentionConfig {
     /// As a policy.
     pub fn policy(&self) -> Policy {
-        Policy::of_rule(RetentionRule {
+        let quota = Quota { bytes: self.quota_bytes.0, snapshots: self.quota_snapshots };
+        let rule = RetentionRule {
             mode: self.mode,
             minimum_seconds: self.minimum.0.as_secs(),
             default_seconds: self.default.0.as_secs(),
             maximum_seconds: self.maximum.0.as_secs(),
             after_date_seconds: 0,
-        })
+        };
+        Policy { quota, ..Policy::of_rule(rule) }
     }
 }
 

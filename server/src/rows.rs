@@ -16,6 +16,7 @@
 //! | holds | ns u32, record digest | [`HoldRow`] |
 //! | approvals | leaf of the proposal u64 | [`WaitingRow`] |
 //! | policies | ns u32 | [`UsageRow`] |
+//! | policies | "configuration" | BLAKE3 of the configuration that the server ran with last |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
 use strongroom_protocol::entry::{read_lock, write_lock};

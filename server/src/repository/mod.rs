@@ -64,6 +64,8 @@ pub struct Identification {
     pub port: u16,
 }
 
+/// Row of family `policies` with the digest of the configuration that the server ran with last.
+const CONFIGURATION_KEY: &[u8] = b"configuration";
 const IDENTIFICATION_FILE: &str = "repository.toml";
 
 /// What the world does when the store or a step asks for it; production aborts on a fatal error.
@@ -287,6 +289,20 @@ impl Repository {
                 policy: namespace.row.policy.clone(),
             })
             .collect()
+    }
+
+    /// Enters in the ledger that the server runs with another configuration than last time.
+    pub fn note_configuration(&self) -> Result<(), ServerError> {
+        let configuration = *blake3::hash(format!("{:?}", self.config).as_bytes()).as_bytes();
+        self.writer.decide(move |decision| {
+            let last = decision.store.get(Family::Policies, CONFIGURATION_KEY)?;
+            if last.as_deref() != Some(&configuration) {
+                decision.batch.put(Family::Policies, CONFIGURATION_KEY, configuration);
+                let event = Event::Configured { configuration };
+                decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
+            }
+            Ok(())
+        })
     }
 
     /// What must happen now and then: ends silent sessions, refreshes gauges.
