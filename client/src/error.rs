@@ -79,9 +79,10 @@ pub enum ClientError {
     Untrusted(String),
     /// The server's ledger was rolled back or forked: it lost or replaced decisions.
     #[error(
-        "the server's ledger {0}: it was rolled back or forked. Nothing was believed or sent. Do \
-         not run again: keep this profile or kit as evidence, tell the security officer and \
-         whoever runs the server, and see \"A rolled back or forked server\" in docs/operations.md"
+        "the server's ledger {0}: it was rolled back or forked. Nothing more is believed or sent. \
+         Do not run again: keep this profile or kit as evidence, tell the security officer and \
+         whoever runs the server, and see \"A rolled back or forked server\" in \
+         docs/operations.md"
     )]
     History(String),
     /// The server claimed to have chunks and could not prove it.

@@ -6,8 +6,8 @@
 //! * `keys`, `age_file`, `kit`, `namespace`: secrets, and how a namespace begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
-//! * `profile`, `history`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and how
-//!   it becomes known to a server;
+//! * `profile`, `history`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and
+//!   how it becomes known to a server;
 //! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
 //!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
