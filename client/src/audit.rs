@@ -98,24 +98,37 @@ pub async fn log(
     let client = history::connect(profile, connect).await?;
     let names: Vec<NamespaceRow> = client.json(&Route::Namespaces, "", None::<&()>).await?;
     let reader = LedgerReader::new(client, newest(profile)?);
-    let mut give = |index: u64, bytes: &[u8]| {
-        let entry = Entry::decode(bytes)
-            .map_err(|error| ClientError::Protocol(format!("entry {index}: {error}")))?;
-        let known = names.iter().find(|row| row.namespace == entry.namespace);
-        each(LogRow {
-            index,
-            server_time_ms: entry.server_time_ms,
-            retention_time_seconds: entry.retention_time_seconds,
-            actor: entry.actor,
-            namespace: entry.namespace,
-            namespace_name: known.map(|row| row.name.to_string()),
-            event: kind_of(&entry.event),
-            snapshot: record_of(&entry.event),
-            text: words_of(&entry),
-        })
-    };
+    let mut give = |index: u64, bytes: &[u8]| each(row_of(index, bytes, &names));
     reader.walk(from, &mut give).await?;
     Ok(reader.head().clone())
+}
+
+fn row_of(index: u64, bytes: &[u8], names: &[NamespaceRow]) -> LogRow {
+    let Ok(entry) = Entry::decode(bytes) else {
+        return LogRow {
+            index,
+            server_time_ms: 0,
+            retention_time_seconds: 0,
+            actor: PrincipalId([0; 16]),
+            namespace: NamespaceId([0; 32]),
+            namespace_name: None,
+            event: "unknown",
+            snapshot: None,
+            text: "wrote what only a newer strongroom can read".into(),
+        };
+    };
+    let known = names.iter().find(|row| row.namespace == entry.namespace);
+    LogRow {
+        index,
+        server_time_ms: entry.server_time_ms,
+        retention_time_seconds: entry.retention_time_seconds,
+        actor: entry.actor,
+        namespace: entry.namespace,
+        namespace_name: known.map(|row| row.name.to_string()),
+        event: kind_of(&entry.event),
+        snapshot: record_of(&entry.event),
+        text: words_of(&entry),
+    }
 }
 
 /// Reads all of the ledger and recomputes it from its entries.

@@ -27,8 +27,9 @@ Examples:
   strongroom --profile audit audit log
   strongroom --profile audit audit log --from 120000 --json | jq .entries[].text
 
-Needs a profile of role audit (strongroomd token --role audit). Exit code 0 says that what was
-printed is all of the signed ledger from there on; with 5 or 10, believe none of it.";
+Needs a profile of role audit (strongroomd token --role audit). Exit code 0, and is_proven in the
+object of --json, say that what was printed is all of the signed ledger from there on; with exit
+code 5 or 10, believe none of it.";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:

@@ -6,6 +6,9 @@ use crate::audit_text::{check_text, ledger_text, log_row_text, prove_text};
 use crate::error::ClientError;
 use crate::terminal::Output;
 
+/// What stands between two items.
+const NEXT: &str = ",\n";
+
 /// Runs a command.
 pub async fn run(output: &Output, command: Audit) -> Result<(), ClientError> {
     match command {
@@ -30,7 +33,7 @@ pub async fn run(output: &Output, command: Audit) -> Result<(), ClientError> {
 }
 
 /// Entries are printed as they come, because there may be millions of them; with `--json` as the
-/// items of one object, which is closed when all of them are proven.
+/// items of one object, which says at its end whether all of them are proven.
 async fn audit_log(output: &Output, from: u64) -> Result<(), ClientError> {
     let (mut profile, connect) = (output.profile()?, output.connect()?);
     let is_json = output.global.json;
@@ -47,12 +50,15 @@ async fn audit_log(output: &Output, from: u64) -> Result<(), ClientError> {
         }
         let json = serde_json::to_string(&row)
             .map_err(|error| ClientError::Bug(format!("result: {error}")))?;
-        put(&format!("{}{json}", std::mem::replace(&mut before, ",\n")))
+        put(&format!("{}{json}", std::mem::replace(&mut before, NEXT)))
     };
-    let head = Box::pin(audit::log(&mut profile, &connect, from, &mut each)).await?;
-    if is_json {
-        let start = if before == ",\n" { "" } else { before };
-        put(&format!("{start}\n],\"size\":{}}}\n", head.size))?;
+    let outcome = Box::pin(audit::log(&mut profile, &connect, from, &mut each)).await;
+    let size = outcome.as_ref().ok().map(|head| head.size);
+    if is_json && (size.is_some() || before == NEXT) {
+        let start = if before == NEXT { "" } else { before };
+        let end = serde_json::json!({ "is_proven": size.is_some(), "size": size }).to_string();
+        let end = end.trim_start_matches('{');
+        put(&format!("{start}\n],{end}\n"))?;
     }
-    Ok(())
+    outcome.map(drop)
 }
