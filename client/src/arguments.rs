@@ -80,6 +80,14 @@ pub fn local_time(milliseconds: i64) -> String {
     }
 }
 
+/// A time of the server in UTC, the same wherever it is read.
+pub fn utc_time(milliseconds: i64) -> String {
+    match Timestamp::from_millisecond(milliseconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        Err(_) => "out of range".into(),
+    }
+}
+
 /// [`local_time`] of seconds since 1970.
 pub fn local_time_of_seconds(seconds: u64) -> String {
     i64::try_from(seconds.saturating_mul(1000)).map_or_else(|_| "out of range".into(), local_time)

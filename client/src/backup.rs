@@ -24,7 +24,6 @@ use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::record::PrivateFields;
 use strongroom_protocol::retention::{LockWanted, RetentionMode};
 use strongroom_protocol::role::Role;
-use strongroom_protocol::route::Route;
 use tokio::sync::oneshot;
 
 use crate::arguments::end_of;
@@ -35,6 +34,7 @@ use crate::clock::Moment;
 use crate::commit::{self, Statement, finish_pending, host_name, position_after};
 use crate::durable;
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::{EpochKeys, public_key_of};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::profile::{ConnectOptions, Profile};
@@ -42,7 +42,7 @@ use crate::progress::Monitor;
 use crate::receipts::Committed;
 use crate::session::Session;
 use crate::source::{OpenSource, Source, SourceEnd};
-use crate::transport::{Body, Client};
+use crate::transport::Client;
 use crate::trust::fetch_descriptor;
 use crate::uploader::{Acknowledged, UploadOptions, Uploader};
 
@@ -194,11 +194,8 @@ impl<'a> Writer<'a> {
                 profile.settings().role
             )));
         }
-        let client = profile.client(&options.connect)?;
+        let client = history::connect(profile, &options.connect).await?;
         let descriptor = fetch_descriptor(profile, &client).await?;
-        let note = client.request(&Route::Checkpoint, "", Body::empty()).await?;
-        profile.accept_newest_checkpoint(&String::from_utf8_lossy(&note))?;
-
         let (namespace, contents) = (descriptor.namespace(), descriptor.contents());
         let secret = profile.convergence_secret()?;
         let keys = EpochKeys::derive(&secret, &namespace, contents.epoch);

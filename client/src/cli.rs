@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::Label;
 
 use crate::arguments::parse_percent;
+use crate::audit_cli::Audit;
 use crate::options::{Global, Reading, Until};
 use crate::retention_cli::{Clock, Decision, Hold, PolicyCommand, Prune, Retain};
 
@@ -31,7 +32,7 @@ Examples:
 
 Exit codes: 0 done, 1 other, 2 usage, 3 incomplete, 4 refused by policy (locked, retention),
 5 verification or trust failed, 6 not authorised, 7 temporary (run again), 8 repository full,
-9 the dump command failed.";
+9 the dump command failed, 10 the server's ledger was rolled back or forked.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -78,6 +79,9 @@ pub enum Command {
     Clock(Clock),
     /// Say how the server stands (operators, auditors)
     Status,
+    /// Read, check and prove from the server's ledger
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 const BACKUP_EXAMPLES: &str = "\

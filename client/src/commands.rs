@@ -13,6 +13,7 @@ use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
 
+use crate::audit_commands;
 use crate::backup::{self, BackupOptions};
 use crate::cli::{
     Backup, Cli, Command, Enroll, Forget, Key, KitCommand, List, NewKeys, Restore, Setup, Show,
@@ -78,6 +79,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
         }
         Command::Clock(options) => retention_commands::clock(&output, options).await,
         Command::Status => status(&output).await,
+        Command::Audit(command) => audit_commands::run(&output, command).await,
     }
 }
 
@@ -228,10 +230,8 @@ async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
 }
 
 async fn status(output: &Output) -> Result<(), ClientError> {
-    let mut profile = output.profile()?;
-    let client = profile.client(&output.connect()?)?;
+    let client = output.client().await?;
     let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    profile.accept_newest_checkpoint(&status.checkpoint)?;
     output.emit(&status, || status_text(&status))
 }
 

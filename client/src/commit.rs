@@ -3,7 +3,8 @@
 //! 1. Build and sign the record, on the session's head. *Crash: nothing was made.*
 //! 2. Write it to `pending/`. *Crash: the next run commits it, or learns that its session ended.*
 //! 3. Commit it. *Crash: the next run commits the same bytes again and gets the old receipt.*
-//! 4. Verify the receipt and write it to `receipts/`. *Crash: as after 3.*
+//! 4. Verify the receipt, write it to `receipts/`, and demand that its checkpoint continues the
+//!    remembered one. *Crash: as after 3.*
 //! 5. Remove the pending record.
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::age_file;
 use crate::clock;
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::EpochKeys;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed, PendingRecord};
@@ -108,7 +110,7 @@ pub async fn commit(
     let pending = PendingRecord { session: session.opened().session, record: record.encode() };
     receipts::write_pending(profile, source, &pending)?;
     let receipt = session.commit(Bytes::from(pending.record)).await?;
-    accept(profile, &record, &receipt)
+    accept(profile, session.client(), &record, &receipt).await
 }
 
 /// What a record of an acknowledged tree says to everybody; the lock is the namespace's default.
@@ -189,7 +191,7 @@ pub async fn finish_pending(
     let namespace = profile.namespace()?;
     let bytes = Bytes::from(pending.record);
     match commit_in(client, namespace, pending.session, bytes).await {
-        Ok(receipt) => accept(profile, &record, &receipt).map(Some),
+        Ok(receipt) => accept(profile, client, &record, &receipt).await.map(Some),
         Err(error) if is_hopeless(&error) => {
             receipts::remove_pending(profile, source)?;
             Ok(None)
@@ -204,14 +206,15 @@ pub fn host_name() -> String {
     text.trim().chars().take(usize::try_from(NAME_MAX_BYTES / 4).unwrap_or(0)).collect()
 }
 
-fn accept(
+async fn accept(
     profile: &mut Profile,
+    client: &Client,
     record: &Record,
     receipt: &[u8],
 ) -> Result<Committed, ClientError> {
     let committed = receipts::verify(record, receipt, profile.settings().ledger_key)?;
     receipts::write(profile, &committed, receipt)?;
-    profile.accept_checkpoint(&committed.checkpoint)?;
+    history::confirm(profile, client, &committed.checkpoint).await?;
     receipts::remove_pending(profile, &record.body.source)?;
     Ok(committed)
 }

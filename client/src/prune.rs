@@ -56,6 +56,9 @@ pub struct Rules {
     pub yearly: usize,
 }
 
+/// Number of the period that an instant is in, milliseconds since 1970.
+type PeriodOf = fn(u64) -> i64;
+
 /// Why a snapshot is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -165,7 +168,7 @@ fn plan_own(
     for candidate in free.iter().take(rules.last) {
         keep(candidate, Reason::Last);
     }
-    let by_period: [(usize, Reason, fn(u64) -> i64); 5] = [
+    let by_period: [(usize, Reason, PeriodOf); 5] = [
         (rules.hourly, Reason::Hourly, hour),
         (rules.daily, Reason::Daily, day),
         (rules.weekly, Reason::Weekly, week),

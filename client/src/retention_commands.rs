@@ -114,7 +114,7 @@ pub async fn proposals(output: &Output) -> Result<(), ClientError> {
     struct Proposals {
         proposals: Vec<ProposalRow>,
     }
-    let proposals = retention::proposals(&output.client()?).await?;
+    let proposals = retention::proposals(&output.client().await?).await?;
     let proposals = Proposals { proposals };
     output.emit(&proposals, || match proposals.proposals.as_slice() {
         [] => "nothing waits for a second principal\n".to_owned(),
@@ -128,7 +128,7 @@ pub async fn decide(
     options: Decision,
     verdict: Verdict,
 ) -> Result<(), ClientError> {
-    let (profile, client) = (output.profile()?, output.client()?);
+    let (profile, client) = (output.profile()?, output.client().await?);
     let (row, outcome) =
         retention::decide(&profile, &client, options.proposal, verdict, options.meaning).await?;
     output.emit(&outcome, || {
@@ -139,7 +139,7 @@ pub async fn decide(
 
 /// `clock`
 pub async fn clock(output: &Output, options: Clock) -> Result<(), ClientError> {
-    let client = output.client()?;
+    let client = output.client().await?;
     let wish = match options {
         Clock::Status => {
             let status = retention::clock_status(&client).await?;

@@ -55,6 +55,11 @@ impl Session {
         Ok(Self { client: client.clone(), namespace, opened: Arc::new(opened) })
     }
 
+    /// Speaks to the server.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// What the server said when it opened the session.
     pub fn opened(&self) -> &SessionOpened {
         &self.opened

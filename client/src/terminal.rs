@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use crate::arguments::{identities_in, local_time_of_seconds};
 use crate::durable;
 use crate::error::ClientError;
+use crate::history;
 use crate::kit::{KIT_MAX_BYTES, Kit};
 use crate::options::{Global, Reading};
 use crate::output::printable;
@@ -27,9 +28,9 @@ pub struct Output {
 }
 
 impl Output {
-    /// A client of the profile's server.
-    pub fn client(&self) -> Result<Client, ClientError> {
-        self.profile()?.client(&self.connect()?)
+    /// A client of the profile's server, whose ledger continues what was seen of it.
+    pub async fn client(&self) -> Result<Client, ClientError> {
+        history::connect(&mut self.profile()?, &self.connect()?).await
     }
 
     /// Prints text for people while a command runs.
@@ -80,6 +81,12 @@ impl Output {
         print(self.is_piped, &line).map_err(|error| ClientError::file("print the result", error))
     }
 
+    /// Prints a piece of a result that is too long to be held.
+    pub fn put(&self, text: &str) -> Result<(), ClientError> {
+        print(self.is_piped, &printable(text))
+            .map_err(|error| ClientError::file("print the result", error))
+    }
+
     /// The way to read that the options name.
     pub async fn access(
         &self,
@@ -98,7 +105,7 @@ impl Output {
                     "a profile of role {role} sees all namespaces: name one with --namespace"
                 )));
             };
-            return ReadAccess::with_server_profile(&profile, namespace, &connect).await;
+            return ReadAccess::with_server_profile(&mut profile, namespace, &connect).await;
         }
         let identities = match &reading.identity {
             Some(path) => identities_in(&read_text(path)?)?,

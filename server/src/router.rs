@@ -11,7 +11,8 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, clock, json, refused, retention, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, clock, json, ledger, refused, retention, session,
+    snapshot,
 };
 use crate::registry::Principal;
 use crate::repository::Repository;
@@ -61,6 +62,8 @@ async fn dispatch(
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
         Route::Namespaces => json(&repository.namespaces()),
         Route::Checkpoint => binary(repository.ledger().head().note),
+        Route::Consistency(size) => ledger::consistency(repository, size, query.as_deref()).await,
+        Route::Tile(tile) => ledger::tile(repository, tile).await,
         Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {
@@ -89,7 +92,6 @@ async fn dispatch(
         Route::ReportHead => {
             clock::report_head(repository, authorized.principal()?.clone(), body).await
         }
-        Route::Consistency(_) | Route::Tile(_) => Err(ServerError::not_found()),
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }

@@ -77,7 +77,7 @@ impl TestServer {
         Self::serve(Arc::new(folder), clock, Arc::new(repository)).await
     }
 
-    async fn serve(
+    pub async fn serve(
         folder: Arc<TempDir>,
         clock: Arc<ManualClock>,
         repository: Arc<Repository>,

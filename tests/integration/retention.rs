@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use strongroom_client::connection::Body;
 use strongroom_client::error::ClientError;
+use strongroom_client::profile::Profile;
 use strongroom_client::prune::Rules;
 use strongroom_client::retention::{self, PolicyChange};
 use strongroom_client::trust::ReadAccess;
@@ -77,7 +78,8 @@ impl Stage {
     }
 
     async fn access(&self, actor: &Actor, namespace: &str) -> ReadAccess {
-        ReadAccess::with_server_profile(&actor.profile, namespace, &actor.connect).await.unwrap()
+        let mut profile = Profile::open(actor.profile.folder().clone()).unwrap();
+        ReadAccess::with_server_profile(&mut profile, namespace, &actor.connect).await.unwrap()
     }
 
     /// A snapshot that is locked for 30 days.

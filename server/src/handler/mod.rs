@@ -4,6 +4,7 @@
 //! never beyond the route's limit.
 
 pub mod clock;
+pub mod ledger;
 pub mod retention;
 pub mod session;
 pub mod snapshot;
