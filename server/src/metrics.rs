@@ -51,16 +51,23 @@ pub struct Metrics {
     pub namespace_bytes: IntGaugeVec,
     /// Snapshots of a namespace.
     pub namespace_snapshots: IntGaugeVec,
-    /// The retention clock, seconds since 1970.
-    pub retention_clock: IntGauge,
+    /// The retention clock.
+    pub clock: ClockMetrics,
+}
+
+/// Metrics of the retention clock.
+#[derive(Debug)]
+pub struct ClockMetrics {
+    /// The clock, seconds since 1970.
+    pub seconds: IntGauge,
     /// Disagreement of wall clock and machine clock that was not forgiven, in seconds.
-    pub clock_skew: IntGauge,
-    /// 1 while no lock ends because the retention clock is under suspicion.
-    pub clock_frozen: IntGauge,
+    pub skew_seconds: IntGauge,
+    /// 1 while no lock ends because the clock is under suspicion.
+    pub frozen: IntGauge,
     /// Time without power that was not counted, in seconds.
-    pub off_time_lost: IntGauge,
-    /// What the retention clock saw, by kind.
-    pub clock_events: IntCounterVec,
+    pub lost_seconds: IntGauge,
+    /// What the clock saw, by kind.
+    pub events: IntCounterVec,
 }
 
 impl Metrics {
@@ -114,14 +121,7 @@ impl Metrics {
         r.register(Box::new(last_backup_timestamp.clone()))?;
         let namespace_bytes = gauges(r, "namespace_bytes", "Bytes stored for a namespace")?;
         let namespace_snapshots = gauges(r, "namespace_snapshots", "Snapshots of a namespace")?;
-        let retention_clock = gauge(r, "retention_clock_seconds", "The retention clock")?;
-        let clock_skew =
-            gauge(r, "clock_skew_seconds", "Disagreement of wall clock and machine clock")?;
-        let clock_frozen = gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?;
-        let off_time_lost =
-            gauge(r, "off_time_lost_seconds", "Time without power that was not counted")?;
-        let clock_events =
-            counters(r, "clock_events_total", "What the retention clock saw", &["event"])?;
+        let clock = ClockMetrics::register(r)?;
         Ok(Self {
             registry,
             requests,
@@ -143,11 +143,7 @@ impl Metrics {
             last_backup_timestamp,
             namespace_bytes,
             namespace_snapshots,
-            retention_clock,
-            clock_skew,
-            clock_frozen,
-            off_time_lost,
-            clock_events,
+            clock,
         })
     }
 
@@ -164,6 +160,18 @@ impl Metrics {
     pub fn request_done(&self, route: &str, code: &str, elapsed: Duration) {
         self.requests.with_label_values(&[route, code]).inc();
         self.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    }
+}
+
+impl ClockMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            seconds: gauge(r, "retention_clock_seconds", "The retention clock")?,
+            skew_seconds: gauge(r, "clock_skew_seconds", "Disagreement of wall and boot clock")?,
+            frozen: gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?,
+            lost_seconds: gauge(r, "off_time_lost_seconds", "Power-off that was not counted")?,
+            events: counters(r, "clock_events_total", "What the clock saw", &["event"])?,
+        })
     }
 }
 

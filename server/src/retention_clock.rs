@@ -8,8 +8,8 @@
 //!   was seen is lost: *a crash before the batch leaves the state of before, which sees it again; a
 //!   crash after it leaves both.* A decision is written for the clock alone once a minute.
 //! * **Everybody else looks** at a copy that is advanced by a reading of their own and thrown away:
-//!   what a look saw must be counted once, by the decision that enters it. So a look can be ahead of
-//!   the next decision, if the wall clock is set back in between; no look ends a lock.
+//!   what a look saw must be counted once, by the decision that enters it. So a look can be ahead
+//!   of the next decision, if the wall clock is set back in between; no look ends a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,7 +95,7 @@ impl RetentionClock {
     /// Makes a state that was written the one that all see. `seen` is what was entered with it.
     pub fn install(&self, state: ClockState, seen: &[Seen]) {
         for Seen { event, amount_ms, .. } in seen {
-            self.metrics.clock_events.with_label_values(&[event.name()]).inc();
+            self.metrics.clock.events.with_label_values(&[event.name()]).inc();
             tracing::warn!(event = event.name(), amount_ms, "retention clock");
         }
         self.written_ms.store(state.clock_ms(), Ordering::Relaxed);
@@ -106,10 +106,10 @@ impl RetentionClock {
     pub fn show(&self) {
         let (state, _) = self.observe();
         let gauge = |ms: u64| i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-        self.metrics.retention_clock.set(gauge(state.clock_ms()));
-        self.metrics.clock_skew.set(gauge(state.skew_ms()));
-        self.metrics.off_time_lost.set(gauge(state.lost_ms()));
-        self.metrics.clock_frozen.set(i64::from(state.is_suspect()));
+        self.metrics.clock.seconds.set(gauge(state.clock_ms()));
+        self.metrics.clock.skew_seconds.set(gauge(state.skew_ms()));
+        self.metrics.clock.lost_seconds.set(gauge(state.lost_ms()));
+        self.metrics.clock.frozen.set(i64::from(state.is_suspect()));
     }
 
     /// Where the clock stands and why, in plain words.

@@ -2,8 +2,8 @@
 //!
 //! Whoever puts an older copy of the whole data folder back also puts back `HEAD`, the clock's row
 //! and all locks that were made since; nothing in the folder can tell. But every client remembers
-//! the largest head that it was shown, signed by this ledger. A head that is larger than the ledger,
-//! or has another root at a size that the ledger has, is proof: from then on no lock ends.
+//! the largest head that it was shown, signed by this ledger. A head that is larger than the
+//! ledger, or has another root at a size that the ledger has, is proof: from then on no lock ends.
 
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::Entry;
