@@ -58,16 +58,32 @@ pub struct Metrics {
 /// Metrics of the retention clock.
 #[derive(Debug)]
 pub struct ClockMetrics {
-    /// The clock, seconds since 1970.
-    pub seconds: IntGauge,
+    /// The retention clock, seconds since 1970.
+    pub time: IntGauge,
     /// Disagreement of wall clock and machine clock that was not forgiven, in seconds.
-    pub skew_seconds: IntGauge,
-    /// 1 while no lock ends because the clock is under suspicion.
+    pub skew: IntGauge,
+    /// 1 while no lock ends because the retention clock is under suspicion.
     pub frozen: IntGauge,
     /// Time without power that was not counted, in seconds.
-    pub lost_seconds: IntGauge,
-    /// What the clock saw, by kind.
+    pub off_time_lost: IntGauge,
+    /// What the retention clock saw, by kind.
     pub events: IntCounterVec,
+}
+
+impl ClockMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            time: gauge(r, "retention_clock_seconds", "The retention clock")?,
+            skew: gauge(r, "clock_skew_seconds", "Disagreement of wall clock and machine clock")?,
+            frozen: gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?,
+            off_time_lost: gauge(
+                r,
+                "off_time_lost_seconds",
+                "Time without power that was not counted",
+            )?,
+            events: counters(r, "clock_events_total", "What the retention clock saw", &["event"])?,
+        })
+    }
 }
 
 impl Metrics {
@@ -160,18 +176,6 @@ impl Metrics {
     pub fn request_done(&self, route: &str, code: &str, elapsed: Duration) {
         self.requests.with_label_values(&[route, code]).inc();
         self.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
-    }
-}
-
-impl ClockMetrics {
-    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            seconds: gauge(r, "retention_clock_seconds", "The retention clock")?,
-            skew_seconds: gauge(r, "clock_skew_seconds", "Disagreement of wall and boot clock")?,
-            frozen: gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?,
-            lost_seconds: gauge(r, "off_time_lost_seconds", "Power-off that was not counted")?,
-            events: counters(r, "clock_events_total", "What the clock saw", &["event"])?,
-        })
     }
 }
 

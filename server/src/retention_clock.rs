@@ -111,9 +111,9 @@ impl RetentionClock {
     pub fn show(&self) {
         let (state, _) = self.observe();
         let gauge = |ms: u64| i64::try_from(ms / 1000).unwrap_or(i64::MAX);
-        self.metrics.clock.seconds.set(gauge(state.clock_ms()));
-        self.metrics.clock.skew_seconds.set(gauge(state.skew_ms()));
-        self.metrics.clock.lost_seconds.set(gauge(state.lost_ms()));
+        self.metrics.clock.time.set(gauge(state.clock_ms()));
+        self.metrics.clock.skew.set(gauge(state.skew_ms()));
+        self.metrics.clock.off_time_lost.set(gauge(state.lost_ms()));
         self.metrics.clock.frozen.set(i64::from(state.is_suspect()));
     }
 

@@ -13,7 +13,7 @@ use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, RecordDigest};
 use strongroom_protocol::message::{
-    HoldReason, LockState, Outcome, Retain, SizeClass, SnapshotPage,
+    ClockWish, HoldReason, LockState, Outcome, Retain, SizeClass, SnapshotPage,
 };
 use strongroom_protocol::policy::{AT_LEAST_FIVE_YEARS, EXPIRY_PLUS_TWO_YEARS, PERMANENT, Policy};
 use strongroom_protocol::proposal::Verdict;
@@ -55,6 +55,25 @@ impl Stage {
         let (_, outcome) = retention::change_policy(&access, change).await.unwrap();
         assert!(outcome.is_done, "a firmer policy needs nobody else");
         stage
+    }
+
+    /// The same people, and the server opened again on its folder.
+    async fn reopen(
+        folder: std::sync::Arc<tempfile::TempDir>,
+        clock: std::sync::Arc<strongroom_server::clock::ManualClock>,
+        (mut governance, mut compliance, mut officer, mut operator, sources): (
+            Actor,
+            Actor,
+            Actor,
+            Actor,
+            u32,
+        ),
+    ) -> Self {
+        let server = TestServer::open(folder, clock).await;
+        for actor in [&mut governance, &mut compliance, &mut officer, &mut operator] {
+            actor.connect = server.connect();
+        }
+        Self { server, governance, compliance, officer, operator, sources }
     }
 
     async fn access(&self, actor: &Actor, namespace: &str) -> ReadAccess {
@@ -550,4 +569,57 @@ async fn prune_forgets_only_what_is_free_and_says_why() {
     let (db, none) = (label("db"), Rules::default());
     let refused = retention::prune(&access, &db, &none, (false, false), |_| {}).await;
     assert!(matches!(refused, Err(ClientError::Usage(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_clock_is_thawed_by_two() {
+    let mut stage = Stage::start().await;
+    let at = stage.snapshot(COMPLIANCE).await;
+    stage.server.clock.set_wall_ahead(DAY * 3650);
+    let server = &stage.server;
+    server.clock.advance(DAY * 40);
+    refused_with(stage.forget(at).await, ErrorCode::ClockSuspect);
+    let thaw = async || -> u64 {
+        let client = stage.officer.client();
+        retention::tend_clock(&client, ClockWish::Thaw).await.unwrap().proposal.unwrap()
+    };
+    let own = stage.decide(&stage.officer, thaw().await, Verdict::Approve).await;
+    refused_with(own, ErrorCode::NotAllowed);
+    refused_with(stage.forget(at).await, ErrorCode::ClockSuspect);
+    let proposal = thaw().await;
+    assert!(stage.decide(&stage.operator, proposal, Verdict::Approve).await.unwrap().is_done);
+    assert!(retention::clock_status(&stage.officer.client()).await.unwrap().frozen.is_none());
+    stage.forget(at).await.unwrap();
+    // Nothing is frozen now, so there is nothing to thaw.
+    let proposal = thaw().await;
+    assert!(stage.decide(&stage.operator, proposal, Verdict::Approve).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_without_power_is_credited_by_two_and_not_beyond_what_was_lost() {
+    let mut stage = Stage::start().await;
+    let at = stage.snapshot(COMPLIANCE).await;
+    let (folder, clock) = {
+        let Stage { server, governance, compliance, officer, operator, sources } = stage;
+        let kept = (governance, compliance, officer, operator, sources);
+        let (folder, clock) = server.stop().await;
+        // Off for 60 days, of which 14 are counted.
+        clock.reboot(DAY * 60);
+        stage = Stage::reopen(folder.clone(), clock.clone(), kept).await;
+        (folder, clock)
+    };
+    refused_with(stage.forget(at).await, ErrorCode::Locked);
+    let credit = async |days: u64| -> u64 {
+        let wish = ClockWish::Credit(days * DAY_SECONDS);
+        let client = stage.officer.client();
+        retention::tend_clock(&client, wish).await.unwrap().proposal.unwrap()
+    };
+    let proposal = credit(50).await;
+    assert!(stage.decide(&stage.operator, proposal, Verdict::Approve).await.is_err());
+    let status = retention::clock_status(&stage.officer.client()).await.unwrap();
+    assert_eq!(status.lost_seconds / DAY_SECONDS, 46);
+    let proposal = credit(20).await;
+    assert!(stage.decide(&stage.operator, proposal, Verdict::Approve).await.unwrap().is_done);
+    stage.forget(at).await.unwrap();
+    drop((folder, clock));
 }

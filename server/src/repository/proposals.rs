@@ -224,7 +224,7 @@ impl Repository {
             Operation::LowerPolicy { namespace, .. } => {
                 self.namespace(namespace)?.row.policy.digest()
             }
-            Operation::CreditOffTime { .. } | Operation::Thaw => [0; 32],
+            Operation::CreditOffTime { .. } | Operation::Thaw => decision.clock_digest(),
         })
     }
 
@@ -243,9 +243,8 @@ impl Repository {
                 self.write_policy(decision, approver.id, &namespace, policy);
                 Ok(())
             }
-            Operation::CreditOffTime { .. } | Operation::Thaw => {
-                Err(ServerError::Bug("the retention clock takes no proposals yet".into()))
-            }
+            Operation::CreditOffTime { seconds } => decision.credit_clock(approver.id, seconds),
+            Operation::Thaw => decision.thaw_clock(approver.id),
         }
     }
 
