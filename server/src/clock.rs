@@ -26,7 +26,7 @@ const READ_TRIES: usize = 5;
 const READ_APART_MAX: Duration = Duration::from_millis(1);
 
 /// What the clocks say at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reading {
     /// Wall clock, milliseconds since 1970.
     pub wall_ms: u64,

@@ -22,8 +22,8 @@
 //! Readings are compared with the last one that was *kept*: one is kept when a minute has passed
 //! since, or when the clocks disagree by 10 seconds. Were each kept, half a millisecond would be
 //! lost each time, thousands of times a second. So a kill costs nothing: a row that is a minute old
-//! says what C is now, as long as the machine was not started again; and after a start, up to a
-//! minute of the time before it counts as time without power.
+//! says what C is now, as long as the machine was not started again; after a start, what was not
+//! written before it, up to a minute, counts as time without power.
 //!
 //! Disagreement of the two clocks adds up, whatever its sign, and a minute of it is forgiven for
 //! each day of C. Slewing moves both clocks alike; leap seconds and small corrections are forgiven.
@@ -103,7 +103,7 @@ struct Grant {
 }
 
 /// The clock's state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClockState {
     /// C when `kept` was read.
     base_ms: u64,
@@ -118,7 +118,7 @@ pub struct ClockState {
     seen_count: u64,
     grants: Vec<Grant>,
     history: Vec<Seen>,
-    /// What was seen and has no entry in the ledger yet; never in a row.
+    /// What has no entry in the ledger yet; never in a row.
     unwritten: Vec<Seen>,
 }
 
@@ -185,18 +185,7 @@ impl ClockState {
     }
 
     fn at(clock_ms: u64, now: &Reading) -> Self {
-        Self {
-            base_ms: clock_ms,
-            issued_ms: clock_ms,
-            kept: *now,
-            skew_ms: 0,
-            lost_ms: 0,
-            suspicions: 0,
-            seen_count: 0,
-            grants: Vec::new(),
-            history: Vec::new(),
-            unwritten: Vec::new(),
-        }
+        Self { base_ms: clock_ms, issued_ms: clock_ms, kept: *now, ..Self::default() }
     }
 
     /// Takes note of the clocks.
@@ -215,13 +204,12 @@ impl ClockState {
 
     /// The machine has been running since the kept reading.
     fn go_on(&mut self, now: &Reading) {
-        let gain = self.gain(now, now.boot_ms.saturating_sub(self.kept.boot_ms));
+        let gain = self.gain(now, now.boot_ms.saturating_sub(self.kept.boot_ms), 0);
         self.issued_ms = self.issued_ms.max(self.base_ms.saturating_add(gain.counted()));
         let disagreement = gain.ahead().saturating_add(gain.behind());
         if gain.boot_ms >= KEEP_MS || disagreement >= JUMP_MS {
             self.keep(now, gain.counted());
-            // All that was given out since the last kept reading has truly passed.
-            self.base_ms = self.issued_ms;
+            self.settle();
             self.disagree(ClockEvent::WallAhead, gain.ahead());
             self.disagree(ClockEvent::WallBack, gain.behind());
         }
@@ -230,7 +218,8 @@ impl ClockState {
     /// The machine was started again since. What its boot clock says is time that passed, as far
     /// as the wall clock agrees; what the wall clock says beyond that is time without power.
     fn start_again(&mut self, now: &Reading) {
-        let gain = self.gain(now, now.boot_ms);
+        let given = self.settle();
+        let gain = self.gain(now, now.boot_ms, given);
         self.keep(now, gain.counted());
         self.see(ClockEvent::Rebooted, gain.ahead());
         self.disagree(ClockEvent::WallBack, gain.behind());
@@ -246,7 +235,8 @@ impl ClockState {
 
     /// The disks came to another machine.
     fn arrive(&mut self, now: &Reading) {
-        let gain = self.gain(now, 0);
+        let given = self.settle();
+        let gain = self.gain(now, 0, given);
         self.keep(now, 0);
         self.see(ClockEvent::MachineChanged, 0);
         self.disagree(ClockEvent::WallBack, gain.behind());
@@ -351,15 +341,23 @@ impl ClockState {
         blake3::hash(&out.finish()).into()
     }
 
-    fn gain(&self, now: &Reading, boot_ms: u64) -> Gain {
+    /// What was gained since the kept reading, without what was `given` out of it already.
+    fn gain(&self, now: &Reading, boot_ms: u64, given: u64) -> Gain {
+        let since = self.kept.wall_ms.saturating_add(given);
         Gain {
             boot_ms,
-            wall_ms: now.wall_ms.saturating_sub(self.kept.wall_ms),
-            wall_back_ms: self.kept.wall_ms.saturating_sub(now.wall_ms),
+            wall_ms: now.wall_ms.saturating_sub(since),
+            wall_back_ms: since.saturating_sub(now.wall_ms),
         }
     }
 
-    /// Keeps a reading. What was counted of the time since the last one may have been given out.
+    /// All that was given out has truly passed: C goes on from there. Says how much that was.
+    fn settle(&mut self) -> u64 {
+        let given = self.issued_ms.saturating_sub(self.base_ms);
+        self.base_ms = self.issued_ms;
+        given
+    }
+
     fn keep(&mut self, now: &Reading, counted: u64) {
         self.kept = *now;
         self.add(counted);

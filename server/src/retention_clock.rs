@@ -96,7 +96,12 @@ impl RetentionClock {
     pub fn install(&self, state: ClockState, seen: &[Seen]) {
         for Seen { event, amount_ms, .. } in seen {
             self.metrics.clock.events.with_label_values(&[event.name()]).inc();
-            tracing::warn!(event = event.name(), amount_ms, "retention clock");
+            match event {
+                ClockEvent::Started | ClockEvent::Rebooted | ClockEvent::OffTimeCounted => {
+                    tracing::info!(event = event.name(), amount_ms, "retention clock");
+                }
+                _ => tracing::warn!(event = event.name(), amount_ms, "retention clock"),
+            }
         }
         self.written_ms.store(state.clock_ms(), Ordering::Relaxed);
         *self.state.lock() = state;
