@@ -20,6 +20,7 @@ pub mod tls;
 pub mod auth;
 pub mod handler;
 
+pub mod gc;
 pub mod repository;
 
 pub mod ledger;
@@ -29,6 +30,7 @@ pub mod registry;
 pub mod session;
 pub mod writer;
 
+pub mod noted;
 pub mod rows;
 pub mod server_keys;
 pub mod store;

@@ -31,6 +31,8 @@ use strongroom_protocol::retention::Moment;
 use crate::clock::Clock;
 use crate::error::ServerError;
 use crate::ledger::{Appender, Ledger};
+use crate::lock::Plan;
+use crate::noted::Noted;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
@@ -88,6 +90,7 @@ type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
 pub struct Writer {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    noted: Arc<Noted>,
 }
 
 impl Writer {
@@ -100,7 +103,16 @@ impl Writer {
     ) -> Result<Self, ServerError> {
         let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
         let head_saved_at = Duration::ZERO;
-        let mut desk = Desk { store, ledger, appender, clock, head_saved_at, saved_size: 0 };
+        let noted = Arc::new(Noted::default());
+        let mut desk = Desk {
+            store,
+            ledger,
+            appender,
+            clock,
+            noted: noted.clone(),
+            head_saved_at,
+            saved_size: 0,
+        };
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
@@ -112,7 +124,7 @@ impl Writer {
                 watch.disarm();
             })
             .map_err(|error| ServerError::file("start writer thread", error))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), noted })
     }
 
     /// Runs a decision and waits until it is durable. If `decide` refuses, nothing is written.
@@ -131,6 +143,28 @@ impl Writer {
         jobs.send(job).map_err(|_| ServerError::Closing)?;
         answer.recv().map_err(|_| ServerError::Closing)?
     }
+
+    /// Writes a plan of locks in slices, each a decision of its own: others decide in between. It
+    /// ends when `holds` no longer does: what the plan took as given must be so in each slice.
+    pub fn lock_in_slices(
+        &self,
+        plan: Plan,
+        holds: impl Fn() -> Result<(), ServerError> + Clone + Send + 'static,
+    ) -> Result<(), ServerError> {
+        for slice in plan.into_slices() {
+            let holds = holds.clone();
+            self.decide(move |decision| {
+                holds()?;
+                slice.write(decision.store, &mut decision.batch)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where decisions are noted while a collection cycle watches.
+    pub fn noted(&self) -> &Arc<Noted> {
+        &self.noted
+    }
 }
 
 impl Drop for Writer {
@@ -148,6 +182,7 @@ struct Desk {
     ledger: Arc<Ledger>,
     appender: Appender,
     clock: Arc<dyn Clock>,
+    noted: Arc<Noted>,
     head_saved_at: Duration,
     saved_size: u64,
 }
@@ -201,6 +236,7 @@ impl Desk {
             self.appender.append(&mut batch, entry);
         }
         self.store.write(&batch)?;
+        self.noted.note(&batch);
         Ok((true, answer))
     }
 
