@@ -14,12 +14,12 @@
 //! times; the walk keeps the date of each node that it met, so it meets none twice for the same
 //! date, and a hostile tree costs no more than its distinct nodes.
 //!
-//! **What a lock in the future does not vouch for is proven.** A session may build on a node because
-//! it is locked, and that lock may end before the commit; garbage collection may then have taken
-//! what is below it. So a node whose lock has ended, or that has none and was not uploaded by the
-//! session, is *unproven*: before it is locked it must be indexed and not quarantined, and so must
-//! the chunks below it. (Nodes below it are proven in their turn.) If something is missing, nothing
-//! is locked, and the client is told to send it again.
+//! **What a lock in the future does not vouch for is proven.** A session may build on a node
+//! because it is locked, and that lock may end before the commit; garbage collection may then have
+//! taken what is below it. So a node whose lock has ended, or that has none and was not uploaded by
+//! the session, is *unproven*: before it is locked it must be indexed and not quarantined, and so
+//! must the chunks below it. (Nodes below it are proven in their turn.) If something is missing,
+//! nothing is locked, and the client is told to send it again.
 //!
 //! **A huge tree is locked in slices** ([`Plan::into_slices`]): the walk runs on the caller's
 //! thread, and each slice, children first, is a decision of its own on the writer thread, with

@@ -8,9 +8,9 @@
 //! Pins are slots of segments in a compressed bitmap: about two bytes a chunk. Envelopes in the
 //! inbox may move to a segment while a session lives, so they are pinned by digest; the inbox is
 //! small. An envelope in an open segment that a small session stores too moves to the inbox; pins
-//! follow it ([`Sessions::follow`]); so they do when garbage collection moves what lives in a segment
-//! ([`Sessions::follow_all`]). Whoever pins notes the count of moves before it looks an envelope up,
-//! and looks again if that has changed once the pin is there.
+//! follow it ([`Sessions::follow`]); so they do when garbage collection moves what lives in a
+//! segment ([`Sessions::follow_all`]). Whoever pins notes the count of moves before it looks an
+//! envelope up, and looks again if that has changed once the pin is there.
 //!
 //! **The gate.** Who finds an envelope and then pins it holds the gate for reading in between. The
 //! sweep holds it for writing from the moment when it reads the pins until what it took for dead is

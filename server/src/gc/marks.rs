@@ -1,8 +1,8 @@
 //! What may not be swept: **M**, marked from the records, and **G**, guarded by the locks.
 //!
 //! The two know nothing of each other, so that one bug is not enough. M starts at the root of every
-//! record and goes down; it looks at no lock but the root's. G is a flat scan of the locks and looks
-//! at no record: every node that is locked keeps itself and its children. (What is below the
+//! record and goes down; it looks at no lock but the root's. G is a flat scan of the locks and
+//! looks at no record: every node that is locked keeps itself and its children. (What is below the
 //! children is kept by their own locks.)
 //!
 //! Both are bitmaps by place, segment and slot in one number; M's is its own set of visited nodes,

@@ -6,8 +6,8 @@
 //! 1. `raise.rs` raises the locks that have no date and would end soon.
 //! 2. Candidates are the segments in the catalogue now. What is sealed later is not looked at.
 //! 3. `marks.rs` marks what records need (**M**) and guards what is locked (**G**).
-//! 4. `sweep.rs` reads all index rows. What is in M or G, or pinned by a live session (**P**), lives;
-//!    the rest is dead: it is quarantined, or reaped, if an earlier cycle has quarantined it
+//! 4. `sweep.rs` reads all index rows. What is in M or G, or pinned by a live session (**P**),
+//!    lives; the rest is dead: it is quarantined, or reaped, if an earlier cycle has quarantined it
 //!    [`GcConfig::quarantine`] ago and nobody has offered it since.
 //! 5. `space.rs` drops segments that nothing occupies, and copies what lives in sparse ones.
 //!
@@ -24,27 +24,28 @@
 //!   the cycle marks and guards what was noted. So a commit is either decided before the batch, and
 //!   noted, or after it; then its session is live and its pins were read.
 //! * **Have, upload.** Who finds an envelope and pins it holds a gate (`session.rs`) from the look
-//!   to the pin. The batch holds it from reading the pins until the rows are written. So whoever was
-//!   told "have" has pinned before the batch reads the pins, or was told "lack" after it.
+//!   to the pin. The batch holds it from reading the pins until the rows are written. So whoever
+//!   was told "have" has pinned before the batch reads the pins, or was told "lack" after it.
 //! * **A node on a locked child.** A session builds on a child because it is locked; nothing pins
 //!   what is below. If that lock ends before the commit, a sweep may take it. So a commit proves
-//!   that what its locks do not vouch for is still there (`lock.rs`), in the decision that locks it.
-//!   A lock counts for G a day longer than it says, so none ends between scan and sweep.
-//! * **Forget.** A record that is forgotten after it was marked costs a cycle. One that is forgotten
-//!   before it was read leaves its tree unmarked: what somebody was told of it is pinned, what is
-//!   locked is guarded, what was committed upon it is noted.
+//!   that what its locks do not vouch for is still there (`lock.rs`), in the decision that locks
+//!   it. A lock counts for G a day longer than it says, so none ends between scan and sweep.
+//! * **Forget.** A record that is forgotten after it was marked costs a cycle. One that is
+//!   forgotten before it was read leaves its tree unmarked: what somebody was told of it is pinned,
+//!   what is locked is guarded, what was committed upon it is noted.
 //! * **Upload of what is quarantined.** The bytes are stored anew and the index row is overwritten,
-//!   under the lock that orders writers of the index. Quarantine and reap change a row only if it is
-//!   as the survey saw it, under the same lock. So a revival is never undone.
-//! * **A lock in slices** (`lock.rs`) proves what it locks in each slice, and is noted like a commit.
+//!   under the lock that orders writers of the index. Quarantine and reap change a row only if it
+//!   is as the survey saw it, under the same lock. So a revival is never undone.
+//! * **A lock in slices** (`lock.rs`) proves what it locks in each slice, and is noted like a
+//!   commit.
 //! * **Seal, fold.** Neither moves what is in a candidate segment. **Evacuation** runs after the
 //!   sweep, in this thread, so the bitmaps never name places that have moved.
 //! * **Read.** Whoever finds an empty place looks again. Quarantined bytes can be read.
 //! * **Drop against drop, cycle against cycle.** One cycle runs at a time ([`Noted::watch`]).
 //!
 //! What a crash leaves stands with the steps in `sweep.rs` and `space.rs`. Memory: three bitmaps,
-//! two of places to be swept, one entry a segment, and the nodes that wait to be read (at most a few
-//! ten thousand).
+//! two of places to be swept, one entry a segment, and the nodes that wait to be read (at most a
+//! few ten thousand).
 
 mod marks;
 mod pace;

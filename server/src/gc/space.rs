@@ -5,8 +5,8 @@
 //!
 //! 1. It is seen, from its own table, that the index finds nothing there. That stays so: no row is
 //!    ever pointed to an older segment.
-//! 2. One decision, synced: the intent in the ledger, and *dropping* in the catalogue, with the list
-//!    of records that are to be copied again. *Crash: the next start goes on with 3.*
+//! 2. One decision, synced: the intent in the ledger, and *dropping* in the catalogue, with the
+//!    list of records that are to be copied again. *Crash: the next start goes on with 3.*
 //! 3. The file goes, through the engine, and it is seen to be gone. A reader that has it open keeps
 //!    it; then the next cycle looks again. *Crash: the same.*
 //! 4. One decision: the outcome in the ledger, and the catalogue row goes.
@@ -61,11 +61,17 @@ impl Collector {
         let mut group_bytes = 0;
         for (segment, row) in candidates.iter().filter(|(segment, _)| of(segment).count > 0) {
             let Occupancy { bytes, quarantined_bytes, .. } = of(segment);
-            let is_sparse = bytes.saturating_mul(2) < row.file_bytes;
-            if !is_sparse || quarantined_bytes > row.file_bytes / QUARANTINED_PART {
+            let may_be_sparse = bytes.saturating_mul(2) < row.file_bytes;
+            if !may_be_sparse || quarantined_bytes > row.file_bytes / QUARANTINED_PART {
                 continue;
             }
-            report.promised_bytes += row.file_bytes.saturating_sub(bytes);
+            // The file of a small segment is mostly not envelopes: its table knows.
+            let table = self.store.segment_table(*segment)?;
+            let held_bytes: u64 = table.iter().map(|envelope| u64::from(envelope.length)).sum();
+            if bytes.saturating_mul(2) >= held_bytes {
+                continue;
+            }
+            report.promised_bytes += held_bytes.saturating_sub(bytes);
             group.push(*segment);
             group_bytes += bytes;
             if group_bytes >= self.evacuation_bytes {

@@ -61,14 +61,30 @@ pub type IndexPosition = (u32, SealedDigest);
 
 /// The part of a store that garbage collection works with.
 pub(super) struct Collection {
-    pub(super) meta: Arc<Meta>,
-    pub(super) segments: Arc<Segments>,
-    pub(super) index: Arc<Index>,
-    pub(super) unsealed: Arc<Unsealed>,
-    pub(super) gauges: Arc<Gauges>,
+    meta: Arc<Meta>,
+    segments: Arc<Segments>,
+    index: Arc<Index>,
+    unsealed: Arc<Unsealed>,
+    gauges: Arc<Gauges>,
 }
 
 impl Collection {
+    pub(super) fn new(
+        meta: &Arc<Meta>,
+        segments: &Arc<Segments>,
+        index: &Arc<Index>,
+        unsealed: &Arc<Unsealed>,
+        gauges: &Arc<Gauges>,
+    ) -> Self {
+        Collection {
+            meta: meta.clone(),
+            segments: segments.clone(),
+            index: index.clone(),
+            unsealed: unsealed.clone(),
+            gauges: gauges.clone(),
+        }
+    }
+
     /// At most `max` index rows after a position, in order of their keys.
     pub(super) fn scan(
         &self,
@@ -257,4 +273,151 @@ impl Collection {
 fn put_row(batch: &mut MetaBatch, found: &Found, row: Option<IndexRow>) {
     let key = index_key(found.ns, &found.digest).to_vec();
     batch.change_own(Family::Index, key, row.map(|row| row.encode()));
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tempfile::TempDir;
+
+    use super::super::schema::Totals;
+    use super::super::{NewEnvelope, Store, StoreOptions};
+    use super::*;
+
+    const MARK: Quarantine = Quarantine { day: 5, generation: 1 };
+
+    fn open(folder: &TempDir) -> Store {
+        Store::open(folder.path(), StoreOptions::default()).unwrap().0
+    }
+
+    fn envelopes(seeds: std::ops::Range<u8>) -> Vec<NewEnvelope> {
+        let envelope = |seed: u8| {
+            let bytes = Bytes::from(vec![seed; 1000]);
+            let digest = SealedDigest(*blake3::hash(&bytes).as_bytes());
+            let totals = Totals { chunk_count: 1, sealed_bytes: 1000 };
+            NewEnvelope { digest, level: 0, totals, bytes }
+        };
+        seeds.map(envelope).collect()
+    }
+
+    fn stored(store: &Store, batch: &[NewEnvelope]) -> Vec<Found> {
+        store.append(1, batch.to_vec()).unwrap();
+        store.seal().unwrap();
+        found(store, batch)
+    }
+
+    fn found(store: &Store, batch: &[NewEnvelope]) -> Vec<Found> {
+        let digests: Vec<_> = batch.iter().map(|new| new.digest).collect();
+        let rows = store.lookup(1, &digests).unwrap().into_iter().zip(digests);
+        rows.filter_map(|(row, digest)| Some(Found { ns: 1, digest, row: row? })).collect()
+    }
+
+    #[test]
+    fn a_quarantined_envelope_is_stored_anew_by_stream_and_inbox() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        for (seed, inbox) in [(1, false), (2, true)] {
+            let batch = envelopes(seed..seed + 1);
+            let old = stored(&store, &batch);
+            assert_eq!(store.quarantine(&old, MARK).unwrap(), 1);
+            assert_eq!(found(&store, &batch)[0].row.quarantined, Some(MARK));
+            let appended = match inbox {
+                true => store.append_inbox(1, batch.clone()).unwrap(),
+                false => store.append(1, batch.clone()).unwrap(),
+            };
+            assert!(!appended[0].duplicate, "stored again");
+            store.seal().unwrap();
+            let new = found(&store, &batch);
+            assert!(new[0].row.is_usable() && new[0].row.slot != old[0].row.slot);
+            // What was seen before does not undo it.
+            let quarantined =
+                Found { row: IndexRow { quarantined: Some(MARK), ..old[0].row }, ..old[0] };
+            assert!(store.reap(&[quarantined], &mut |_, _| {}).unwrap().is_empty());
+            assert_eq!(store.quarantine(&old, MARK).unwrap(), 0);
+            assert_eq!(found(&store, &batch), new);
+        }
+    }
+
+    #[test]
+    fn an_envelope_that_the_inbox_superseded_gets_a_new_slot_once_quarantined() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        let batch = envelopes(3..4);
+        store.append(1, batch.clone()).unwrap();
+        store.append_inbox(1, batch.clone()).unwrap();
+        store.fold_inbox().unwrap();
+        let folded = found(&store, &batch);
+        assert_eq!(store.quarantine(&folded, MARK).unwrap(), 1);
+        assert!(!store.append(1, batch.clone()).unwrap()[0].duplicate);
+        store.seal().unwrap();
+        assert!(found(&store, &batch)[0].row.is_usable());
+    }
+
+    #[test]
+    fn only_quarantined_rows_are_reaped() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        let batch = envelopes(1..4);
+        let rows = stored(&store, &batch);
+        assert!(store.reap(&rows, &mut |_, _| {}).is_err());
+        store.quarantine(&rows[..2], MARK).unwrap();
+        let quarantined = found(&store, &batch[..2]);
+        assert_eq!(store.release(&quarantined[..1]).unwrap(), 1);
+        let reaped = store.reap(&quarantined, &mut |_, _| {}).unwrap();
+        assert_eq!(reaped, quarantined[1..]);
+        assert_eq!(found(&store, &batch).len(), 2);
+    }
+
+    #[test]
+    fn a_segment_is_evacuated_and_dropped_and_stays_away() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        let batch = envelopes(1..9);
+        let rows = stored(&store, &batch);
+        let segment = rows[0].row.slot.segment;
+        store.quarantine(&rows[1..], MARK).unwrap();
+        store.reap(&found(&store, &batch[1..]), &mut |_, _| {}).unwrap();
+        assert_eq!(store.occupants(segment).unwrap(), rows[..1]);
+        let moves = store.evacuate(vec![segment]).unwrap();
+        assert_eq!(store.move_rows(&moves).unwrap(), moves);
+        assert!(store.occupants(segment).unwrap().is_empty());
+        let (row, batch_of_rows) = store.dropping(segment).unwrap();
+        assert!(store.drop_file(segment).is_err(), "its row does not say so yet");
+        store.write(&batch_of_rows).unwrap();
+        assert_eq!(row.state, SegmentState::Dropping);
+        store.sync().unwrap();
+        // A crash here: it opens, and the drop is finished.
+        drop(store);
+        let store = open(&folder);
+        assert!(store.drop_file(segment).unwrap());
+        let mut strike = MetaBatch::new();
+        store.strike(segment, &mut strike).unwrap();
+        store.write(&strike).unwrap();
+        assert_eq!(store.catalogue().unwrap().len(), 1);
+        assert_eq!(store.statistics().segment_count, 1);
+        let mut read = 0;
+        let mut each = |_: usize, bytes: &[u8]| {
+            assert!(bytes == batch[0].bytes);
+            read += 1;
+            Ok(())
+        };
+        store.read(1, &[batch[0].digest], &mut each).unwrap();
+        assert_eq!(read, 1);
+        drop(store);
+        assert_eq!(found(&open(&folder), &batch).len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_envelope_is_not_evacuated() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        let mut batch = envelopes(1..3);
+        batch[0].digest = SealedDigest([9; 32]);
+        let rows = stored(&store, &batch);
+        let segment = rows[0].row.slot.segment;
+        assert!(matches!(store.evacuate(vec![segment]), Err(StoreError::Damaged(_))));
+        assert_eq!(store.catalogue().unwrap().len(), 1);
+        assert_eq!(found(&store, &batch), rows);
+        assert!(std::fs::read_dir(folder.path().join("staging")).unwrap().next().is_none());
+    }
 }

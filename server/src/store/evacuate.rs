@@ -49,13 +49,8 @@ impl Sealer {
         target: &mut SegmentWriter,
         segments: &[u32],
     ) -> Result<Vec<Move>, StoreError> {
-        let collection = Collection {
-            meta: self.meta.clone(),
-            segments: self.segments.clone(),
-            index: self.index.clone(),
-            unsealed: self.unsealed.clone(),
-            gauges: self.gauges.clone(),
-        };
+        let Sealer { meta, segments: files, index, unsealed, gauges, .. } = self;
+        let collection = Collection::new(meta, files, index, unsealed, gauges);
         let mut moves = Vec::new();
         for segment in segments {
             let occupants = collection.occupants(*segment)?;

@@ -59,7 +59,8 @@ pub(super) struct Folding {
 }
 
 impl Inbox {
-    /// Stores those of `envelopes` that the index does not list, or only as quarantined; answers in their order.
+    /// Stores those of `envelopes` that the index does not list, or only as quarantined; answers in
+    /// their order.
     pub(super) fn append(
         &self,
         ns: u32,

@@ -21,7 +21,8 @@
 //! them; what is unsealed then is lost, as in a crash, so seal before you drop it.
 //!
 //! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`,
-//! `index`, `reader`, `meta`, `records`, `rebuild`, `collect`, `evacuate`, `open_check`, `engine`, `poison`.
+//! `index`, `reader`, `meta`, `records`, `rebuild`, `collect`, `evacuate`, `open_check`, `engine`,
+//! `poison`.
 
 mod appender;
 pub mod collect;
@@ -388,13 +389,7 @@ impl OpenStore {
             jobs: jobs.clone(),
             next: Mutex::new(None),
         });
-        let collection = Collection {
-            meta: meta.clone(),
-            segments: segments.clone(),
-            index: index.clone(),
-            unsealed: unsealed.clone(),
-            gauges: gauges.clone(),
-        };
+        let collection = Collection::new(&meta, &segments, &index, &unsealed, &gauges);
         let mut store = OpenStore {
             collection,
             reader: Reader {

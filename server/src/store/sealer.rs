@@ -3,8 +3,8 @@
 //! It takes segments in the order in which they were handed over. For each: finish, ingest, then
 //! one batch with the index rows, the catalogue row and the counters (the steps and what a crash
 //! leaves stand in `segments.rs`), and only then do the rows leave the map of unsealed rows. Any
-//! failure poisons the store, which ends all waiting. The inbox is folded and segments are evacuated
-//! (`evacuate.rs`) here too, so that ingestion has one caller.
+//! failure poisons the store, which ends all waiting. The inbox is folded and segments are
+//! evacuated (`evacuate.rs`) here too, so that ingestion has one caller.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

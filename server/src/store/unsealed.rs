@@ -4,12 +4,13 @@
 //! sealer. It is what makes "have" true for them, and what lets two threads append the same new
 //! envelope at once without storing it twice: a slot is *reserved* here, under one lock, before its
 //! bytes are written. A reservation rests on a look at the index; the *generation* changes whenever
-//! index rows appear, are quarantined or go, so a reservation that rests on an older look is refused and made again.
+//! index rows appear, are quarantined or go, so a reservation that rests on an older look is
+//! refused and made again.
 //!
 //! A small session does not wait for a large one: it stores an envelope in the inbox even if the
 //! map has it, and the map's row is then *superseded*: the sealer leaves it out of the index, and
-//! its slot in the segment is dead from birth. If the inbox' copy is quarantined later, the next who
-//! appends the envelope gets a new slot, and the map's row names that one.
+//! its slot in the segment is dead from birth. If the inbox' copy is quarantined later, the next
+//! who appends the envelope gets a new slot, and the map's row names that one.
 //!
 //! Segments are counted as they are handed to the sealer and as it is done with them. Nothing here
 //! survives the process, and nothing here needs to: no acknowledged commit rests on it.
