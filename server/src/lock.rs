@@ -368,3 +368,140 @@ impl Walk<'_> {
         Ok(met)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use strongroom_protocol::envelope::{SIV_BYTES, Suite, TAG_BYTES, clear_of_node};
+    use strongroom_protocol::error::ErrorCode;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::schema::{Quarantine, Totals};
+    use crate::store::{NewEnvelope, StoreOptions};
+
+    const NS: u32 = 1;
+    const NOW: u64 = 1000 * DAY_SECONDS;
+
+    /// A root over 20 nodes over 300 chunks each.
+    struct Forest {
+        store: Store,
+        tree: Tree,
+        lower: Vec<SealedDigest>,
+        chunks: Vec<SealedDigest>,
+        _folder: TempDir,
+    }
+
+    impl Forest {
+        fn grow() -> Self {
+            let folder = TempDir::new().unwrap();
+            let store = Store::open(folder.path(), StoreOptions::default()).unwrap().0;
+            let (mut lower, mut chunks) = (Vec::new(), Vec::new());
+            for node in 0..20u64 {
+                let below: Vec<SealedDigest> = (0..300u64)
+                    .map(|chunk| put(&store, 0, [node, chunk].map(u64::to_le_bytes).concat()))
+                    .collect();
+                lower.push(put(&store, 1, node_of(1, &below)));
+                chunks.extend(below);
+            }
+            let root = put(&store, 2, node_of(2, &lower));
+            store.seal().unwrap();
+            let tree = Tree { ns: NS, root, level: 2 };
+            Self { store, tree, lower, chunks, _folder: folder }
+        }
+
+        fn plan(&self, now: u64, until: u64, is_pinned: bool) -> Plan {
+            Plan::make(&self.store, self.tree, now, until, &|_, _| is_pinned).unwrap()
+        }
+
+        fn write(&self, slice: &Slice) -> Result<(), ServerError> {
+            let mut batch = MetaBatch::new();
+            slice.write(&self.store, &mut batch)?;
+            self.store.write(&batch).unwrap();
+            Ok(())
+        }
+
+        fn day(&self, node: &SealedDigest) -> Option<Day> {
+            locked_until(&self.store, NS, node).unwrap()
+        }
+
+        fn quarantine(&self, digest: SealedDigest) {
+            let found = self.store.scan_index(None, usize::MAX).unwrap();
+            let found: Vec<_> = found.into_iter().filter(|found| found.digest == digest).collect();
+            let mark = Quarantine { day: 1, generation: 1 };
+            assert_eq!(self.store.quarantine(&found, mark).unwrap(), 1);
+        }
+    }
+
+    fn put(store: &Store, level: u8, bytes: Vec<u8>) -> SealedDigest {
+        let digest = SealedDigest::of(&bytes);
+        let totals = Totals { chunk_count: 1, sealed_bytes: 1 };
+        store.append(NS, vec![NewEnvelope { digest, level, totals, bytes: bytes.into() }]).unwrap();
+        digest
+    }
+
+    fn node_of(level: u8, children: &[SealedDigest]) -> Vec<u8> {
+        let mut bytes = clear_of_node(Suite::Blake3ChaCha20Poly1305, level, children);
+        bytes.resize(bytes.len() + SIV_BYTES + 40 * children.len() + TAG_BYTES, 7);
+        assert!(Envelope::parse(&Bytes::from(bytes.clone())).is_ok());
+        bytes
+    }
+
+    fn refused(outcome: Result<(), ServerError>) {
+        let refusal = outcome.expect_err("it was locked").refusal();
+        assert_eq!(refusal.code, ErrorCode::MissingChildren);
+    }
+
+    #[test]
+    fn after_each_slice_a_child_is_locked_at_least_as_long_as_its_parent() {
+        let forest = Forest::grow();
+        let slices = forest.plan(NOW, NOW + 90 * DAY_SECONDS, false).into_slices();
+        assert!(slices.len() > 1, "unproven nodes make small slices");
+        for slice in &slices {
+            forest.write(slice).unwrap();
+            if let Some(root) = forest.day(&forest.tree.root) {
+                assert!(forest.lower.iter().all(|node| forest.day(node) >= Some(root)));
+            }
+        }
+        assert!(forest.day(&forest.tree.root).is_some());
+        assert!(forest.plan(NOW, NOW + 90 * DAY_SECONDS, false).is_empty(), "high enough");
+    }
+
+    #[test]
+    fn a_slice_never_lowers_a_date() {
+        let forest = Forest::grow();
+        let early = forest.plan(NOW, NOW + 10 * DAY_SECONDS, true).into_slices();
+        for slice in forest.plan(NOW, NOW + 500 * DAY_SECONDS, true).into_slices() {
+            forest.write(&slice).unwrap();
+        }
+        let high = forest.day(&forest.tree.root);
+        for slice in &early {
+            forest.write(slice).unwrap();
+        }
+        assert_eq!(forest.day(&forest.tree.root), high);
+    }
+
+    #[test]
+    fn what_no_lock_vouches_for_is_proven_and_what_is_pinned_is_not() {
+        let forest = Forest::grow();
+        let until = NOW + 10 * DAY_SECONDS;
+        forest.quarantine(forest.chunks[700]);
+        let mut batch = MetaBatch::new();
+        let lock = |batch: &mut MetaBatch, now, is_pinned: bool| {
+            lock_tree(&forest.store, batch, forest.tree, now, now + 10 * DAY_SECONDS, &|_, _| {
+                is_pinned
+            })
+        };
+        refused(lock(&mut batch, NOW, false));
+        assert!(batch.is_empty(), "nothing is locked if something is missing");
+        let slices = forest.plan(NOW, until, false).into_slices();
+        assert!(slices.iter().any(|slice| forest.write(slice).is_err()));
+        lock(&mut batch, NOW, true).unwrap();
+        forest.store.write(&batch).unwrap();
+        // The locks last: they vouch. They have ended: they do not, whoever has pinned the nodes.
+        lock(&mut MetaBatch::new(), NOW + 5 * DAY_SECONDS, false).unwrap();
+        refused(lock(&mut MetaBatch::new(), NOW + 90 * DAY_SECONDS, true));
+        forest.quarantine(forest.lower[3]);
+        refused(lock(&mut MetaBatch::new(), NOW + 90 * DAY_SECONDS, true));
+    }
+}

@@ -10,18 +10,21 @@ use strongroom_client::session::Session;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{PrincipalId, PublicKey, RecordDigest, SealedDigest};
+use strongroom_protocol::retention::Lock;
 use strongroom_protocol::role::Role;
 use strongroom_server::admin::collector;
 use strongroom_server::clock::{Clock, ManualClock};
 use strongroom_server::config::{Config, Period};
 use strongroom_server::error::ServerError;
 use strongroom_server::gc::{CycleReport, Outcome};
+use strongroom_server::lock::{Day, locked_until};
 use strongroom_server::registry::Principal;
 use strongroom_server::repository::Repository;
-use strongroom_server::rows::lock_key;
+use strongroom_server::rows::{SnapshotRow, lock_key};
 use strongroom_server::store::meta::MetaBatch;
 use strongroom_server::store::schema::{Family, IndexRow, Totals};
 use strongroom_server::store::{NewEnvelope, Store};
+use strongroom_server::writer::Decision;
 
 use crate::harness::{Actor, DAY, START_MS, TestServer, Tree, digests, frames, refused_with};
 
@@ -165,9 +168,9 @@ async fn what_nobody_needs_is_quarantined_revived_and_in_the_end_gone() {
     // Forgotten for good: quarantined, and after seven days and a second cycle gone.
     forget(&repository, &writer, &record);
     assert_eq!(collect(&repository).unwrap().quarantined_count, 14);
-    clock.advance(DAY * 6);
-    assert_eq!(reaped_count(&collect(&repository).unwrap()), 0);
-    clock.advance(DAY * 2);
+    clock.advance(DAY * 7 - Duration::from_secs(1));
+    assert_eq!(reaped_count(&collect(&repository).unwrap()), 0, "a second too early");
+    clock.advance(Duration::from_secs(1));
     let before = repository.store().statistics().segment_bytes;
     let report = collect(&repository).unwrap();
     assert_eq!((reaped_count(&report), report.dropped_segments), (14, 1));
@@ -331,11 +334,13 @@ async fn a_flipped_bit_in_a_node_ends_the_cycle() {
     assert!(known(&repository, &writer, &dead).iter().all(|row| row.unwrap().is_usable()));
 }
 
+type Hook = Box<dyn FnMut(u64) + Send>;
+
 /// A clock that does something at each breath of a cycle.
 struct HookClock {
     manual: Arc<ManualClock>,
     breath: AtomicU64,
-    hook: Mutex<Option<Box<dyn FnMut(u64) + Send>>>,
+    hook: Mutex<Option<Hook>>,
 }
 
 const CYCLE: &str = "cycle under test";
@@ -363,11 +368,7 @@ impl HookClock {
     }
 
     /// Runs a cycle with `hook`; gives its report and how often it breathed.
-    async fn cycle(
-        &self,
-        repository: &Arc<Repository>,
-        hook: Option<Box<dyn FnMut(u64) + Send>>,
-    ) -> (CycleReport, u64) {
+    async fn cycle(&self, repository: &Arc<Repository>, hook: Option<Hook>) -> (CycleReport, u64) {
         *self.hook.lock().unwrap() = hook;
         self.breath.store(0, Ordering::SeqCst);
         let repository = repository.clone();
@@ -399,7 +400,7 @@ async fn a_snapshot_that_reuses_a_forgotten_one_is_whole_however_they_interleave
             random.as_bytes()[..3].iter().map(|byte| u64::from(*byte) % (breaths + 1)).collect();
         // Mostly in the published order, else forgotten first or last.
         places.sort_unstable();
-        places.rotate_left(usize::from(random.as_bytes()[4] % 4 == 0));
+        places.rotate_left(usize::from(random.as_bytes()[4].is_multiple_of(4)));
         let tree = Arc::new(tree_of(&writer, &noise(100 + seed, 6)));
         let other = tree_of(&writer, &noise(10_000 + seed, 3));
         let s0 = snapshot(&writer, "s0", &tree).await;
@@ -410,7 +411,7 @@ async fn a_snapshot_that_reuses_a_forgotten_one_is_whole_however_they_interleave
         let (w, t, r) = (writer.clone(), tree.clone(), repository.clone());
         let done = Arc::new(AtomicU64::new(0));
         let (places_in, done_in) = (places.clone(), done.clone());
-        let mut act = move |breath: u64| {
+        let act = move |breath: u64| {
             if breath == places_in[0] {
                 runtime.block_on(async {
                     let opened = w.session("s1").await;
@@ -426,7 +427,7 @@ async fn a_snapshot_that_reuses_a_forgotten_one_is_whole_however_they_interleave
                 done_in.store(1, Ordering::SeqCst);
             }
         };
-        let hook: Box<dyn FnMut(u64) + Send> = Box::new(move |breath| act(breath));
+        let hook: Hook = Box::new(act);
         let (report, breathed) = clock.cycle(&repository, Some(hook)).await;
         swept_beside += report.quarantined_count;
         breaths = breathed;
@@ -466,6 +467,55 @@ async fn a_cycle_that_is_stopped_anywhere_leaves_a_whole_repository() {
         assert_whole(&server.repository, &writer, &live);
         check_ledger(server.repository.store());
     }
+}
+
+/// Locks without a date, and those that outlive theirs, are raised by cycles, for the whole tree.
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_without_a_date_are_raised_again_before_they_end() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let writer = server.writer("erp").await;
+    let tree = tree_of(&writer, &noise(8, 5));
+    snapshot(&writer, "db", &tree).await;
+    let ns = number(&repository, &writer);
+    let set_lock = |change: fn(&mut Lock)| {
+        let key = SnapshotRow::key(ns, 1);
+        let value = repository.store().get(Family::Snapshots, &key).unwrap().unwrap();
+        let mut row = SnapshotRow::decode(&value).unwrap();
+        change(&mut row.lock);
+        let write = move |decision: &mut Decision<'_>| {
+            decision.batch.put(Family::Snapshots, key, row.encode());
+            Ok(())
+        };
+        repository.writer().decide(write).unwrap();
+    };
+    let lowest_lock = || {
+        let nodes = tree.nodes.iter().map(|node| SealedDigest::of(&node.envelope));
+        let days = nodes.map(|node| locked_until(repository.store(), ns, &node).unwrap().unwrap());
+        days.min().unwrap()
+    };
+    let today = || Day::of(server.clock.retention_seconds());
+    assert_eq!(collect(&repository).unwrap().raised_count, 0);
+    set_lock(|lock| lock.is_held = true);
+    server.clock.advance(DAY * 30);
+    for _ in 0..3 {
+        assert_eq!(collect(&repository).unwrap().raised_count, 1);
+        assert!(lowest_lock() >= today().plus(400));
+        assert_eq!(collect(&repository).unwrap().raised_count, 0);
+        server.clock.advance(DAY * 250);
+    }
+    // Released, but its date is not past by the wall clock.
+    set_lock(|lock| {
+        lock.is_held = false;
+        lock.until_wall_seconds = u64::MAX;
+    });
+    server.clock.advance(DAY * 200);
+    for _ in 0..3 {
+        assert_eq!(collect(&repository).unwrap().raised_count, 1);
+        assert!(lowest_lock() >= today().plus(30));
+        server.clock.advance(DAY * 28);
+    }
+    assert_whole(&repository, &writer, &tree);
 }
 
 /// A session builds on a node because it is locked; the lock ends before the commit, and what is
@@ -536,7 +586,7 @@ async fn uploads_beside_cycles_lose_nothing() {
                 let tree = tree_of(&writer, &pieces);
                 let session = writer.session(&source).await;
                 let sent = sync_or_end(&session, &tree).await;
-                if !sent || random.as_bytes()[7] % 3 == 0 {
+                if !sent || random.as_bytes()[7].is_multiple_of(3) {
                     session.close().await;
                     continue;
                 }

@@ -226,7 +226,9 @@ impl Collector {
         self.refuse_contradictions(&mut marks)?;
         report.marked_count = marks.marked.len();
         report.guarded_count = marks.guarded.len();
-        let mut survey = self.survey(&marks, &candidates, mark, &mut pace)?;
+        // Rounded down: what is quarantined must be old enough to the second.
+        let today = Day::of(now.retention_seconds);
+        let mut survey = self.survey(&marks, &candidates, (mark, today), &mut pace)?;
         self.sweep((marks, watch), &mut survey, mark, report, &mut pace)?;
         self.reclaim(&candidates, &survey.occupancy, report, &mut pace)?;
         self.complete(mark)?;

@@ -39,7 +39,7 @@ const SCAN_COUNT: usize = 8192;
 /// Rows that one decision quarantines or reaps; while it does, nobody pins.
 const SWEEP_COUNT: usize = 2048;
 /// Notes that the writer thread itself may catch up with.
-const NOTES_AT_ONCE: usize = 16;
+const NOTES_AT_ONCE: usize = 8;
 /// How often a batch is tried again because more was noted.
 const TRIES_MAX: u32 = 1000;
 
@@ -91,10 +91,11 @@ impl Collector {
         &self,
         marks: &Marks,
         candidates: &BTreeMap<u32, SegmentRow>,
-        mark: Quarantine,
+        (mark, today): (Quarantine, Day),
         pace: &mut Pace<'_>,
     ) -> Result<Survey, ServerError> {
         let mut survey = Survey::default();
+        let quarantined_by = today.number().checked_sub(self.quarantine_days());
         let mut after: Option<IndexPosition> = None;
         loop {
             let found = self.store.scan_index(after, SCAN_COUNT)?;
@@ -107,7 +108,7 @@ impl Collector {
                 .collect();
             let pinned = self.sessions.pinned_among(&of_candidates);
             for (found, is_pinned) in of_candidates.iter().zip(pinned) {
-                survey.add(found, is_pinned, marks, mark, self.quarantine_days());
+                survey.add(found, is_pinned, marks, (mark.generation, quarantined_by));
             }
             pace.breathe()?;
         }
@@ -238,8 +239,7 @@ impl Survey {
         found: &Found,
         is_pinned: bool,
         marks: &Marks,
-        mark: Quarantine,
-        quarantine_days: u32,
+        (generation, quarantined_by): (u64, Option<u32>),
     ) {
         let Found { row, digest, .. } = found;
         let occupancy = self.occupancy.entry(row.slot.segment).or_default();
@@ -256,8 +256,8 @@ impl Survey {
                 self.dead.insert(row.slot.number());
             }
             Some(since)
-                if since.generation < mark.generation
-                    && since.day.saturating_add(quarantine_days) <= mark.day =>
+                if since.generation < generation
+                    && quarantined_by.is_some_and(|day| since.day <= day) =>
             {
                 self.reapable.insert(row.slot.number());
                 self.reap_hasher.update(&digest.0);
