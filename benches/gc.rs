@@ -67,7 +67,7 @@ fn main() -> Result<(), Failure> {
         curve(&folder.0.join(format!("curve{snapshots}")), chunks, snapshots)?;
     }
     raise(&folder.0.join("raise"), chunks)?;
-    beside(&folder.0.join("beside"), chunks)?;
+    beside(&folder.0.join("beside"), chunks / 2)?;
     space(&folder.0.join("space"), chunks / 4)
 }
 
@@ -128,29 +128,32 @@ fn raise(folder: &Path, chunks: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Upload throughput without and beside a cycle.
+/// Upload throughput beside a whole cycle, against the mean of without, before and after it.
 fn beside(folder: &Path, chunks: u64) -> Result<(), Failure> {
     for pace in [0.5, 1.0] {
         let folder = folder.join(format!("pace{}", pace * 100.0));
         let bench = Bench::create(&folder, pace)?;
         bench.fill(chunks, 100)?;
-        let without = bench.upload_for(Duration::from_secs(8), 1 << 41)?;
+        let alone = |first| {
+            let began = Instant::now();
+            bench.upload_while(first, || began.elapsed() < Duration::from_secs(6))
+        };
+        let before = alone(1 << 41)?;
         let cycling = bench.repository.clone();
         let is_done = Arc::new(AtomicBool::new(false));
         let done = is_done.clone();
-        let cycles = std::thread::spawn(move || {
-            let mut count = 0u32;
-            while !done.load(Ordering::SeqCst) {
-                collector(&cycling).run().map_err(|error| error.to_string())?;
-                count += 1;
-            }
-            Ok::<u32, String>(count)
+        let began = Instant::now();
+        let cycle = std::thread::spawn(move || {
+            let outcome = collector(&cycling).run().map_err(|error| error.to_string());
+            done.store(true, Ordering::SeqCst);
+            outcome
         });
-        let with = bench.upload_for(Duration::from_secs(8), 1 << 42)?;
-        is_done.store(true, Ordering::SeqCst);
-        let count = cycles.join().map_err(|_| "cycle panicked")??;
+        let with = bench.upload_while(1 << 42, || !is_done.load(Ordering::SeqCst))?;
+        cycle.join().map_err(|_| "cycle panicked")??;
+        let seconds = began.elapsed().as_secs_f64();
+        let without = (before + alone(1 << 43)?) / 2.0;
         println!(
-            "| upload beside cycles at pace {pace} ({count} cycles) | {with:.0} MB/s, without \
+            "| upload beside a cycle of {seconds:.0} s at pace {pace} | {with:.0} MB/s, without \
              {without:.0} MB/s: {:.0} % |",
             100.0 * with / without
         );
@@ -333,11 +336,11 @@ impl Bench {
         last.ok().flatten().unwrap_or(Tree { ns: 0, root: SealedDigest([0; 32]), level: 1 })
     }
 
-    /// Hashes and stores new envelopes for so long; gives MB a second.
-    fn upload_for(&self, period: Duration, first: u64) -> Result<f64, Failure> {
+    /// Hashes and stores new envelopes for as long as `goes_on`; gives MB a second.
+    fn upload_while(&self, first: u64, goes_on: impl Fn() -> bool) -> Result<f64, Failure> {
         let store = self.repository.store();
         let (began, mut number, mut bytes) = (Instant::now(), first, 0u64);
-        while began.elapsed() < period {
+        while goes_on() {
             let mut batch = Vec::new();
             for _ in 0..128 {
                 let mut envelope = self.filler.to_vec();

@@ -45,7 +45,7 @@ const ENDLESS_DAYS: u64 = 400;
 /// Nodes read at once in the walk; bounds its memory.
 const READ_BATCH: usize = 64;
 /// Work of one slice: rows written and rows looked up. A few milliseconds of the writer thread.
-const SLICE_COST: usize = 4096;
+const SLICE_COST: usize = 1024;
 /// What it costs to prove a node of level 1: it has about so many chunks.
 const PROOF_COST: usize = 512;
 

@@ -10,6 +10,7 @@
 //! its digest and parse, and every child must be indexed at the level below it. Whatever is not so
 //! ends the cycle before anything is swept.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use roaring::RoaringTreemap;
@@ -34,6 +35,37 @@ const SCAN_BATCH: usize = 512;
 /// A lock is taken to last so many days longer than it says, so that none ends during a cycle.
 const GRACE_DAYS: u32 = 1;
 
+/// Chunks that one barrier remembers; 18 MB.
+const KNOWN_MAX: usize = (1 << 20) / 8 * 7;
+
+/// Chunks that were marked or guarded a while ago and need not be looked up again: two versions of
+/// a node share most of their children. Half a digest tells two chunks apart.
+#[derive(Debug, Default)]
+struct Known {
+    ns: u32,
+    chunks: HashSet<u128>,
+}
+
+impl Known {
+    /// Leaves those that are not known.
+    fn strip(&mut self, ns: u32, digests: &mut Vec<SealedDigest>) {
+        if self.ns == ns {
+            digests.retain(|digest| !self.chunks.contains(&half_of(digest)));
+        }
+    }
+
+    fn remember(&mut self, ns: u32, digests: &[SealedDigest]) {
+        if self.ns != ns || self.chunks.len().saturating_add(digests.len()) > KNOWN_MAX {
+            *self = Known { ns, chunks: HashSet::new() };
+        }
+        self.chunks.extend(digests.iter().map(half_of));
+    }
+}
+
+fn half_of(digest: &SealedDigest) -> u128 {
+    digest.0.first_chunk().map_or(0, |half| u128::from_le_bytes(*half))
+}
+
 /// What may not be swept.
 #[derive(Debug, Default)]
 pub(super) struct Marks {
@@ -43,6 +75,8 @@ pub(super) struct Marks {
     pub(super) guarded: RoaringTreemap,
     /// Needed, and quarantined all the same: a contradiction.
     pub(super) contradictions: Vec<Found>,
+    marked_chunks: Known,
+    guarded_chunks: Known,
 }
 
 /// Called between pieces of work; its error ends the walk.
@@ -170,8 +204,14 @@ impl Marks {
             let nodes: Vec<SealedDigest> =
                 waiting.split_off(waiting.len() - count).into_iter().map(|one| one.2).collect();
             let below = level.checked_sub(1).ok_or_else(|| alarm("a chunk in place of a node"))?;
-            let children = children_of(store, ns, &nodes, Some(level))?;
+            let mut children = children_of(store, ns, &nodes, Some(level))?;
+            if below == 0 {
+                self.marked_chunks.strip(ns, &mut children);
+            }
             self.mark_row(store, ns, below, &children, &mut waiting)?;
+            if below == 0 {
+                self.marked_chunks.remember(ns, &children);
+            }
             breathe()?;
         }
         Ok(())
@@ -209,15 +249,19 @@ impl Marks {
         for same in nodes.chunk_by(|one, other| one.0 == other.0) {
             let Some((ns, _)) = same.first().copied() else { continue };
             let nodes: Vec<SealedDigest> = same.iter().map(|(_, node)| *node).collect();
-            let children = children_of(store, ns, &nodes, None)?;
+            let mut children = children_of(store, ns, &nodes, None)?;
+            self.guarded_chunks.strip(ns, &mut children);
+            let mut chunks = Vec::with_capacity(children.len());
             for digests in [nodes, children] {
                 for found in find(store, ns, &digests)? {
                     if !found.row.is_usable() {
                         self.contradictions.push(found);
                     }
                     self.guarded.insert(found.row.slot.number());
+                    chunks.extend((found.row.level == 0).then_some(found.digest));
                 }
             }
+            self.guarded_chunks.remember(ns, &chunks);
         }
         Ok(())
     }
