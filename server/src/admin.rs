@@ -19,6 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::ServerError;
+use crate::gc::{Collector, CycleReport};
 use crate::repository::Repository;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
 use crate::stop::Stop;
@@ -62,6 +63,10 @@ pub enum AdminRequest {
     Status,
     /// State of the retention clock.
     Clock,
+    /// Run a collection cycle now.
+    Collect,
+    /// How collection stands.
+    CollectionStatus,
 }
 
 /// What is answered.
@@ -92,6 +97,22 @@ pub enum AdminAnswer {
     Clock {
         /// The state.
         status: ClockStatus,
+    },
+    /// What a collection cycle found and did.
+    Collected {
+        /// The report.
+        report: CycleReport,
+    },
+    /// How collection stands; times are seconds of the retention clock since 1970.
+    Collection {
+        /// Number of the newest cycle.
+        generation: u64,
+        /// When it began.
+        began_seconds: u64,
+        /// Number of the newest cycle that went through.
+        completed: u64,
+        /// When that was.
+        completed_seconds: u64,
     },
     /// Done.
     Done,
@@ -126,7 +147,29 @@ pub fn execute(
         }
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
         AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
+        AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
+        AdminRequest::CollectionStatus => {
+            let row = collector(repository).status()?;
+            AdminAnswer::Collection {
+                generation: row.generation,
+                began_seconds: row.began_seconds,
+                completed: row.completed,
+                completed_seconds: row.completed_seconds,
+            }
+        }
     })
+}
+
+/// A collector of an open repository.
+pub fn collector(repository: &Repository) -> Collector {
+    Collector::new(
+        repository.store().clone(),
+        repository.writer().clone(),
+        repository.sessions().clone(),
+        repository.clock().clone(),
+        repository.metrics().clone(),
+        repository.config(),
+    )
 }
 
 /// Asks a running server; nothing, if none runs on this folder.
@@ -134,7 +177,9 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let path = folder.join(SOCKET_FILE);
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+    // A cycle takes as long as it takes.
+    let timeout = (!matches!(request, AdminRequest::Collect)).then_some(ANSWER_TIMEOUT);
+    stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(fail)?;

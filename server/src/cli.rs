@@ -14,6 +14,7 @@ use crate::admin::{self, AdminAnswer, AdminRequest};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
+use crate::gc::CycleReport;
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
 use crate::store::error::StoreError;
@@ -113,11 +114,30 @@ enum Command {
         #[command(subcommand)]
         command: ClockCommand,
     },
+    /// Give back the space of what no snapshot, lock or session needs
+    Gc {
+        #[command(subcommand)]
+        command: GcCommand,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum ClockCommand {
     /// Say where it stands, what it has seen, and whether locks end
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GcCommand {
+    /// Run a cycle now, and say what it found
+    Run {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Say when cycles ran
     Status {
         #[command(flatten)]
         folder: Folder,
@@ -189,6 +209,12 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
         Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
         Command::Clock { command: ClockCommand::Status { folder } } => {
             ask_or_open(&folder, AdminRequest::Clock)
+        }
+        Command::Gc { command: GcCommand::Run { folder } } => {
+            ask_or_open(&folder, AdminRequest::Collect)
+        }
+        Command::Gc { command: GcCommand::Status { folder } } => {
+            ask_or_open(&folder, AdminRequest::CollectionStatus)
         }
     }
 }
@@ -347,6 +373,11 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             ));
         }
         AdminAnswer::Clock { status } => print_clock(status),
+        AdminAnswer::Collected { report } => print_cycle(report),
+        AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
+            say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
+            say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
+        }
         AdminAnswer::Done => say("done\n"),
         AdminAnswer::Refused { .. } => {}
     }
@@ -379,6 +410,33 @@ fn print_clock(status: &ClockStatus) {
     for line in &status.history {
         say(&format!("  {line}\n"));
     }
+}
+
+fn print_cycle(report: &CycleReport) {
+    let reaped_count: u64 = report.reaped.values().map(|reaped| reaped.count).sum();
+    let reaped_bytes: u64 = report.reaped.values().map(|reaped| reaped.bytes).sum();
+    say(&format!(
+        "cycle            {} ({:?})\nlocks raised     {}\nneeded           {}\nguarded          \
+         {}\nquarantined      {}\nreaped           {} ({} bytes)\ncopied           {} ({} \
+         bytes)\nsegments gone    {} ({} bytes)\n",
+        report.generation,
+        report.outcome,
+        report.raised_count,
+        report.marked_count,
+        report.guarded_count,
+        report.quarantined_count,
+        reaped_count,
+        reaped_bytes,
+        report.moved_count,
+        report.evacuated_bytes,
+        report.dropped_segments,
+        report.dropped_bytes
+    ));
+}
+
+/// An instant of the retention clock; 0 is never.
+fn instant_of(seconds: u64) -> String {
+    if seconds == 0 { "never".into() } else { instant(seconds.saturating_mul(1000)) }
 }
 
 fn instant(ms: u64) -> String {

@@ -20,6 +20,7 @@ pub mod tls;
 pub mod auth;
 pub mod handler;
 
+pub mod gc;
 pub mod repository;
 
 pub mod ledger;
@@ -30,6 +31,7 @@ pub mod retention_clock;
 pub mod session;
 pub mod writer;
 
+pub mod noted;
 pub mod rows;
 pub mod server_keys;
 pub mod store;

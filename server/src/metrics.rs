@@ -45,6 +45,8 @@ pub struct Metrics {
     pub store_errors: IntCounter,
     /// Free bytes of the filesystem.
     pub free_bytes: IntGauge,
+    /// Garbage collection.
+    pub gc: GcMetrics,
     /// When the last backup of a source was committed, seconds since 1970.
     pub last_backup_timestamp: GaugeVec,
     /// Bytes that a namespace takes of its quota.
@@ -82,6 +84,44 @@ impl ClockMetrics {
                 "Time without power that was not counted",
             )?,
             events: counters(r, "clock_events_total", "What the retention clock saw", &["event"])?,
+        })
+    }
+}
+
+/// Metrics of garbage collection.
+#[derive(Debug)]
+pub struct GcMetrics {
+    /// Cycles by outcome.
+    pub cycles: IntCounterVec,
+    /// Envelopes that were quarantined.
+    pub quarantined: IntCounter,
+    /// Bytes of envelopes that were reaped.
+    pub reaped_bytes: IntCounter,
+    /// Bytes of segments that were dropped.
+    pub dropped_bytes: IntCounter,
+    /// Bytes of envelopes that were copied out of half-empty segments.
+    pub evacuated_bytes: IntCounter,
+    /// When the last cycle went through, seconds since 1970.
+    pub last_completed: IntGauge,
+}
+
+impl GcMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            cycles: counters(r, "gc_cycles_total", "Collection cycles by outcome", &["outcome"])?,
+            quarantined: counter(r, "gc_quarantined_total", "Envelopes that were quarantined")?,
+            reaped_bytes: counter(r, "gc_reaped_bytes_total", "Bytes of reaped envelopes")?,
+            dropped_bytes: counter(r, "gc_dropped_bytes_total", "Bytes of dropped segments")?,
+            evacuated_bytes: counter(
+                r,
+                "gc_evacuated_bytes_total",
+                "Bytes copied out of half-empty segments",
+            )?,
+            last_completed: gauge(
+                r,
+                "gc_last_completed_timestamp_seconds",
+                "When the last collection cycle went through",
+            )?,
         })
     }
 }
@@ -126,6 +166,7 @@ impl Metrics {
             histogram(r, "meta_batch_seconds", "Time to write a batch of rows")?;
         let sync_seconds = histogram(r, "sync_seconds", "Time of the writer's sync")?;
         let store_errors = counter(r, "store_errors_total", "Errors of the store")?;
+        let gc = GcMetrics::register(r)?;
         let free_bytes = gauge(r, "free_bytes", "Free bytes of the filesystem")?;
         let last_backup_timestamp = GaugeVec::new(
             Opts::new(
@@ -156,6 +197,7 @@ impl Metrics {
             sync_seconds,
             store_errors,
             free_bytes,
+            gc,
             last_backup_timestamp,
             namespace_bytes,
             namespace_snapshots,

@@ -17,6 +17,7 @@
 //! | approvals | leaf of the proposal u64 | [`WaitingRow`] |
 //! | policies | ns u32 | [`UsageRow`] |
 //! | policies | "configuration" | BLAKE3 of the configuration that the server ran with last |
+//! | ledger | `collection` | [`CollectionRow`] |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
 use strongroom_protocol::entry::{read_lock, write_lock};
@@ -64,6 +65,19 @@ pub struct PrincipalRow {
     pub enrolled_ms: u64,
     /// When it was revoked, milliseconds since 1970; 0 while it is not.
     pub revoked_ms: u64,
+}
+
+/// How garbage collection stands. Times are those of the retention clock, seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectionRow {
+    /// Number of the newest cycle.
+    pub generation: u64,
+    /// When it began.
+    pub began_seconds: u64,
+    /// Number of the newest cycle that went through; 0 before the first.
+    pub completed: u64,
+    /// When that was.
+    pub completed_seconds: u64,
 }
 
 /// An enrolment token, without its secret.
@@ -406,6 +420,33 @@ impl UsageRow {
     }
 }
 
+impl CollectionRow {
+    /// Key of the one row, in family `ledger`.
+    pub const KEY: &[u8] = b"collection";
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RGC1");
+        out.u64(self.generation).u64(self.began_seconds);
+        out.u64(self.completed).u64(self.completed_seconds);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("collection row", bytes);
+        reader.magic(b"RGC1")?;
+        let row = Self {
+            generation: reader.u64()?,
+            began_seconds: reader.u64()?,
+            completed: reader.u64()?,
+            completed_seconds: reader.u64()?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
 /// Key of the newest record of a principal's source.
 pub fn head_key(ns: u32, principal: &PrincipalId, source: &Label) -> Vec<u8> {
     [&ns.to_be_bytes()[..], &principal.0, source.as_str().as_bytes()].concat()
@@ -414,6 +455,15 @@ pub fn head_key(ns: u32, principal: &PrincipalId, source: &Label) -> Vec<u8> {
 /// Key of a version of a namespace's descriptor.
 pub fn descriptor_key(ns: u32, version: u64) -> Vec<u8> {
     [&ns.to_be_bytes()[..], &version.to_be_bytes()].concat()
+}
+
+/// Namespace and node in the key of a lock.
+pub fn parse_lock_key(key: &[u8]) -> Result<(u32, SealedDigest), DecodeError> {
+    let mut reader = Reader::new("lock key", key);
+    let ns = u32::from_be_bytes(reader.array()?);
+    let node = SealedDigest(reader.array()?);
+    reader.finish()?;
+    Ok((ns, node))
 }
 
 /// Key of a node's lock.

@@ -37,11 +37,15 @@ use crate::clock::Clock;
 use crate::clock_state::{ClockState, Seen, TendError};
 use crate::error::ServerError;
 use crate::ledger::{Appender, Ledger};
+use crate::lock::Plan;
+use crate::noted::Noted;
 use crate::retention_clock::RetentionClock;
+use crate::rows::UsageRow;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
 use crate::store::observer::{Observer, Step};
+use crate::store::schema::Family;
 
 /// Decisions that may wait; more callers block.
 const QUEUE_MAX: usize = 1024;
@@ -103,6 +107,18 @@ impl Decision<'_> {
         self.clock.digest()
     }
 
+    /// Changes what a namespace takes of its quota; at most once in a decision.
+    pub fn change_usage(
+        &mut self,
+        ns: u32,
+        change: impl FnOnce(&mut UsageRow),
+    ) -> Result<(), ServerError> {
+        let mut usage = read_usage(self.store, ns)?;
+        change(&mut usage);
+        self.batch.put(Family::Policies, UsageRow::key(ns), usage.encode());
+        Ok(())
+    }
+
     /// Enters what the clock saw since this was called last.
     fn enter_seen(&mut self, actor: PrincipalId) {
         self.retention_seconds = self.clock.clock_ms() / 1000;
@@ -127,6 +143,12 @@ impl Decision<'_> {
     }
 }
 
+/// What a namespace takes of its quota.
+pub fn read_usage(store: &Store, ns: u32) -> Result<UsageRow, ServerError> {
+    let value = store.get(Family::Policies, &UsageRow::key(ns))?;
+    Ok(value.map(|value| UsageRow::decode(&value)).transpose()?.unwrap_or_default())
+}
+
 type Answer = Box<dyn FnOnce() + Send>;
 type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
 
@@ -134,6 +156,7 @@ type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
 pub struct Writer {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    noted: Arc<Noted>,
 }
 
 impl Writer {
@@ -147,9 +170,17 @@ impl Writer {
     ) -> Result<Self, ServerError> {
         let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
         let head_saved_at = Duration::ZERO;
-        let saved_size = 0;
-        let mut desk =
-            Desk { store, ledger, appender, clock, retention_clock, head_saved_at, saved_size };
+        let noted = Arc::new(Noted::default());
+        let mut desk = Desk {
+            store,
+            ledger,
+            appender,
+            clock,
+            retention_clock,
+            noted: noted.clone(),
+            head_saved_at,
+            saved_size: 0,
+        };
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
@@ -161,7 +192,7 @@ impl Writer {
                 watch.disarm();
             })
             .map_err(|error| ServerError::file("start writer thread", error))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), noted })
     }
 
     /// Runs a decision and waits until it is durable. If `decide` refuses, nothing is written.
@@ -179,6 +210,28 @@ impl Writer {
         let jobs = self.jobs.as_ref().ok_or(ServerError::Closing)?;
         jobs.send(job).map_err(|_| ServerError::Closing)?;
         answer.recv().map_err(|_| ServerError::Closing)?
+    }
+
+    /// Writes a plan of locks in slices, each a decision of its own: others decide in between. It
+    /// ends when `holds` no longer does: what the plan took as given must be so in each slice.
+    pub fn lock_in_slices(
+        &self,
+        plan: Plan,
+        holds: impl Fn() -> Result<(), ServerError> + Clone + Send + 'static,
+    ) -> Result<(), ServerError> {
+        for slice in plan.into_slices() {
+            let holds = holds.clone();
+            self.decide(move |decision| {
+                holds()?;
+                slice.write(decision.store, &mut decision.batch)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where decisions are noted while a collection cycle watches.
+    pub fn noted(&self) -> &Arc<Noted> {
+        &self.noted
     }
 }
 
@@ -198,6 +251,7 @@ struct Desk {
     appender: Appender,
     clock: Arc<dyn Clock>,
     retention_clock: Arc<RetentionClock>,
+    noted: Arc<Noted>,
     head_saved_at: Duration,
     saved_size: u64,
 }
@@ -264,6 +318,7 @@ impl Desk {
             self.appender.append(&mut batch, entry);
         }
         self.store.write(&batch)?;
+        self.noted.note(&batch);
         self.retention_clock.install(clock, &seen);
         Ok((true, answer))
     }

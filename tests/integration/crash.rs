@@ -32,9 +32,9 @@ use crate::harness::{Actor, Calm, TestServer, Tree, connect_to, frames, test_con
 const CHILD: &str = "STRONGROOM_SUITE_CHILD";
 
 /// Aborts at a step.
-struct DiesAt {
-    step: String,
-    left: AtomicI64,
+pub struct DiesAt {
+    pub step: String,
+    pub left: AtomicI64,
 }
 
 impl Witness for DiesAt {

@@ -67,11 +67,19 @@ impl TestServer {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::at_ms(START_MS));
+        Self::start_on(clock.clone(), clock, change).await
+    }
+
+    /// With a clock that reads `clock` and may do more.
+    pub async fn start_on(
+        time: Arc<dyn Clock>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let config = test_config(change);
         let data = folder.path().join("data");
-        let time: Arc<dyn Clock> = clock.clone();
         let hosts = vec!["127.0.0.1".into()];
         let repository = Repository::create(&data, hosts, 1, config, time, Arc::new(Calm)).unwrap();
         Self::serve(Arc::new(folder), clock, Arc::new(repository)).await
@@ -101,16 +109,28 @@ impl TestServer {
     }
 
     pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let (folder, clock) = self.stop().await;
-        Self::open(folder, clock).await
+        Self::open_with(folder, clock, change).await
     }
 
     /// Serves a folder that was served before.
     pub async fn open(folder: Arc<TempDir>, clock: Arc<ManualClock>) -> Self {
+        Self::open_with(folder, clock, |_| {}).await
+    }
+
+    pub async fn open_with(
+        folder: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let time: Arc<dyn Clock> = clock.clone();
         let data = folder.path().join("data");
         let (repository, _) =
-            Repository::open(&data, test_config(|_| {}), time, Arc::new(Calm)).unwrap();
+            Repository::open(&data, test_config(change), time, Arc::new(Calm)).unwrap();
         Self::serve(folder, clock, Arc::new(repository)).await
     }
 

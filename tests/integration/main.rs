@@ -1,6 +1,8 @@
 //! All integration tests in one binary, because each further one would link RocksDB again.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod gc;
+mod gc_crash;
 mod harness;
 
 mod access;
@@ -12,6 +14,7 @@ mod envelopes;
 mod immutability;
 mod ledger;
 mod lying_server;
+mod model;
 mod programs;
 mod public_verifier;
 mod retention;

@@ -40,6 +40,7 @@ use crate::config::Config;
 use crate::durable;
 use crate::error::ServerError;
 use crate::ledger::Ledger;
+use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
 use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
@@ -85,7 +86,7 @@ pub struct Repository {
     store: Store,
     ledger: Arc<Ledger>,
     registry: Registry,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
     retention_clock: Arc<RetentionClock>,
@@ -94,7 +95,7 @@ pub struct Repository {
     config: Config,
     readers: Arc<Readers>,
     /// Last, so that it ends after nobody can ask it for anything.
-    writer: Writer,
+    writer: Arc<Writer>,
 }
 
 impl Repository {
@@ -210,7 +211,7 @@ impl Repository {
             store,
             ledger,
             registry,
-            sessions,
+            sessions: Arc::new(sessions),
             metrics,
             clock,
             retention_clock,
@@ -218,7 +219,7 @@ impl Repository {
             identification,
             readers: Arc::new(Readers::default()),
             config,
-            writer,
+            writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
         Ok((repository, report))
@@ -259,7 +260,25 @@ impl Repository {
         &self.readers
     }
 
-    /// The store, for tests that look behind the verbs.
+    /// Live sessions and their pins.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// The writer thread.
+    pub fn writer(&self) -> &Arc<Writer> {
+        &self.writer
+    }
+
+    /// Locks the tree of a snapshot until `until_seconds` of the retention clock, before a decision
+    /// that needs it locked so far: walked on this thread, written in slices.
+    pub fn lock_in_slices(&self, tree: Tree, until_seconds: u64) -> Result<(), ServerError> {
+        let now = self.moment().retention_seconds;
+        let plan = Plan::make(&self.store, tree, now, until_seconds, &|_, _| false)?;
+        self.writer.lock_in_slices(plan, || Ok(()))
+    }
+
+    /// The store, for jobs, and for tests that look behind the verbs.
     pub fn store(&self) -> &Store {
         &self.store
     }

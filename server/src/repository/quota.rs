@@ -14,9 +14,7 @@ use crate::registry::Namespace;
 use crate::repository::Repository;
 use crate::rows::UsageRow;
 use crate::session::Session;
-use crate::store::Store;
-use crate::store::schema::Family;
-use crate::writer::Decision;
+use crate::writer::{Decision, read_usage};
 
 impl Repository {
     /// What a namespace takes of its quota, live sessions included.
@@ -46,16 +44,9 @@ impl Repository {
         let namespace = self.registry.namespace(&session.terms.namespace);
         let Some(namespace) = namespace.filter(|_| stored > 0) else { return Ok(()) };
         self.writer.decide(move |decision| {
-            change_usage(decision, namespace.number, |usage| {
+            decision.change_usage(namespace.number, |usage| {
                 usage.bytes = usage.bytes.saturating_add(stored);
             })
-        })
-    }
-
-    /// Takes collected bytes off.
-    pub fn count_collected(&self, ns: u32, bytes: u64) -> Result<(), ServerError> {
-        self.writer.decide(move |decision| {
-            change_usage(decision, ns, |usage| usage.bytes = usage.bytes.saturating_sub(bytes))
         })
     }
 }
@@ -70,27 +61,10 @@ pub(super) fn count_commit(
     if most != 0 && read_usage(decision.store, namespace.number)?.snapshots >= most {
         return Err(exceeded(&format!("{most} snapshots")));
     }
-    change_usage(decision, namespace.number, |usage| {
+    decision.change_usage(namespace.number, |usage| {
         usage.bytes = usage.bytes.saturating_add(stored_bytes);
         usage.snapshots = usage.snapshots.saturating_add(1);
     })
-}
-
-/// Changes the row of a namespace; at most once in a decision.
-pub(super) fn change_usage(
-    decision: &mut Decision<'_>,
-    ns: u32,
-    change: impl FnOnce(&mut UsageRow),
-) -> Result<(), ServerError> {
-    let mut usage = read_usage(decision.store, ns)?;
-    change(&mut usage);
-    decision.batch.put(Family::Policies, UsageRow::key(ns), usage.encode());
-    Ok(())
-}
-
-fn read_usage(store: &Store, ns: u32) -> Result<UsageRow, ServerError> {
-    let value = store.get(Family::Policies, &UsageRow::key(ns))?;
-    Ok(value.map(|value| UsageRow::decode(&value)).transpose()?.unwrap_or_default())
 }
 
 fn exceeded(most: &str) -> ServerError {

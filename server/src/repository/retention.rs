@@ -20,15 +20,17 @@ use strongroom_protocol::message::{LockState, Outcome, Retain};
 use strongroom_protocol::policy::Policy;
 use strongroom_protocol::proposal::Operation;
 use strongroom_protocol::record::Record;
-use strongroom_protocol::retention::{FOREVER, Kept, Lock, RetentionError};
+use strongroom_protocol::retention::{FOREVER, Kept, Lock, Moment, RetentionError};
 
 use crate::error::{Refusal, ServerError};
-use crate::lock::{lock_tree, node_lock_end};
+use crate::lock::{Tree, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::rows::{HoldRow, NamespaceRow, SeenRow, SnapshotRow};
 use crate::store::schema::Family;
 use crate::writer::Decision;
+
+const DAY_SECONDS: u64 = 24 * 3600;
 
 impl Repository {
     /// Extends a snapshot's lock, raises its mode, or both; refuses whatever would weaken it.
@@ -41,6 +43,10 @@ impl Repository {
     ) -> Result<LockState, ServerError> {
         let namespace = self.namespace(namespace)?;
         let (actor, record) = (principal.id, *record);
+        self.lock_ahead_of(&namespace, &record, |source, lock, now| {
+            let rule = namespace.row.policy.rule_for(source);
+            lock.extended(&rule, now, wish.lock_wanted, wish.mode).ok()
+        })?;
         self.writer.decide(move |decision| {
             let mut found = Found::look_up(decision, &namespace, &record)?;
             let rule = namespace.row.policy.rule_for(&found.record.body.source);
@@ -73,6 +79,7 @@ impl Repository {
         let namespace = self.namespace(namespace)?;
         let (actor, record) = (principal.id, *record);
         check_reason(&reason)?;
+        self.lock_ahead_of(&namespace, &record, |_, lock, _| Some(Lock { is_held: true, ..lock }))?;
         self.writer.decide(move |decision| {
             let mut found = Found::look_up(decision, &namespace, &record)?;
             if !found.row.lock.is_held {
@@ -87,6 +94,23 @@ impl Repository {
             }
             Ok(LockState { record, lock: found.row.lock })
         })
+    }
+
+    /// Locks the nodes of a snapshot as far as its new lock will need, in slices, so that a huge tree
+    /// keeps no other decision waiting. A day more makes up for the time until the decision. If that
+    /// is refused after all, the nodes stay locked for longer, which harms nobody.
+    fn lock_ahead_of(
+        &self,
+        namespace: &Arc<Namespace>,
+        record: &RecordDigest,
+        change: impl FnOnce(&Label, Lock, Moment) -> Option<Lock>,
+    ) -> Result<(), ServerError> {
+        let (commit, row) = self.snapshot(namespace, record)?;
+        let now = self.moment();
+        let record = Record::decode(&row.record)?;
+        let Some(lock) = change(&record.body.source, row.lock, now) else { return Ok(()) };
+        let end = node_lock_end(&lock, now.retention_seconds).saturating_add(DAY_SECONDS);
+        self.lock_in_slices(Found { commit, row, record }.tree(namespace), end)
     }
 
     /// Releases a legal hold; the lock beside it stays as it is.
@@ -215,6 +239,11 @@ impl Found {
         Ok(Self { commit, row, record })
     }
 
+    fn tree(&self, namespace: &Namespace) -> Tree {
+        let body = &self.record.body;
+        Tree { ns: namespace.number, root: body.root, level: body.root_level }
+    }
+
     /// Writes a lock that is not weaker than the one before: nodes and row in one batch.
     fn set_lock(
         &mut self,
@@ -223,12 +252,12 @@ impl Found {
         lock: Lock,
     ) -> Result<(), ServerError> {
         let now = decision.retention_seconds;
-        let body = &self.record.body;
-        let (ns, end) = (namespace.number, node_lock_end(&lock, now));
         let (store, batch) = (decision.store, &mut decision.batch);
-        lock_tree(store, batch, ns, body.root, body.root_level, now, end)?;
+        let (tree, end) = (self.tree(namespace), node_lock_end(&lock, now));
+        lock_tree(store, batch, tree, now, end, &|_, _| false)?;
         self.row.lock = lock;
-        batch.put(Family::Snapshots, SnapshotRow::key(ns, self.commit), self.row.encode());
+        let key = SnapshotRow::key(namespace.number, self.commit);
+        batch.put(Family::Snapshots, key, self.row.encode());
         Ok(())
     }
 }

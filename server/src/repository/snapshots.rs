@@ -19,7 +19,6 @@ use crate::error::ServerError;
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
-use crate::repository::quota::change_usage;
 use crate::repository::retention::{Found, refused_by};
 use crate::rows::{SeenRow, SnapshotRow};
 use crate::store::error::StoreError;
@@ -169,7 +168,7 @@ pub(super) fn forget_found(
     decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
     let key = SnapshotRow::key(namespace.number, found.commit);
     decision.batch.delete(Family::Snapshots, key);
-    change_usage(decision, namespace.number, |usage| {
+    decision.change_usage(namespace.number, |usage| {
         usage.snapshots = usage.snapshots.saturating_sub(1);
     })?;
     let event = Event::Forgotten {
