@@ -176,11 +176,8 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
-        let namespace_bytes = gauges(r, "namespace_bytes", "Bytes stored for a namespace")?;
-        let namespace_snapshots = gauges(r, "namespace_snapshots", "Snapshots of a namespace")?;
         let clock = ClockMetrics::register(r)?;
         Ok(Self {
-            registry,
             requests,
             request_seconds,
             received_bytes,
@@ -199,9 +196,10 @@ impl Metrics {
             free_bytes,
             gc,
             last_backup_timestamp,
-            namespace_bytes,
-            namespace_snapshots,
+            namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
+            namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
             clock,
+            registry,
         })
     }
 

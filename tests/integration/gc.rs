@@ -580,37 +580,7 @@ async fn uploads_beside_cycles_lose_nothing() {
     let mut clients = Vec::new();
     for client in 0..3u64 {
         let (writer, repository) = (writer.clone(), repository.clone());
-        clients.push(tokio::spawn(async move {
-            let source = format!("source{client}");
-            let mut kept = Vec::new();
-            for round in 0..25u64 {
-                let random = blake3::hash(&[client.to_le_bytes(), round.to_le_bytes()].concat());
-                let pool = noise(7, 24);
-                let pieces: Vec<Vec<u8>> =
-                    random.as_bytes()[..6].iter().map(|n| pool[*n as usize % 24].clone()).collect();
-                let tree = tree_of(&writer, &pieces);
-                let session = writer.session(&source).await;
-                let sent = sync_or_end(&session, &tree).await;
-                if !sent || random.as_bytes()[7].is_multiple_of(3) {
-                    session.close().await;
-                    continue;
-                }
-                let record = writer.record(&session, &source, &tree.root, |_| {});
-                if session.commit(record.encode().into()).await.is_err() {
-                    session.close().await;
-                    continue; // a lock that it built on has ended
-                }
-                assert_whole(&repository, &writer, &tree);
-                kept.push((record.digest(), tree));
-                if kept.len() > 2 {
-                    let (oldest, tree) = kept.remove(0);
-                    if try_forget(&repository, &writer, &oldest).is_err() {
-                        kept.push((oldest, tree));
-                    }
-                }
-            }
-            kept
-        }));
+        clients.push(tokio::spawn(busy_client(writer, repository, client)));
     }
     let mut kept = Vec::new();
     for client in clients {
@@ -627,6 +597,43 @@ async fn uploads_beside_cycles_lose_nothing() {
     // A drop whose file a reader had open ends with the next cycle.
     collect(&repository).unwrap();
     check_ledger(repository.store());
+}
+
+/// Backs up 25 times, gives up now and then, and forgets what is old; gives what is left.
+async fn busy_client(
+    writer: Arc<Actor>,
+    repository: Arc<Repository>,
+    client: u64,
+) -> Vec<(RecordDigest, Tree)> {
+    let source = format!("source{client}");
+    let mut kept = Vec::new();
+    for round in 0..25u64 {
+        let random = blake3::hash(&[client.to_le_bytes(), round.to_le_bytes()].concat());
+        let pool = noise(7, 24);
+        let pieces: Vec<Vec<u8>> =
+            random.as_bytes()[..6].iter().map(|n| pool[*n as usize % 24].clone()).collect();
+        let tree = tree_of(&writer, &pieces);
+        let session = writer.session(&source).await;
+        let sent = sync_or_end(&session, &tree).await;
+        if !sent || random.as_bytes()[7].is_multiple_of(3) {
+            session.close().await;
+            continue;
+        }
+        let record = writer.record(&session, &source, &tree.root, |_| {});
+        if session.commit(record.encode().into()).await.is_err() {
+            session.close().await;
+            continue; // a lock that it built on has ended
+        }
+        assert_whole(&repository, &writer, &tree);
+        kept.push((record.digest(), tree));
+        if kept.len() > 2 {
+            let (oldest, tree) = kept.remove(0);
+            if try_forget(&repository, &writer, &oldest).is_err() {
+                kept.push((oldest, tree));
+            }
+        }
+    }
+    kept
 }
 
 async fn sync_or_end(session: &Session, tree: &Tree) -> bool {

@@ -1,6 +1,7 @@
 //! What tests share: a server in this process on a free port, clients enrolled with it, small
 //! trees sealed by hand, real dumps.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -471,4 +472,45 @@ pub fn program(name: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(path.exists(), "{}: build it first (make test does)", path.display());
     path
+}
+
+/// Copies a folder as it is at one moment: again, if something changed meanwhile, because threads
+/// of the store may just be writing.
+pub fn copy_folder(from: &Path, to: &Path) {
+    for _ in 0..100 {
+        let before = sizes_below(from);
+        let copied = try_copy(from, to);
+        if copied.is_ok() && before.is_ok() && sizes_below(from).ok() == before.ok() {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+    }
+    panic!("{} never rests", from.display());
+}
+
+fn try_copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            try_copy(&entry.path(), &target)?;
+        } else if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn sizes_below(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, u64>> {
+    let mut sizes = BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            sizes.extend(sizes_below(&entry.path())?);
+        }
+        sizes.insert(entry.path(), metadata.len());
+    }
+    Ok(sizes)
 }

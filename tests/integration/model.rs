@@ -13,7 +13,6 @@
 //! `OPS` and `SEED` set how much and which; a failure is shrunk and printed by proptest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ use strongroom_server::registry::Principal;
 use strongroom_server::repository::Repository;
 use tempfile::TempDir;
 
-use crate::harness::{Actor, Calm, TestServer, Tree, digests, label, test_config};
+use crate::harness::{Actor, Calm, TestServer, Tree, copy_folder, digests, label, test_config};
 
 const DAY: u64 = 24 * 3600;
 /// Pieces of plaintext that snapshots are made of; few, so that they share.
@@ -79,25 +78,25 @@ fn ops() -> BoxedStrategy<Op> {
     let slot = 0..SLOTS;
     let pieces = prop::collection::vec(0..PIECES, 1..6);
     prop_oneof![
-        8 => (slot.clone(), any::<bool>(), 0u8..2)
+        4 => (slot.clone(), any::<bool>(), 0u8..2)
             .prop_map(|(slot, is_small, source)| Op::Begin { slot, is_small, source }),
-        12 => (slot.clone(), pieces).prop_map(|(slot, pieces)| Op::Upload { slot, pieces }),
-        12 => (slot.clone(), 0u8..12).prop_map(|(slot, days)| Op::Commit { slot, days }),
+        20 => (slot.clone(), pieces).prop_map(|(slot, pieces)| Op::Upload { slot, pieces }),
+        24 => (slot.clone(), 0u8..12).prop_map(|(slot, days)| Op::Commit { slot, days }),
         2 => slot.prop_map(|slot| Op::Close { slot }),
         3 => (any::<u16>(), 0u8..20, any::<bool>())
             .prop_map(|(pick, days, firmer)| Op::Retain { pick, days, firmer }),
         2 => any::<u16>().prop_map(|pick| Op::Hold { pick }),
         3 => any::<u16>().prop_map(|pick| Op::Release { pick }),
-        12 => any::<u16>().prop_map(|pick| Op::Forget { pick }),
+        20 => any::<u16>().prop_map(|pick| Op::Forget { pick }),
         3 => any::<u16>().prop_map(|pick| Op::Lift { pick }),
         6 => Just(Op::Collect),
-        8 => (1u16..100).prop_map(|hours| Op::Advance { hours }),
+        14 => (1u16..100).prop_map(|hours| Op::Advance { hours }),
         1 => (1u16..4000).prop_map(|days| Op::WallAhead { days }),
         1 => (1u16..4000).prop_map(|days| Op::WallBack { days }),
-        2 => (0u16..200, prop_oneof![3 => Just(0u16), 1 => 1u16..4000])
+        1 => (0u16..200, prop_oneof![3 => Just(0u16), 1 => 1u16..4000])
             .prop_map(|(off_hours, ahead_days)| Op::Reboot { off_hours, ahead_days }),
-        2 => Just(Op::Crash),
-        2 => Just(Op::Reopen),
+        1 => Just(Op::Crash),
+        1 => Just(Op::Reopen),
         1 => Just(Op::TakeImage),
         1 => Just(Op::RestoreImage),
         4 => Just(Op::Thaw),
@@ -314,6 +313,9 @@ impl Machine {
     }
 
     fn upload(&mut self, slot: u8, pieces: BTreeSet<u8>) {
+        if !self.slots.contains_key(&slot) {
+            self.begin(slot, pieces.len().is_multiple_of(2), slot % 2);
+        }
         let Some(open) = self.slots.get(&slot) else { return };
         let tree = self.cast.tree(&pieces);
         let (writer, namespace, session) =
@@ -496,8 +498,12 @@ impl Machine {
 
     fn collect(&mut self) {
         collector(self.repository()).run().unwrap();
-        TALLY.lock().collections += 1;
-        self.check_all();
+        let mut tally = TALLY.lock();
+        tally.collections += 1;
+        if tally.collections.is_multiple_of(4) {
+            drop(tally);
+            self.check_all();
+        }
     }
 
     fn thaw(&mut self) {
@@ -579,19 +585,6 @@ impl Machine {
             };
             let read = self.repository().read(&namespace, &digests(&envelopes), &mut each);
             assert!(read.is_ok() && at == envelopes.len(), "LOST: {read:?}");
-        }
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else if entry.file_type().unwrap().is_file() {
-            std::fs::copy(entry.path(), target).unwrap();
         }
     }
 }

@@ -96,9 +96,9 @@ impl Repository {
         })
     }
 
-    /// Locks the nodes of a snapshot as far as its new lock will need, in slices, so that a huge tree
-    /// keeps no other decision waiting. A day more makes up for the time until the decision. If that
-    /// is refused after all, the nodes stay locked for longer, which harms nobody.
+    /// Locks the nodes of a snapshot as far as its new lock will need, in slices, so that a huge
+    /// tree keeps no other decision waiting. A day more makes up for the time until the decision.
+    /// If that is refused after all, the nodes stay locked for longer, which harms nobody.
     fn lock_ahead_of(
         &self,
         namespace: &Arc<Namespace>,
