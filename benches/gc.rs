@@ -11,7 +11,7 @@
 //! seconds, and no other decision waits for more than 50 ms meanwhile.
 //!
 //! ```text
-//! cargo bench --bench gc -- [CHUNKS] [FOLDER]     default: 1000000, under target/
+//! cargo bench --bench gc -- [CHUNKS] [SCENARIO] [FOLDER]     default: 1000000, all, under target/
 //! ```
 //!
 //! Envelopes are small and made up: nodes parse, chunks are filler; the cycle reads no chunks but
@@ -53,6 +53,8 @@ const DAY_SECONDS: u64 = 24 * 3600;
 const START_MS: u64 = 1_767_225_600_000;
 /// What an upload beside the cycle brings.
 const UPLOAD_CHUNK_BYTES: usize = 18 << 10;
+/// Most that one measurement of uploads writes.
+const UPLOAD_MAX_BYTES: u64 = 4 << 30;
 
 struct Calm;
 impl Witness for Calm {}
@@ -60,16 +62,26 @@ impl Witness for Calm {}
 fn main() -> Result<(), Failure> {
     let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let chunks = words.first().map_or(Ok(1_000_000), |word| word.parse::<u64>())?;
-    let folder = words.get(1).map_or(Path::new(env!("CARGO_TARGET_TMPDIR")), Path::new);
-    let folder = Folder::new(folder.join("gc-bench"))?;
+    let scenario = words.get(1).map_or("all", String::as_str);
+    let wants = |name: &str| scenario == "all" || scenario == name;
+    let folder = words.get(2).map_or(Path::new(env!("CARGO_TARGET_TMPDIR")), Path::new);
+    // Each scenario has a folder of its own, which goes before the next begins.
+    let fresh = || Folder::new(folder.join("gc-bench"));
     println!("| scenario | result |");
     println!("|---|---|");
-    for snapshots in [10, 100, 1000] {
-        curve(&folder.0.join(format!("curve{snapshots}")), chunks, snapshots)?;
+    for snapshots in [10, 100, 1000].into_iter().filter(|_| wants("curve")) {
+        curve(&fresh()?.0, chunks, snapshots)?;
     }
-    raise(&folder.0.join("raise"), chunks)?;
-    beside(&folder.0.join("beside"), chunks / 2)?;
-    space(&folder.0.join("space"), chunks / 4)
+    if wants("raise") {
+        raise(&fresh()?.0, chunks)?;
+    }
+    for pace in [0.5, 1.0].into_iter().filter(|_| wants("beside")) {
+        beside(&fresh()?.0, chunks / 2, pace)?;
+    }
+    if wants("space") {
+        space(&fresh()?.0, chunks / 4)?;
+    }
+    Ok(())
 }
 
 /// One cycle over `chunks` stored chunks in `snapshots` snapshots; a tenth more is garbage.
@@ -130,35 +142,32 @@ fn raise(folder: &Path, chunks: u64) -> Result<(), Failure> {
 }
 
 /// Upload throughput beside a whole cycle, against the mean of without, before and after it.
-fn beside(folder: &Path, chunks: u64) -> Result<(), Failure> {
-    for pace in [0.5, 1.0] {
-        let folder = folder.join(format!("pace{}", pace * 100.0));
-        let bench = Bench::create(&folder, pace)?;
-        bench.fill(chunks, 100)?;
-        let alone = |first| {
-            let began = Instant::now();
-            bench.upload_while(first, || began.elapsed() < Duration::from_secs(6))
-        };
-        let before = alone(1 << 41)?;
-        let cycling = bench.repository.clone();
-        let is_done = Arc::new(AtomicBool::new(false));
-        let done = is_done.clone();
+fn beside(folder: &Path, chunks: u64, pace: f64) -> Result<(), Failure> {
+    let bench = Bench::create(folder, pace)?;
+    bench.fill(chunks, 100)?;
+    let alone = |first| {
         let began = Instant::now();
-        let cycle = std::thread::spawn(move || {
-            let outcome = collector(&cycling).run().map_err(|error| error.to_string());
-            done.store(true, Ordering::SeqCst);
-            outcome
-        });
-        let with = bench.upload_while(1 << 42, || !is_done.load(Ordering::SeqCst))?;
-        cycle.join().map_err(|_| "cycle panicked")??;
-        let seconds = began.elapsed().as_secs_f64();
-        let without = (before + alone(1 << 43)?) / 2.0;
-        println!(
-            "| upload beside a cycle of {seconds:.0} s at pace {pace} | {with:.0} MB/s, without \
+        bench.upload_while(first, || began.elapsed() < Duration::from_secs(4))
+    };
+    let before = alone(1 << 41)?;
+    let cycling = bench.repository.clone();
+    let is_done = Arc::new(AtomicBool::new(false));
+    let done = is_done.clone();
+    let began = Instant::now();
+    let cycle = std::thread::spawn(move || {
+        let outcome = collector(&cycling).run().map_err(|error| error.to_string());
+        done.store(true, Ordering::SeqCst);
+        outcome
+    });
+    let with = bench.upload_while(1 << 42, || !is_done.load(Ordering::SeqCst))?;
+    cycle.join().map_err(|_| "cycle panicked")??;
+    let seconds = began.elapsed().as_secs_f64();
+    let without = (before + alone(1 << 43)?) / 2.0;
+    println!(
+        "| upload beside a cycle of {seconds:.0} s at pace {pace} | {with:.0} MB/s, without \
              {without:.0} MB/s: {:.0} % |",
-            100.0 * with / without
-        );
-    }
+        100.0 * with / without
+    );
     Ok(())
 }
 
@@ -345,7 +354,7 @@ impl Bench {
     fn upload_while(&self, first: u64, goes_on: impl Fn() -> bool) -> Result<f64, Failure> {
         let store = self.repository.store();
         let (began, mut number, mut bytes) = (Instant::now(), first, 0u64);
-        while goes_on() {
+        while goes_on() && bytes < UPLOAD_MAX_BYTES {
             let mut batch = Vec::new();
             for _ in 0..128 {
                 let mut envelope = self.filler.to_vec();

@@ -403,9 +403,11 @@ async fn a_snapshot_that_reuses_a_forgotten_one_is_whole_however_they_interleave
         let random = blake3::hash(&seed.to_le_bytes());
         let mut places: Vec<u64> =
             random.as_bytes()[..3].iter().map(|byte| u64::from(*byte) % (breaths + 1)).collect();
-        // Mostly in the published order, else forgotten first or last.
+        // Half of them in the published order, half with S0 forgotten before S1 asks.
         places.sort_unstable();
-        places.rotate_left(usize::from(random.as_bytes()[4].is_multiple_of(4)));
+        if random.as_bytes()[4].is_multiple_of(2) {
+            places.swap(0, 1);
+        }
         let tree = Arc::new(tree_of(&writer, &noise(100 + seed, 6)));
         let other = tree_of(&writer, &noise(10_000 + seed, 3));
         let s0 = snapshot(&writer, "s0", &tree).await;
@@ -567,16 +569,7 @@ async fn uploads_beside_cycles_lose_nothing() {
     let writer = Arc::new(server.writer("erp").await);
     let is_done = Arc::new(AtomicU64::new(0));
     let (cycling, done, clock) = (repository.clone(), is_done.clone(), server.clock.clone());
-    let cycles = std::thread::spawn(move || {
-        let mut sum = (0, 0, 0);
-        while done.load(Ordering::SeqCst) == 0 {
-            let report = collect(&cycling).unwrap();
-            clock.advance(DAY);
-            let reaped = reaped_count(&report);
-            sum = (sum.0 + 1, sum.1 + report.quarantined_count, sum.2 + reaped);
-        }
-        sum
-    });
+    let cycles = std::thread::spawn(move || cycle_until(&done, &cycling, &clock));
     let mut clients = Vec::new();
     for client in 0..3u64 {
         let (writer, repository) = (writer.clone(), repository.clone());
@@ -634,6 +627,21 @@ async fn busy_client(
         }
     }
     kept
+}
+
+/// Cycles, a day apart, until `done`; how many, and what they quarantined and reaped.
+fn cycle_until(
+    done: &AtomicU64,
+    repository: &Arc<Repository>,
+    clock: &ManualClock,
+) -> (u64, u64, u64) {
+    let mut sum = (0, 0, 0);
+    while done.load(Ordering::SeqCst) == 0 {
+        let report = collect(repository).unwrap();
+        clock.advance(DAY);
+        sum = (sum.0 + 1, sum.1 + report.quarantined_count, sum.2 + reaped_count(&report));
+    }
+    sum
 }
 
 async fn sync_or_end(session: &Session, tree: &Tree) -> bool {
