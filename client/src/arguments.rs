@@ -7,6 +7,8 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use strongroom_protocol::id::Label;
+use strongroom_protocol::retention::{FOREVER, Lock};
 
 use crate::error::ClientError;
 
@@ -31,6 +33,36 @@ pub fn parse_duration(text: &str) -> Result<u64, String> {
     if seconds == 0 { Err(FORM.into()) } else { Ok(seconds) }
 }
 
+/// Reads a date, which means its end in UTC, or an instant with its offset; the result is in
+/// seconds since 1970.
+pub fn parse_date(text: &str) -> Result<u64, String> {
+    const FORM: &str = "a date is 2031-05-31 (its end, UTC) or 2031-05-31T12:00:00Z";
+    let instant = match text.parse::<jiff::civil::Date>() {
+        Ok(date) if text.len() == 10 => {
+            let next = date.tomorrow().map_err(|_| FORM)?;
+            next.to_zoned(TimeZone::UTC).map_err(|_| FORM)?.timestamp()
+        }
+        _ => text.parse::<Timestamp>().map_err(|_| FORM)?,
+    };
+    u64::try_from(instant.as_second()).map_err(|_| FORM.into())
+}
+
+/// Reads a duration, or `forever`; the result is in seconds.
+pub fn parse_period(text: &str) -> Result<u64, String> {
+    if text == "forever" { Ok(FOREVER) } else { parse_duration(text) }
+}
+
+/// Reads `SOURCE=CLASS`, or `SOURCE=` to take a source out.
+pub fn parse_class(text: &str) -> Result<(Label, Option<Label>), String> {
+    let (source, class) = text.split_once('=').ok_or("write SOURCE=CLASS, or SOURCE= for none")?;
+    let source = source.parse().map_err(|_| format!("{source} is not a source"))?;
+    let class = match class {
+        "" => None,
+        class => Some(class.parse().map_err(|_| format!("{class} is not a class"))?),
+    };
+    Ok((source, class))
+}
+
 /// Reads a share in percent, above 0 and up to 100, with or without the sign.
 pub fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.trim_end_matches('%').trim();
@@ -48,9 +80,30 @@ pub fn local_time(milliseconds: i64) -> String {
     }
 }
 
+/// A time of the server in UTC, the same wherever it is read.
+pub fn utc_time(milliseconds: i64) -> String {
+    match Timestamp::from_millisecond(milliseconds) {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+        Err(_) => "out of range".into(),
+    }
+}
+
 /// [`local_time`] of seconds since 1970.
 pub fn local_time_of_seconds(seconds: u64) -> String {
     i64::try_from(seconds.saturating_mul(1000)).map_or_else(|_| "out of range".into(), local_time)
+}
+
+/// End of a lock, seconds since 1970; nothing for a lock without end.
+pub fn end_of(lock: &Lock) -> Option<u64> {
+    (lock.until_seconds != FOREVER).then(|| lock.until_seconds.max(lock.until_wall_seconds))
+}
+
+/// "until ..." for people.
+pub fn end_text(end_seconds: Option<u64>) -> String {
+    match end_seconds {
+        Some(seconds) => format!("until {}", local_time_of_seconds(seconds)),
+        None => "without end".into(),
+    }
 }
 
 /// Reads an age identity file: comment lines and `AGE-SECRET-KEY-1...` lines.

@@ -22,11 +22,11 @@ use strongroom_protocol::id::{Label, RecordDigest};
 use strongroom_protocol::limits::{PRIVATE_ITEMS_MAX, PRIVATE_TEXT_MAX_BYTES};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::record::PrivateFields;
-use strongroom_protocol::retention::RetentionMode;
+use strongroom_protocol::retention::{LockWanted, RetentionMode};
 use strongroom_protocol::role::Role;
-use strongroom_protocol::route::Route;
 use tokio::sync::oneshot;
 
+use crate::arguments::end_of;
 use crate::budget::{self, CACHE_BYTES, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
 use crate::cache::{Cache, CacheCondition, CacheScope};
 use crate::cache_writer::CacheWriter;
@@ -34,6 +34,7 @@ use crate::clock::Moment;
 use crate::commit::{self, Statement, finish_pending, host_name, position_after};
 use crate::durable;
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::{EpochKeys, public_key_of};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::profile::{ConnectOptions, Profile};
@@ -41,7 +42,7 @@ use crate::progress::Monitor;
 use crate::receipts::Committed;
 use crate::session::Session;
 use crate::source::{OpenSource, Source, SourceEnd};
-use crate::transport::{Body, Client};
+use crate::transport::Client;
 use crate::trust::fetch_descriptor;
 use crate::uploader::{Acknowledged, UploadOptions, Uploader};
 
@@ -54,7 +55,7 @@ pub struct BackupOptions {
     /// Name of what is backed up.
     pub source: Label,
     /// Retention to ask for, in seconds; 0 takes the namespace's default.
-    pub retain_seconds: u64,
+    pub lock_wanted: LockWanted,
     /// Words to find it by; sealed.
     pub tags: Vec<String>,
     /// How to reach the server.
@@ -92,8 +93,8 @@ pub struct BackupSummary {
     pub elapsed_ms: u64,
     /// The server's clock at the commit, milliseconds since 1970.
     pub committed_ms: u64,
-    /// End of the lock, seconds since 1970.
-    pub locked_until_seconds: u64,
+    /// End of the lock, seconds since 1970; nothing for a lock without end.
+    pub locked_until_seconds: Option<u64>,
     /// Mode of the lock.
     pub mode: RetentionMode,
     /// The file changed while it was read: the dump may not be of one moment.
@@ -162,8 +163,8 @@ pub async fn run(
         deduplicated_bytes: acknowledged.counts.deduplicated_bytes,
         elapsed_ms,
         committed_ms: committed.committed_ms,
-        locked_until_seconds: committed.locked_until_seconds,
-        mode: committed.mode,
+        locked_until_seconds: end_of(&committed.lock),
+        mode: committed.lock.mode,
         changed_while_read: end.changed,
         restart_count,
         distrusted,
@@ -193,11 +194,8 @@ impl<'a> Writer<'a> {
                 profile.settings().role
             )));
         }
-        let client = profile.client(&options.connect)?;
+        let client = history::connect(profile, &options.connect).await?;
         let descriptor = fetch_descriptor(profile, &client).await?;
-        let note = client.request(&Route::Checkpoint, "", Body::empty()).await?;
-        profile.accept_newest_checkpoint(&String::from_utf8_lossy(&note))?;
-
         let (namespace, contents) = (descriptor.namespace(), descriptor.contents());
         let secret = profile.convergence_secret()?;
         let keys = EpochKeys::derive(&secret, &namespace, contents.epoch);
@@ -238,7 +236,7 @@ impl<'a> Writer<'a> {
         check_texts(&source.command)?;
         let size_class = declare_size(&mut source).await?;
         let label = &self.options.source;
-        let wanted = self.options.retain_seconds;
+        let wanted = self.options.lock_wanted;
         let namespace = self.descriptor.namespace();
         let session = Session::open(&self.client, namespace, label, size_class, wanted).await?;
         let renewal = session.keep_alive();
@@ -293,7 +291,7 @@ impl<'a> Writer<'a> {
             tracing::warn!("the file changed while it was read: the dump may not be of one moment");
         }
         let statement = Statement {
-            lock_wanted_seconds: self.options.retain_seconds,
+            lock_wanted: self.options.lock_wanted,
             private: PrivateFields {
                 host: host_name(),
                 command,

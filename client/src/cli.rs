@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::Label;
 
-use crate::arguments::{parse_duration, parse_percent};
+use crate::arguments::parse_percent;
+use crate::audit_cli::Audit;
+use crate::options::{Global, Reading, Until};
+use crate::retention_cli::{Clock, Decision, Hold, PolicyCommand, Prune, Retain};
 
 /// Streams backups into a hardened repository that cannot read them and will not delete them.
 #[derive(Debug, Parser)]
@@ -29,30 +32,7 @@ Examples:
 
 Exit codes: 0 done, 1 other, 2 usage, 3 incomplete, 4 refused by policy (locked, retention),
 5 verification or trust failed, 6 not authorised, 7 temporary (run again), 8 repository full,
-9 the dump command failed.";
-
-/// Options of every command.
-#[derive(Debug, Clone, Args)]
-pub struct Global {
-    /// Folder of profiles [default: $XDG_CONFIG_HOME/strongroom or ~/.config/strongroom]
-    #[arg(long, global = true, env = "STRONGROOM_HOME", value_name = "FOLDER")]
-    pub home: Option<PathBuf>,
-    /// Which principal of which server this is
-    #[arg(long, global = true, env = "STRONGROOM_PROFILE", default_value = "default")]
-    pub profile: String,
-    /// Server addresses instead of the profile's or the kit's; its key is still checked
-    #[arg(long, global = true, value_name = "HOST:PORT[,...]")]
-    pub server: Option<String>,
-    /// Print one JSON object on standard output at the end
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// Print nothing but errors
-    #[arg(long, global = true)]
-    pub quiet: bool,
-    /// Say more on standard error; twice for still more
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-}
+9 the dump command failed, 10 the server's ledger was rolled back or forked.";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -78,8 +58,30 @@ pub enum Command {
     Verify(Verify),
     /// Forget a snapshot whose lock has ended
     Forget(Forget),
+    /// Extend a snapshot's lock, or raise its mode (operators, security officers)
+    Retain(Retain),
+    /// Place or release a legal hold
+    #[command(subcommand)]
+    Hold(Hold),
+    /// Show or set a namespace's retention policy and quota
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Forget what no rule keeps and no lock holds
+    Prune(Prune),
+    /// List what waits for a second principal
+    Proposals,
+    /// Approve what another principal proposed; it is carried out at once
+    Approve(Decision),
+    /// Reject a proposal
+    Reject(Decision),
+    /// The server's retention clock: status, credit of off-time, thaw
+    #[command(subcommand)]
+    Clock(Clock),
     /// Say how the server stands (operators, auditors)
     Status,
+    /// Read, check and prove from the server's ledger
+    #[command(subcommand)]
+    Audit(Audit),
 }
 
 const BACKUP_EXAMPLES: &str = "\
@@ -174,9 +176,9 @@ pub struct Backup {
     /// Back up standard input
     #[arg(long, conflicts_with = "command")]
     pub stdin: bool,
-    /// Lock the snapshot for so long, as in 5y (365 days each), 90d, 12h
-    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
-    pub retain: Option<u64>,
+    /// How long to lock the snapshot.
+    #[command(flatten)]
+    pub until: Until,
     /// Word to find the snapshot by; sealed; may be repeated
     #[arg(long)]
     pub tag: Vec<String>,
@@ -186,20 +188,6 @@ pub struct Backup {
     /// Command and arguments whose standard output is the dump
     #[arg(last = true)]
     pub command: Vec<String>,
-}
-
-/// Which namespace to read, and with what.
-#[derive(Debug, Clone, Args)]
-pub struct Reading {
-    /// Recovery kit; no profile is needed then
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["identity", "namespace"])]
-    pub kit: Option<PathBuf>,
-    /// age identity file, with a profile of role restore
-    #[arg(long, value_name = "FILE")]
-    pub identity: Option<PathBuf>,
-    /// Namespace by name or id, with a profile of the whole server
-    #[arg(long, value_name = "NAME|ID")]
-    pub namespace: Option<String>,
 }
 
 /// `list`.
@@ -265,6 +253,9 @@ pub struct Verify {
 pub struct Forget {
     /// SOURCE, SOURCE@latest, latest, an id or its start
     pub snapshot: String,
+    /// Propose to forget it although a governance lock lasts; another principal approves
+    #[arg(long)]
+    pub bypass_governance: bool,
     /// Where it is.
     #[command(flatten)]
     pub reading: Reading,

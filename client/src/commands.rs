@@ -3,41 +3,39 @@
 //! Results go to standard output, everything else to standard error. With `--json` the result is
 //! one object, also where the command failed: `{"error": ..., "code": ..., "exit_code": ...}`.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
 use strongroom_protocol::descriptor::Codec;
-use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::message::Status;
+use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
-use zeroize::Zeroizing;
 
-use crate::arguments::{identities_in, local_time_of_seconds};
+use crate::audit_commands;
 use crate::backup::{self, BackupOptions};
 use crate::cli::{
-    Backup, Cli, Command, Enroll, Forget, Global, Key, KitCommand, List, NewKeys, Reading, Restore,
-    Setup, Show, Verify,
+    Backup, Cli, Command, Enroll, Forget, Key, KitCommand, List, NewKeys, Restore, Setup, Show,
+    Verify,
 };
 use crate::commit::host_name;
 use crate::durable;
 use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
-use crate::kit::{KIT_MAX_BYTES, Kit};
 use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
 use crate::output::{
-    backup_text, details_text, enrolled_text, kit_text, printable, restore_text, row_text,
-    status_text, verify_text,
+    backup_text, details_text, enrolled_text, kit_text, restore_text, row_text, status_text,
+    verify_text,
 };
-use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
-use crate::progress::{Display, Monitor, Style};
+use crate::progress::Monitor;
 use crate::restore::{self, RestoreOptions};
+use crate::retention_commands;
 use crate::snapshot::{self, SnapshotSummary};
 use crate::source::Source;
-use crate::trust::{ReadAccess, is_server_role};
+use crate::terminal::{Output, read_kit, report};
+use crate::trust::ReadAccess;
 
 const TOKEN_FILE_MAX_BYTES: u64 = 8192;
 
@@ -68,7 +66,20 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
         Command::Restore(options) => restore_one(&output, options).await,
         Command::Verify(options) => verify(&output, options).await,
         Command::Forget(options) => forget(&output, options).await,
+        Command::Retain(options) => retention_commands::retain(&output, options).await,
+        Command::Hold(options) => retention_commands::hold(&output, options).await,
+        Command::Policy(options) => retention_commands::policy(&output, options).await,
+        Command::Prune(options) => retention_commands::prune(&output, options).await,
+        Command::Proposals => retention_commands::proposals(&output).await,
+        Command::Approve(options) => {
+            retention_commands::decide(&output, options, Verdict::Approve).await
+        }
+        Command::Reject(options) => {
+            retention_commands::decide(&output, options, Verdict::Reject).await
+        }
+        Command::Clock(options) => retention_commands::clock(&output, options).await,
         Command::Status => status(&output).await,
+        Command::Audit(command) => audit_commands::run(&output, command).await,
     }
 }
 
@@ -142,7 +153,7 @@ async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
     let mut profile = output.profile()?;
     let backup_options = BackupOptions {
         source: options.source,
-        retain_seconds: options.retain.unwrap_or(0),
+        lock_wanted: options.until.wanted(),
         tags: options.tag,
         connect: output.connect()?,
         worker_count: options.threads,
@@ -165,7 +176,7 @@ async fn list(output: &Output, options: List) -> Result<(), ClientError> {
     let snapshots = if is_own {
         snapshot::list_own(&output.profile()?, source)?
     } else {
-        let access = access(output, &options.reading, false).await?;
+        let access = output.access(&options.reading, false).await?;
         snapshot::list(&access, source).await?
     };
     let listing = Listing { snapshots };
@@ -173,13 +184,13 @@ async fn list(output: &Output, options: List) -> Result<(), ClientError> {
 }
 
 async fn show(output: &Output, options: Show) -> Result<(), ClientError> {
-    let access = access(output, &options.reading, options.unverified).await?;
+    let access = output.access(&options.reading, options.unverified).await?;
     let details = Box::pin(snapshot::show(&access, &options.snapshot, options.unverified)).await?;
     output.emit(&details, || details_text(&details))
 }
 
 async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientError> {
-    let mut access = access(output, &options.reading, options.unverified).await?;
+    let mut access = output.access(&options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
     access.wanted_source = Some(found.source.clone());
     let is_stdout = options.to == Path::new("-");
@@ -197,7 +208,7 @@ async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientErro
 }
 
 async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
-    let mut access = access(output, &options.reading, options.unverified).await?;
+    let mut access = output.access(&options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
     access.wanted_source = Some(found.source.clone());
     let monitor = Monitor::hidden();
@@ -210,55 +221,18 @@ async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {
 }
 
 async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
-    let access = access(output, &options.reading, false).await?;
+    let access = output.access(&options.reading, false).await?;
+    if options.bypass_governance {
+        return retention_commands::lift(output, &access, &options.snapshot).await;
+    }
     let forgotten = snapshot::forget(&access, &options.snapshot).await?;
     output.emit(&forgotten, || format!("forgot snapshot {}\n", forgotten.record))
 }
 
 async fn status(output: &Output) -> Result<(), ClientError> {
-    let mut profile = output.profile()?;
-    let client = profile.client(&output.connect()?)?;
+    let client = output.client().await?;
     let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    profile.accept_newest_checkpoint(&status.checkpoint)?;
     output.emit(&status, || status_text(&status))
-}
-
-/// The way to read that the options name.
-async fn access(
-    output: &Output,
-    reading: &Reading,
-    unverified: bool,
-) -> Result<ReadAccess, ClientError> {
-    let connect = output.connect()?;
-    if let Some(kit) = &reading.kit {
-        return ReadAccess::with_kit(&read_kit(kit)?, &connect, unverified).await;
-    }
-    let mut profile = output.profile()?;
-    let role = profile.settings().role;
-    if is_server_role(role) {
-        let Some(namespace) = &reading.namespace else {
-            return Err(ClientError::Usage(format!(
-                "a profile of role {role} sees all namespaces: name one with --namespace"
-            )));
-        };
-        return ReadAccess::with_server_profile(&profile, namespace, &connect).await;
-    }
-    let identities = match &reading.identity {
-        Some(path) => identities_in(&read_text(path)?)?,
-        None => Vec::new(),
-    };
-    ReadAccess::with_profile(&mut profile, identities, &connect).await
-}
-
-fn read_kit(path: &Path) -> Result<Kit, ClientError> {
-    Kit::parse(&read_text(path)?)
-        .map_err(|error| ClientError::Usage(format!("{}: {error}", path.display())))
-}
-
-fn read_text(path: &Path) -> Result<Zeroizing<String>, ClientError> {
-    let max_bytes = u64::try_from(KIT_MAX_BYTES).unwrap_or(u64::MAX);
-    let bytes = Zeroizing::new(durable::read(path, max_bytes)?);
-    Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn read_token(text: &str) -> Result<Token, ClientError> {
@@ -271,78 +245,6 @@ fn read_token(text: &str) -> Result<Token, ClientError> {
     };
     Token::from_text(&text)
         .map_err(|error| ClientError::Usage(format!("{error}: copy the whole token")))
-}
-
-/// Where results go.
-struct Output {
-    global: Global,
-    is_piped: bool,
-}
-
-impl Output {
-    fn folder(&self) -> Result<ProfileFolder, ClientError> {
-        ProfileFolder::new(&locate_home(self.global.home.clone())?, &self.global.profile)
-    }
-
-    fn profile(&self) -> Result<Profile, ClientError> {
-        Profile::open(self.folder()?)
-    }
-
-    fn connect(&self) -> Result<ConnectOptions, ClientError> {
-        let servers = self.global.server.as_deref().map(parse_addresses).transpose()?;
-        Ok(ConnectOptions { servers: servers.unwrap_or_default(), ..ConnectOptions::default() })
-    }
-
-    fn display(&self, monitor: &Monitor, verb: &'static str) -> Display {
-        let is_hidden = self.global.quiet || self.global.json;
-        Display::start(monitor, verb, if is_hidden { Style::Hidden } else { Style::Automatic })
-    }
-
-    fn emit<T: Serialize>(
-        &self,
-        result: &T,
-        text: impl FnOnce() -> String,
-    ) -> Result<(), ClientError> {
-        let line = if self.global.json {
-            let json = serde_json::to_string(result)
-                .map_err(|error| ClientError::Bug(format!("result: {error}")))?;
-            format!("{json}\n")
-        } else if self.global.quiet {
-            return Ok(());
-        } else {
-            printable(&text())
-        };
-        print(self.is_piped, &line).map_err(|error| ClientError::file("print the result", error))
-    }
-}
-
-fn report(global: &Global, is_piped: bool, error: &ClientError) {
-    let mut text = format!("strongroom: {error}\n");
-    let mut code = None;
-    if let ClientError::Server(body) = error {
-        code = Some(body.code.name());
-        if let (ErrorCode::Locked, Some(until)) = (body.code, body.locked_until_seconds) {
-            text.push_str(&format!("strongroom: locked until {}\n", local_time_of_seconds(until)));
-        }
-    }
-    // Where nobody listens there is nobody to tell.
-    let _ = std::io::stderr().write_all(printable(&text).as_bytes());
-    if global.json {
-        let number = error.exit_code().number();
-        let object = serde_json::json!({
-            "error": error.to_string(), "code": code, "exit_code": number,
-        });
-        let _ = print(is_piped, &format!("{object}\n"));
-    }
-}
-
-fn print(is_piped: bool, text: &str) -> std::io::Result<()> {
-    if is_piped {
-        return std::io::stderr().write_all(text.as_bytes());
-    }
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
 }
 
 /// Ends with Ctrl-C or SIGTERM.

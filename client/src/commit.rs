@@ -3,7 +3,8 @@
 //! 1. Build and sign the record, on the session's head. *Crash: nothing was made.*
 //! 2. Write it to `pending/`. *Crash: the next run commits it, or learns that its session ended.*
 //! 3. Commit it. *Crash: the next run commits the same bytes again and gets the old receipt.*
-//! 4. Verify the receipt and write it to `receipts/`. *Crash: as after 3.*
+//! 4. Verify the receipt, write it to `receipts/`, and demand that its checkpoint continues the
+//!    remembered one. *Crash: as after 3.*
 //! 5. Remove the pending record.
 
 use std::path::Path;
@@ -16,11 +17,13 @@ use strongroom_protocol::id::{Label, RecordDigest};
 use strongroom_protocol::limits::{KEY_BLOCK_MAX_BYTES, NAME_MAX_BYTES};
 use strongroom_protocol::padding::padme;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody};
+use strongroom_protocol::retention::LockWanted;
 use zeroize::Zeroizing;
 
 use crate::age_file;
 use crate::clock;
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::EpochKeys;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed, PendingRecord};
@@ -30,8 +33,8 @@ use crate::tree::SealedRoot;
 
 /// What a record says besides the tree.
 pub struct Statement {
-    /// Retention asked for, in seconds; 0 takes the namespace's default.
-    pub lock_wanted_seconds: u64,
+    /// Retention asked for.
+    pub lock_wanted: LockWanted,
     /// What only a recovery identity can read.
     pub private: PrivateFields,
 }
@@ -102,12 +105,12 @@ pub async fn commit(
     statement: Statement,
 ) -> Result<Committed, ClientError> {
     let mut body = body_of(profile, session, descriptor, source, root)?;
-    body.lock_wanted_seconds = statement.lock_wanted_seconds;
+    body.lock_wanted = statement.lock_wanted;
     let record = sign_record(profile, descriptor, keys, body, root, statement.private)?;
     let pending = PendingRecord { session: session.opened().session, record: record.encode() };
     receipts::write_pending(profile, source, &pending)?;
     let receipt = session.commit(Bytes::from(pending.record)).await?;
-    accept(profile, &record, &receipt)
+    accept(profile, session.client(), &record, &receipt).await
 }
 
 /// What a record of an acknowledged tree says to everybody; the lock is the namespace's default.
@@ -134,7 +137,7 @@ pub fn body_of(
         totals: root.totals,
         padded_plaintext_bytes: padme(root.plaintext_bytes),
         client_time_ms: clock::wall_ms(),
-        lock_wanted_seconds: 0,
+        lock_wanted: LockWanted::Default,
         complete: true,
     })
 }
@@ -188,7 +191,7 @@ pub async fn finish_pending(
     let namespace = profile.namespace()?;
     let bytes = Bytes::from(pending.record);
     match commit_in(client, namespace, pending.session, bytes).await {
-        Ok(receipt) => accept(profile, &record, &receipt).map(Some),
+        Ok(receipt) => accept(profile, client, &record, &receipt).await.map(Some),
         Err(error) if is_hopeless(&error) => {
             receipts::remove_pending(profile, source)?;
             Ok(None)
@@ -203,14 +206,15 @@ pub fn host_name() -> String {
     text.trim().chars().take(usize::try_from(NAME_MAX_BYTES / 4).unwrap_or(0)).collect()
 }
 
-fn accept(
+async fn accept(
     profile: &mut Profile,
+    client: &Client,
     record: &Record,
     receipt: &[u8],
 ) -> Result<Committed, ClientError> {
     let committed = receipts::verify(record, receipt, profile.settings().ledger_key)?;
     receipts::write(profile, &committed, receipt)?;
-    profile.accept_checkpoint(&committed.checkpoint)?;
+    history::confirm(profile, client, &committed.checkpoint).await?;
     receipts::remove_pending(profile, &record.body.source)?;
     Ok(committed)
 }

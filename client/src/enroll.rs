@@ -5,13 +5,16 @@
 //! 3. Write the recovery kit, text and page. *From here on losing this machine loses nothing.*
 //! 4. Write the convergence secret and this machine's own keys.
 //! 5. Enrol. *Crash before the answer: the same command does the same again.*
-//! 6. Write the profile, then remove the pending secrets. What stays opens no backup.
+//! 6. Write the profile; write the ledger's checkpoint into it and into the kit, whose floor it is.
+//!    *Crash: the kit has no floor, and restores all the same.*
+//! 7. Remove the pending secrets. What stays opens no backup.
 //!
 //! The proof is bound to this very connection by its TLS exporter, so a relay gets nothing.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey};
 use strongroom_protocol::limits::PROTOCOL_VERSION;
@@ -19,13 +22,15 @@ use strongroom_protocol::message::{EnrollAnswer, Identity};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
+use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::connection::Connection;
 use crate::durable;
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::{ConvergenceSecret, public_key_of};
-use crate::kit::{KIT_MAX_BYTES, Kit};
+use crate::kit::{CheckpointFloor, KIT_MAX_BYTES, Kit};
 use crate::namespace::{NamespaceError, NamespaceOptions, NewNamespace};
 use crate::profile::{
     ConnectOptions, Profile, ProfileFolder, SETTINGS_VERSION, Settings, parse_addresses,
@@ -221,6 +226,13 @@ async fn finish(
     answer: &EnrollAnswer,
 ) -> Result<EnrollSummary, ClientError> {
     let mut profile = Profile::create(folder.clone(), settings)?;
+    if let Some(floor) = options.kit.as_ref().and_then(|kit| kit.checkpoint)
+        && floor.ledger_key == profile.settings().ledger_key
+    {
+        history::demand_floor(client, &floor).await?;
+    }
+    let newest = history::greet(&mut profile, client).await?;
+    raise_kit(prepared, profile.settings().ledger_key, &newest)?;
     let mut descriptor: Option<VerifiedDescriptor> = None;
     if !prepared.descriptor.is_empty() {
         descriptor = Some(profile.accept_descriptor(&prepared.descriptor)?);
@@ -247,6 +259,22 @@ async fn finish(
         kit_page: prepared.kit_page.clone(),
         recipient_count: descriptor.map(|known| known.contents().recipients.len()),
     })
+}
+
+/// Writes the ledger's checkpoint into the kit that this enrolment wrote, whole and at once.
+fn raise_kit(
+    prepared: &Prepared,
+    ledger_key: PublicKey,
+    newest: &Checkpoint,
+) -> Result<(), ClientError> {
+    let (Some(text), Some(page)) = (&prepared.kit_text, &prepared.kit_page) else { return Ok(()) };
+    let bad = |error: crate::kit::KitError| ClientError::Usage(error.to_string());
+    let max_bytes = u64::try_from(KIT_MAX_BYTES).unwrap_or(u64::MAX);
+    let bytes = Zeroizing::new(durable::read(text, max_bytes)?);
+    let mut kit = Kit::parse(std::str::from_utf8(&bytes).unwrap_or_default()).map_err(bad)?;
+    kit.checkpoint = Some(CheckpointFloor { ledger_key, size: newest.size, root: newest.root });
+    durable::write(page, kit.to_html().map_err(bad)?.as_bytes())?;
+    durable::write(text, kit.to_text().map_err(bad)?.as_bytes())
 }
 
 /// The server's ledger key, which must be the one that the token means.

@@ -36,6 +36,8 @@ pub enum ExitCode {
     Full,
     /// The dump command failed; no snapshot was made.
     DumpFailed,
+    /// The server's ledger is not a continuation of the one that was seen before.
+    History,
 }
 
 impl ExitCode {
@@ -52,6 +54,7 @@ impl ExitCode {
             Self::Temporary => 7,
             Self::Full => 8,
             Self::DumpFailed => 9,
+            Self::History => 10,
         }
     }
 }
@@ -74,6 +77,14 @@ pub enum ClientError {
     /// A signature, digest, pin or proof is wrong.
     #[error("{0}")]
     Untrusted(String),
+    /// The server's ledger was rolled back or forked: it lost or replaced decisions.
+    #[error(
+        "the server's ledger {0}: it was rolled back or forked. Nothing more is believed or sent. \
+         Do not run again: keep this profile or kit as evidence, tell the security officer and \
+         whoever runs the server, and see \"A rolled back or forked server\" in \
+         docs/operations.md"
+    )]
+    History(String),
     /// The server claimed to have chunks and could not prove it.
     #[error(
         "the server says it has what it cannot prove ({0}); nothing was committed, the cache was \
@@ -145,6 +156,7 @@ impl ClientError {
             Self::Unreachable(_) | Self::SessionLost(_) | Self::Interrupted => ExitCode::Temporary,
             Self::Untrusted(_) | Self::Unproven(_) => ExitCode::Untrusted,
             Self::DumpFailed(_) => ExitCode::DumpFailed,
+            Self::History(_) => ExitCode::History,
             Self::File { .. } | Self::Protocol(_) | Self::Bug(_) => ExitCode::Other,
         }
     }
@@ -152,11 +164,18 @@ impl ClientError {
 
 fn exit_code_of(code: ErrorCode) -> ExitCode {
     match code {
-        ErrorCode::Locked | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
+        ErrorCode::Locked
+        | ErrorCode::Held
+        | ErrorCode::ClockSuspect
+        | ErrorCode::Shortens
+        | ErrorCode::BadDate
+        | ErrorCode::NeedsApproval
+        | ErrorCode::Stale
+        | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
         ErrorCode::UnknownPrincipal | ErrorCode::NotAllowed | ErrorCode::BadToken => {
             ExitCode::NotAuthorised
         }
-        ErrorCode::RepositoryFull => ExitCode::Full,
+        ErrorCode::RepositoryFull | ErrorCode::QuotaExceeded => ExitCode::Full,
         ErrorCode::Unavailable
         | ErrorCode::TooMany
         | ErrorCode::Internal

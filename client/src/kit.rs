@@ -2,8 +2,8 @@
 //!
 //! A kit is text (TOML under comments in plain words) and a page to print. It holds the age
 //! identity, the authority key, the restore-only access key, the namespace's id, server addresses,
-//! and the floors: the descriptor version and, where one was seen, the ledger checkpoint at print
-//! time, below which no server is believed. Identity, access key and id restore everything; the
+//! and the floors: the descriptor version and the ledger checkpoint at print time, below which no
+//! server is believed. Identity, access key and id restore everything; the
 //! authority key only changes recipients, epoch and pins.
 //!
 //! [`Kit::parse`] is strict: unknown or missing fields, keys that do not belong together and other
@@ -16,7 +16,7 @@ use ed25519_dalek::SigningKey;
 use jiff::civil::Date;
 use qrcode::{EcLevel, QrCode};
 use serde::{Deserialize, Serialize};
-use strongroom_protocol::id::{Label, NamespaceId, from_hex, to_hex};
+use strongroom_protocol::id::{Label, NamespaceId, PublicKey, from_hex, to_hex};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -70,6 +70,8 @@ pub enum KitError {
 /// The newest ledger checkpoint that was seen when the kit was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointFloor {
+    /// Whose ledger: another server of the namespace has another.
+    pub ledger_key: PublicKey,
     /// Leaves of the ledger.
     pub size: u64,
     /// Its root.
@@ -178,9 +180,11 @@ impl Kit {
             access_key: to_hex(self.access_key.as_bytes()),
             descriptor_version: self.descriptor_version,
             created: self.created.to_string(),
-            checkpoint: self
-                .checkpoint
-                .map(|floor| CheckpointFields { size: floor.size, root: to_hex(&floor.root) }),
+            checkpoint: self.checkpoint.map(|floor| CheckpointFields {
+                ledger_key: floor.ledger_key.to_string(),
+                size: floor.size,
+                root: to_hex(&floor.root),
+            }),
         };
         let text = toml::to_string(&fields);
         text.map(Zeroizing::new).map_err(|_| KitError::Form("cannot be written"))
@@ -207,6 +211,7 @@ struct Fields {
 #[derive(Serialize, Deserialize, Zeroize)]
 #[serde(deny_unknown_fields)]
 struct CheckpointFields {
+    ledger_key: String,
     size: u64,
     root: String,
 }
@@ -214,7 +219,8 @@ struct CheckpointFields {
 impl CheckpointFields {
     fn parse(&self) -> Result<CheckpointFloor, KitError> {
         let root = from_hex(&self.root).ok_or(KitError::Field("checkpoint root"))?;
-        Ok(CheckpointFloor { size: self.size, root })
+        let ledger_key = parsed(&self.ledger_key, "checkpoint ledger_key")?;
+        Ok(CheckpointFloor { ledger_key, size: self.size, root })
     }
 }
 
@@ -280,7 +286,11 @@ mod tests {
             authority_key,
             access_key: SigningKey::from_bytes(&[2; 32]),
             descriptor_version: 3,
-            checkpoint: Some(CheckpointFloor { size: 42, root: [7; 32] }),
+            checkpoint: Some(CheckpointFloor {
+                ledger_key: PublicKey([9; 32]),
+                size: 42,
+                root: [7; 32],
+            }),
             created: "2026-02-03".parse().unwrap(),
         }
     }

@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, HumanCount};
 use strongroom_protocol::message::Status;
 use strongroom_protocol::role::Role;
 
-use crate::arguments::{local_time, local_time_of_seconds};
+use crate::arguments::{end_text, local_time};
 use crate::backup::BackupSummary;
 use crate::enroll::EnrollSummary;
 use crate::restore::{RestoreSummary, VerifySummary};
@@ -46,7 +46,7 @@ pub fn backup_text(summary: &BackupSummary) -> String {
     let share = summary.deduplicated_bytes.saturating_mul(100) / summary.plaintext_bytes.max(1);
     format!(
         "snapshot {}\n{} number {}: {} in {}, {} sent ({share} % was there already), {}\n\
-         locked until {} ({})\n",
+         locked {} ({})\n",
         summary.snapshot,
         summary.source,
         summary.sequence,
@@ -54,7 +54,7 @@ pub fn backup_text(summary: &BackupSummary) -> String {
         milliseconds(summary.elapsed_ms),
         HumanBytes(summary.sent_bytes),
         rate(summary.plaintext_bytes, summary.elapsed_ms),
-        local_time_of_seconds(summary.locked_until_seconds),
+        end_text(summary.locked_until_seconds),
         summary.mode.name(),
     )
 }
@@ -63,13 +63,14 @@ pub fn backup_text(summary: &BackupSummary) -> String {
 pub fn row_text(row: &SnapshotSummary) -> String {
     let id = row.snapshot.to_string();
     format!(
-        "{}  {}  {:<24} {:>6}  {:>12}  locked until {}\n",
+        "{}  {}  {:<24} {:>6}  {:>12}  locked {}{}\n",
         id.get(..12).unwrap_or(&id),
         local_time(signed(row.committed_ms)),
         row.source.as_str(),
         row.sequence,
         HumanBytes(row.padded_plaintext_bytes).to_string(),
-        local_time_of_seconds(row.locked_until_seconds),
+        end_text(row.locked_until_seconds),
+        if row.is_held { ", held" } else { "" },
     )
 }
 
@@ -78,15 +79,16 @@ pub fn details_text(details: &SnapshotDetails) -> String {
     let row = &details.summary;
     let mut text = format!(
         "snapshot     {}\nsource       {} number {}\ncommitted    {}\nclient time  {}\n\
-         locked until {} ({})\nplaintext    about {}\nsealed       {} in {} chunks\n\
+         locked       {} ({}){}\nplaintext    about {}\nsealed       {} in {} chunks\n\
          principal    {}\nprevious     {}\nroot         {}\n",
         row.snapshot,
         row.source,
         row.sequence,
         local_time(signed(row.committed_ms)),
         local_time(row.client_time_ms),
-        local_time_of_seconds(row.locked_until_seconds),
+        end_text(row.locked_until_seconds),
         row.mode.name(),
+        if row.is_held { ", legal hold" } else { "" },
         HumanBytes(row.padded_plaintext_bytes),
         HumanBytes(row.sealed_bytes),
         HumanCount(row.chunk_count),

@@ -314,48 +314,30 @@ impl Profile {
         Ok(descriptor)
     }
 
-    /// Remembers a checkpoint of the server's ledger, and refuses one that contradicts the newest
-    /// that was seen. (That a larger ledger contains the smaller one is proven by the server's
-    /// consistency proofs, which audits ask for.)
-    pub fn accept_checkpoint(&mut self, note: &str) -> Result<(), ClientError> {
-        let keys = [self.settings.ledger_key];
-        let untrusted = |why: &str| {
-            ClientError::Untrusted(format!(
-                "the server's ledger {why}: it was rolled back or forked; tell its operator and \
-                 keep this profile as evidence"
+    /// The newest checkpoint of the server's ledger that was seen; nothing before the first. One
+    /// that does not verify is an error: a floor must not vanish in silence.
+    pub fn remembered(&self) -> Result<Option<Checkpoint>, ClientError> {
+        let Some(note) = &self.settings.checkpoint else { return Ok(None) };
+        let checkpoint = Checkpoint::verify(note, &[self.settings.ledger_key]);
+        checkpoint.map(Some).map_err(|error| {
+            ClientError::Usage(format!(
+                "profile.toml: {error}: the remembered checkpoint was changed; restore the file, \
+                 or enrol again"
             ))
-        };
-        let new = Checkpoint::verify(note, &keys)
-            .map_err(|_| untrusted("checkpoint is not signed by the pinned ledger key"))?;
-        if let Some(known) = &self.settings.checkpoint
-            && let Ok(known) = Checkpoint::verify(known, &keys)
-        {
-            if new.size == known.size && new.root != known.root {
-                return Err(untrusted("has two roots of one size"));
-            }
-            if new.size <= known.size {
-                return Ok(());
-            }
+        })
+    }
+
+    /// Remembers a checkpoint that was proven to continue the remembered one (`history.rs`). A
+    /// smaller one changes nothing.
+    pub fn remember(&mut self, note: &str) -> Result<(), ClientError> {
+        let new = Checkpoint::verify(note, &[self.settings.ledger_key]).map_err(|error| {
+            ClientError::Untrusted(format!("{error}: tell whoever runs the server"))
+        })?;
+        if self.remembered()?.is_some_and(|known| new.size <= known.size) {
+            return Ok(());
         }
         self.settings.checkpoint = Some(note.to_owned());
         self.save()
-    }
-
-    /// Remembers the newest checkpoint of the server's ledger, which must not be smaller than one
-    /// that was seen before.
-    pub fn accept_newest_checkpoint(&mut self, note: &str) -> Result<(), ClientError> {
-        let keys = [self.settings.ledger_key];
-        let size_of = |note: &str| Checkpoint::verify(note, &keys).map(|seen| seen.size);
-        let known = self.settings.checkpoint.as_deref().map(size_of);
-        if let (Some(Ok(known)), Ok(new)) = (known, size_of(note))
-            && new < known
-        {
-            return Err(ClientError::Untrusted(format!(
-                "the server's ledger has {new} entries, and had {known} before: it was rolled \
-                 back; tell its operator and keep this profile as evidence"
-            )));
-        }
-        self.accept_checkpoint(note)
     }
 
     /// Writes `profile.toml`. Floors that another process of this profile has raised stay.

@@ -18,7 +18,7 @@ use strongroom_protocol::id::{Label, PublicKey, RecordDigest, SessionId};
 use strongroom_protocol::limits::{RECEIPT_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{Record, RecordBody};
-use strongroom_protocol::retention::RetentionMode;
+use strongroom_protocol::retention::Lock;
 
 use crate::durable;
 use crate::error::ClientError;
@@ -41,10 +41,8 @@ pub struct Committed {
     pub body: RecordBody,
     /// The server's clock at the commit, milliseconds since 1970.
     pub committed_ms: u64,
-    /// End of the lock, seconds since 1970.
-    pub locked_until_seconds: u64,
-    /// Mode of the lock.
-    pub mode: RetentionMode,
+    /// Its lock.
+    pub lock: Lock,
     /// The signed checkpoint that the receipt's proof leads to.
     pub checkpoint: String,
 }
@@ -144,9 +142,7 @@ fn read(
     let (entry, _) = receipt.verify(&[ledger_key])?;
     let other =
         || ClientError::Untrusted("the receipt is for another commit; tell the operator".into());
-    let Event::Committed { record: named, root, sequence, mode, locked_until_seconds, .. } =
-        entry.event
-    else {
+    let Event::Committed { record: named, root, sequence, lock, .. } = entry.event else {
         return Err(other());
     };
     let is_ours = named == record
@@ -161,8 +157,7 @@ fn read(
         record,
         body,
         committed_ms: entry.server_time_ms,
-        locked_until_seconds,
-        mode,
+        lock,
         checkpoint: receipt.checkpoint,
     })
 }

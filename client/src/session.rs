@@ -11,6 +11,7 @@ use bytes::Bytes;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{Label, NamespaceId, SealedDigest, SessionId};
 use strongroom_protocol::message::{OpenSession, SessionOpened, SizeClass, Uploaded};
+use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::route::Route;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -46,12 +47,17 @@ impl Session {
         namespace: NamespaceId,
         source: &Label,
         size_class: SizeClass,
-        lock_wanted_seconds: u64,
+        lock_wanted: LockWanted,
     ) -> Result<Self, ClientError> {
-        let question = OpenSession { source: source.clone(), size_class, lock_wanted_seconds };
+        let question = OpenSession { source: source.clone(), size_class, lock_wanted };
         let route = Route::OpenSession(namespace);
         let opened = client.json(&route, "", Some(&question)).await?;
         Ok(Self { client: client.clone(), namespace, opened: Arc::new(opened) })
+    }
+
+    /// Speaks to the server.
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// What the server said when it opened the session.

@@ -8,9 +8,10 @@ use serde::Serialize;
 use strongroom_protocol::id::{Label, PrincipalId, RecordDigest, SealedDigest};
 use strongroom_protocol::message::{Forgotten, SnapshotPage, SnapshotRow};
 use strongroom_protocol::record::RecordBody;
-use strongroom_protocol::retention::RetentionMode;
+use strongroom_protocol::retention::{Lock, RetentionMode};
 use strongroom_protocol::route::Route;
 
+use crate::arguments::end_of;
 use crate::error::ClientError;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed};
@@ -44,8 +45,10 @@ pub struct SnapshotSummary {
     pub chunk_count: u64,
     /// Mode of the lock.
     pub mode: RetentionMode,
-    /// End of the lock, seconds since 1970.
-    pub locked_until_seconds: u64,
+    /// End of the lock, seconds since 1970; nothing for a lock without end.
+    pub locked_until_seconds: Option<u64>,
+    /// A legal hold stands.
+    pub is_held: bool,
     /// Every file could be read.
     pub is_complete: bool,
 }
@@ -188,22 +191,14 @@ pub async fn check_kit(access: &ReadAccess) -> Result<KitCheck, ClientError> {
 impl SnapshotSummary {
     fn of_row(row: SnapshotRow) -> Result<Self, ClientError> {
         let body = RecordBody::decode(&row.body.0)?;
-        let until = row.locked_until_seconds;
-        Ok(Self::of_body(row.record, body, row.committed_ms, row.mode, until))
+        Ok(Self::of_body(row.record, body, row.committed_ms, &row.lock))
     }
 
     fn of_receipt(kept: Committed) -> Self {
-        let until = kept.locked_until_seconds;
-        Self::of_body(kept.record, kept.body, kept.committed_ms, kept.mode, until)
+        Self::of_body(kept.record, kept.body, kept.committed_ms, &kept.lock)
     }
 
-    fn of_body(
-        snapshot: RecordDigest,
-        body: RecordBody,
-        committed_ms: u64,
-        mode: RetentionMode,
-        locked_until_seconds: u64,
-    ) -> Self {
+    fn of_body(snapshot: RecordDigest, body: RecordBody, committed_ms: u64, lock: &Lock) -> Self {
         Self {
             snapshot,
             source: body.source,
@@ -214,14 +209,16 @@ impl SnapshotSummary {
             padded_plaintext_bytes: body.padded_plaintext_bytes,
             sealed_bytes: body.totals.sealed_bytes,
             chunk_count: body.totals.chunk_count,
-            mode,
-            locked_until_seconds,
+            mode: lock.mode,
+            locked_until_seconds: end_of(lock),
+            is_held: lock.is_held,
             is_complete: body.complete,
         }
     }
 }
 
-async fn list_rows(
+/// Rows of the server's list, oldest first.
+pub async fn list_rows(
     access: &ReadAccess,
     source: Option<&Label>,
 ) -> Result<Vec<SnapshotRow>, ClientError> {
@@ -286,7 +283,8 @@ mod tests {
             sealed_bytes: 0,
             chunk_count: 0,
             mode: RetentionMode::Compliance,
-            locked_until_seconds: 0,
+            locked_until_seconds: Some(0),
+            is_held: false,
             is_complete: true,
         }
     }

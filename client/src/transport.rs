@@ -301,7 +301,15 @@ pub fn parse_json<A: DeserializeOwned>(route: &Route, answer: &[u8]) -> Result<A
 
 /// Whether sending the request twice leaves what sending it once leaves.
 fn is_repeatable(route: &Route) -> bool {
-    !matches!(route, Route::Enroll | Route::Forget(..))
+    !matches!(
+        route,
+        Route::Enroll
+            | Route::Forget(..)
+            | Route::Lift(..)
+            | Route::SetPolicy(_)
+            | Route::TendClock
+            | Route::Decide(_)
+    )
 }
 
 /// Longest answer of a route that is read whole, in bytes.

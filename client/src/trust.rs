@@ -11,7 +11,8 @@
 //! key, and nothing that the server says counts before its ledger key stands in a verified
 //! descriptor and vouches for the TLS key of that same connection. Without a floor of its own a
 //! fresh machine cannot know whether it sees the newest state; it says so
-//! ([`Freshness::KitFloor`]).
+//! ([`Freshness::KitFloor`]). The kit's own floor, the ledger's checkpoint at print time, must be
+//! contained in what the server shows.
 //!
 //! `--unverified` goes on where a signature or name of this chain is wrong. The checks of the
 //! envelopes follow from the key block alone and cannot be switched off.
@@ -28,6 +29,7 @@ use zeroize::Zeroizing;
 
 use crate::age_file::{self, AgeFileError};
 use crate::error::ClientError;
+use crate::history;
 use crate::keys::{ConvergenceSecret, PlaintextHash, PlaintextKeys};
 use crate::kit::Kit;
 use crate::profile::{ConnectOptions, Profile};
@@ -115,7 +117,7 @@ impl ReadAccess {
         identities: Vec<Zeroizing<String>>,
         connect: &ConnectOptions,
     ) -> Result<Self, ClientError> {
-        let client = profile.client(connect)?;
+        let client = history::connect(profile, connect).await?;
         let descriptor = fetch_descriptor(profile, &client).await?;
         let namespace = descriptor.namespace();
         let freshness = Freshness::Profile;
@@ -126,11 +128,11 @@ impl ReadAccess {
 
     /// Lists one namespace with a profile of the whole server: an operator, officer or auditor.
     pub async fn with_server_profile(
-        profile: &Profile,
+        profile: &mut Profile,
         namespace: &str,
         connect: &ConnectOptions,
     ) -> Result<Self, ClientError> {
-        let client = profile.client(connect)?;
+        let client = history::connect(profile, connect).await?;
         let namespace = find_namespace(&client, namespace).await?;
         let freshness = Freshness::Profile;
         let (descriptor, identities, wanted_source) = (None, Vec::new(), None);
@@ -169,8 +171,19 @@ impl ReadAccess {
         let descriptor = tolerate(descriptor, unverified)?;
         // Every further connection must meet the key that was just proven.
         let endpoint = Endpoint { pin: Pin::Key(server_key), ..endpoint };
+        let client = Client::new(endpoint, &identity)?;
+        match kit.checkpoint {
+            Some(floor) if floor.ledger_key == said.ledger_key => {
+                tolerate(history::demand_floor(&client, &floor).await, unverified)?;
+            }
+            Some(_) => tracing::warn!(
+                "the kit has seen another server of the namespace: it cannot tell how new the \
+                 state of this one is"
+            ),
+            None => {}
+        }
         Ok(Self {
-            client: Client::new(endpoint, &identity)?,
+            client,
             namespace: kit.namespace,
             descriptor,
             identities: vec![kit.identity.clone()],
@@ -297,7 +310,7 @@ fn check_server(
 fn tolerate<T>(check: Result<T, ClientError>, unverified: bool) -> Result<Option<T>, ClientError> {
     match check {
         Ok(value) => Ok(Some(value)),
-        Err(error) if unverified && matches!(error, ClientError::Untrusted(_)) => {
+        Err(error @ (ClientError::Untrusted(_) | ClientError::History(_))) if unverified => {
             tracing::warn!("not verified, and going on because of --unverified: {error}");
             Ok(None)
         }

@@ -14,16 +14,18 @@ use strongroom_protocol::catalogue::{Entry, Hole, Kind, Xattr};
 use strongroom_protocol::certificate::WriterCertificate;
 use strongroom_protocol::checkpoint::{Checkpoint, origin_of};
 use strongroom_protocol::descriptor::{ChunkSizes, Codec, Descriptor};
-use strongroom_protocol::entry::{Entry as LedgerEntry, Event};
+use strongroom_protocol::entry::{ClockEvent, Entry as LedgerEntry, Event, Wish};
 use strongroom_protocol::envelope::Suite;
 use strongroom_protocol::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, SessionNonce, TlsKeyDigest, TokenId, to_hex,
 };
 use strongroom_protocol::merkle::leaf_hash;
+use strongroom_protocol::policy::Quota;
+use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::retention::{FOREVER, Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
 use strongroom_protocol::{catalogue, record};
@@ -295,7 +297,7 @@ fn record_body() -> RecordBody {
         totals: Totals { chunk_count: 1000, sealed_bytes: 18_000_000 },
         padded_plaintext_bytes: 65_536_000,
         client_time_ms: 1_700_000_000_123,
-        lock_wanted_seconds: 31_536_000,
+        lock_wanted: LockWanted::Period(31_536_000),
         complete: true,
     }
 }
@@ -346,12 +348,19 @@ fn signed_objects() {
 fn ledger_entries() -> Vec<LedgerEntry> {
     let (record, token) = (RecordDigest([1; 32]), TokenId([2; 16]));
     let tls_key = TlsKeyDigest([3; 32]);
-    let (role, mode) = (Role::Backup, RetentionMode::Compliance);
-    let policy = RetentionPolicy {
+    let role = Role::Backup;
+    let lock = Lock {
+        mode: RetentionMode::Compliance,
+        until_seconds: 10,
+        until_wall_seconds: 11,
+        is_held: false,
+    };
+    let rule = RetentionRule {
         mode: RetentionMode::Governance,
         minimum_seconds: 1,
         default_seconds: 2,
-        maximum_seconds: 3,
+        maximum_seconds: FOREVER,
+        after_date_seconds: 4,
     };
     let events = [
         Event::Initialised {
@@ -360,7 +369,7 @@ fn ledger_entries() -> Vec<LedgerEntry> {
             tls_key,
         },
         Event::TokenMade { token, role, expires_seconds: 5 },
-        Event::NamespaceCreated { descriptor: DescriptorDigest([6; 32]), policy },
+        Event::NamespaceCreated { descriptor: DescriptorDigest([6; 32]), rule },
         Event::Enrolled {
             principal: PRINCIPAL,
             role,
@@ -369,18 +378,12 @@ fn ledger_entries() -> Vec<LedgerEntry> {
             token,
         },
         Event::Revoked { principal: PRINCIPAL },
-        Event::Committed {
-            commit: 7,
-            record,
-            root: SealedDigest([8; 32]),
-            sequence: 9,
-            mode,
-            locked_until_seconds: 10,
-        },
+        Event::Committed { commit: 7, record, root: SealedDigest([8; 32]), sequence: 9, lock },
         Event::Forgotten { record, commit: 7, locked_until_seconds: 10 },
-        Event::ForgetRefused { record, locked_until_seconds: 10 },
+        Event::Refused { record, wish: Wish::Shorten, lock },
         Event::RecordRead { record },
     ];
+    let later = later_events(record, rule, lock);
     let entry = |event| LedgerEntry {
         server_time_ms: 1_700_000_000_000,
         retention_time_seconds: 1_700_000_000,
@@ -388,7 +391,47 @@ fn ledger_entries() -> Vec<LedgerEntry> {
         namespace: namespace(),
         event,
     };
-    events.into_iter().map(entry).collect()
+    events.into_iter().chain(later).map(entry).collect()
+}
+
+/// Events of retention, clock and collection.
+fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Event> {
+    vec![
+        Event::Retained { record, lock: Lock { until_seconds: FOREVER, ..lock } },
+        Event::HoldPlaced { record, reason: [12; 32] },
+        Event::HoldReleased { record, reason: [13; 32] },
+        Event::PolicySet { policy: [14; 32], rule, quota: Quota { bytes: 15, snapshots: 16 } },
+        Event::NamespaceDropped,
+        Event::Proposed {
+            operation: 1,
+            parameters: [17; 32],
+            state: [18; 32],
+            nonce: [19; 16],
+            expires_ms: 20,
+        },
+        Event::Decided {
+            proposal: 21,
+            verdict: Verdict::Approve,
+            meaning: [22; 32],
+            signature: [23; 64],
+        },
+        Event::Clock { event: ClockEvent::WallAhead, amount_ms: 24 },
+        Event::CollectionIntended {
+            generation: 25,
+            dead_count: 26,
+            reap_count: 27,
+            reap_digest: [28; 32],
+        },
+        Event::Collected {
+            generation: 25,
+            quarantined_count: 26,
+            reaped_count: 27,
+            reaped_bytes: 28,
+        },
+        Event::SegmentDropIntended { segment: 29, table: [30; 32] },
+        Event::SegmentDropped { segment: 29, file_bytes: 31 },
+        Event::Configured { configuration: [32; 32] },
+    ]
 }
 
 #[test]

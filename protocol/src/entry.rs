@@ -9,12 +9,15 @@
 //! whole repository. Entries hold no personal data and no secret.
 
 use crate::codec::{DecodeError, Reader, Writer};
+pub use crate::event::{ClockEvent, Event, Wish};
 use crate::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, TlsKeyDigest, TokenId,
 };
 use crate::limits::ENTRY_MAX_BYTES;
-use crate::retention::{RetentionMode, RetentionPolicy};
+use crate::policy::{Quota, read_rule, write_rule};
+use crate::proposal::Verdict;
+use crate::retention::{Lock, RetentionMode};
 use crate::role::Role;
 
 const MAGIC: &[u8; 4] = b"SRL1";
@@ -35,125 +38,13 @@ pub struct Entry {
     pub event: Event,
 }
 
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// 1: the repository was made.
-    Initialised {
-        /// Its id.
-        repository: RepositoryId,
-        /// Its ledger's key.
-        ledger_key: PublicKey,
-        /// Its first TLS key.
-        tls_key: TlsKeyDigest,
-    },
-    /// 2: an enrolment token was made.
-    TokenMade {
-        /// Which.
-        token: TokenId,
-        /// The role that it gives.
-        role: Role,
-        /// When it ends, seconds since 1970.
-        expires_seconds: u64,
-    },
-    /// 3: a namespace was made by the descriptor of its first client.
-    NamespaceCreated {
-        /// Its first descriptor.
-        descriptor: DescriptorDigest,
-        /// Its retention policy.
-        policy: RetentionPolicy,
-    },
-    /// 4: a principal was enrolled.
-    Enrolled {
-        /// Who.
-        principal: PrincipalId,
-        /// In which role.
-        role: Role,
-        /// Its TLS key.
-        tls_key: TlsKeyDigest,
-        /// Its signing key.
-        signing_key: PublicKey,
-        /// By which token.
-        token: TokenId,
-    },
-    /// 5: a principal was revoked.
-    Revoked {
-        /// Who.
-        principal: PrincipalId,
-    },
-    /// 6: a snapshot was committed.
-    Committed {
-        /// Number of the commit, counted per repository from 1.
-        commit: u64,
-        /// The snapshot.
-        record: RecordDigest,
-        /// Root of its tree.
-        root: SealedDigest,
-        /// Its number in its source.
-        sequence: u64,
-        /// Mode of its lock.
-        mode: RetentionMode,
-        /// End of its lock, seconds of the retention clock since 1970.
-        locked_until_seconds: u64,
-    },
-    /// 7: a snapshot was forgotten, after its lock had ended.
-    Forgotten {
-        /// The snapshot.
-        record: RecordDigest,
-        /// Number of its commit.
-        commit: u64,
-        /// When its lock had ended.
-        locked_until_seconds: u64,
-    },
-    /// 8: somebody asked to forget a locked snapshot.
-    ForgetRefused {
-        /// The snapshot.
-        record: RecordDigest,
-        /// End of its lock.
-        locked_until_seconds: u64,
-    },
-    /// 9: a record was handed out to be restored or verified.
-    RecordRead {
-        /// The snapshot.
-        record: RecordDigest,
-    },
-}
-
 impl Entry {
     /// The encoding, which is the leaf's data.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_magic(MAGIC);
         out.u64(self.server_time_ms).u64(self.retention_time_seconds);
         out.raw(&self.actor.0).raw(&self.namespace.0);
-        match &self.event {
-            Event::Initialised { repository, ledger_key, tls_key } => {
-                out.u8(1).raw(&repository.0).raw(&ledger_key.0).raw(&tls_key.0)
-            }
-            Event::TokenMade { token, role, expires_seconds } => {
-                out.u8(2).raw(&token.0).u8(role.code()).u64(*expires_seconds)
-            }
-            Event::NamespaceCreated { descriptor, policy } => {
-                out.u8(3).raw(&descriptor.0).u8(policy.mode.code());
-                out.u64(policy.minimum_seconds).u64(policy.default_seconds);
-                out.u64(policy.maximum_seconds)
-            }
-            Event::Enrolled { principal, role, tls_key, signing_key, token } => {
-                out.u8(4).raw(&principal.0).u8(role.code());
-                out.raw(&tls_key.0).raw(&signing_key.0).raw(&token.0)
-            }
-            Event::Revoked { principal } => out.u8(5).raw(&principal.0),
-            Event::Committed { commit, record, root, sequence, mode, locked_until_seconds } => {
-                out.u8(6).u64(*commit).raw(&record.0).raw(&root.0).u64(*sequence);
-                out.u8(mode.code()).u64(*locked_until_seconds)
-            }
-            Event::Forgotten { record, commit, locked_until_seconds } => {
-                out.u8(7).raw(&record.0).u64(*commit).u64(*locked_until_seconds)
-            }
-            Event::ForgetRefused { record, locked_until_seconds } => {
-                out.u8(8).raw(&record.0).u64(*locked_until_seconds)
-            }
-            Event::RecordRead { record } => out.u8(9).raw(&record.0),
-        };
+        write_event(&mut out, &self.event);
         out.finish()
     }
 
@@ -176,6 +67,94 @@ impl Entry {
     }
 }
 
+fn write_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Initialised { repository, ledger_key, tls_key } => {
+            out.u8(1).raw(&repository.0).raw(&ledger_key.0).raw(&tls_key.0);
+        }
+        Event::TokenMade { token, role, expires_seconds } => {
+            out.u8(2).raw(&token.0).u8(role.code()).u64(*expires_seconds);
+        }
+        Event::NamespaceCreated { descriptor, rule } => {
+            out.u8(3).raw(&descriptor.0);
+            write_rule(out, rule);
+        }
+        Event::Enrolled { principal, role, tls_key, signing_key, token } => {
+            out.u8(4).raw(&principal.0).u8(role.code());
+            out.raw(&tls_key.0).raw(&signing_key.0).raw(&token.0);
+        }
+        Event::Revoked { principal } => {
+            out.u8(5).raw(&principal.0);
+        }
+        Event::Committed { commit, record, root, sequence, lock } => {
+            out.u8(6).u64(*commit).raw(&record.0).raw(&root.0).u64(*sequence);
+            write_lock(out, lock);
+        }
+        Event::Forgotten { record, commit, locked_until_seconds } => {
+            out.u8(7).raw(&record.0).u64(*commit).u64(*locked_until_seconds);
+        }
+        Event::Refused { record, wish, lock } => {
+            out.u8(8).raw(&record.0).u8(wish.code());
+            write_lock(out, lock);
+        }
+        Event::RecordRead { record } => {
+            out.u8(9).raw(&record.0);
+        }
+        later => write_later_event(out, later),
+    }
+}
+
+/// Events of retention, clock and collection.
+fn write_later_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Retained { record, lock } => {
+            out.u8(10).raw(&record.0);
+            write_lock(out, lock);
+        }
+        Event::HoldPlaced { record, reason } => {
+            out.u8(11).raw(&record.0).raw(reason);
+        }
+        Event::HoldReleased { record, reason } => {
+            out.u8(12).raw(&record.0).raw(reason);
+        }
+        Event::PolicySet { policy, rule, quota } => {
+            out.u8(13).raw(policy);
+            write_rule(out, rule);
+            out.u64(quota.bytes).u64(quota.snapshots);
+        }
+        Event::NamespaceDropped => {
+            out.u8(14);
+        }
+        Event::Proposed { operation, parameters, state, nonce, expires_ms } => {
+            out.u8(15).u8(*operation).raw(parameters).raw(state).raw(nonce).u64(*expires_ms);
+        }
+        Event::Decided { proposal, verdict, meaning, signature } => {
+            out.u8(16).u64(*proposal).u8(verdict.code()).raw(meaning).raw(signature);
+        }
+        Event::Clock { event, amount_ms } => {
+            out.u8(17).u8(event.code()).u64(*amount_ms);
+        }
+        Event::CollectionIntended { generation, dead_count, reap_count, reap_digest } => {
+            out.u8(18).u64(*generation).u64(*dead_count).u64(*reap_count).raw(reap_digest);
+        }
+        Event::Collected { generation, quarantined_count, reaped_count, reaped_bytes } => {
+            out.u8(19).u64(*generation).u64(*quarantined_count);
+            out.u64(*reaped_count).u64(*reaped_bytes);
+        }
+        Event::SegmentDropIntended { segment, table } => {
+            out.u8(20).u32(*segment).raw(table);
+        }
+        Event::SegmentDropped { segment, file_bytes } => {
+            out.u8(21).u32(*segment).u64(*file_bytes);
+        }
+        Event::Configured { configuration } => {
+            out.u8(22).raw(configuration);
+        }
+        // The first nine are written by the caller.
+        _ => {}
+    }
+}
+
 fn read_event(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
     Ok(match reader.u8()? {
         1 => Event::Initialised {
@@ -190,12 +169,7 @@ fn read_event(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
         },
         3 => Event::NamespaceCreated {
             descriptor: DescriptorDigest(reader.array()?),
-            policy: RetentionPolicy {
-                mode: read_mode(reader)?,
-                minimum_seconds: reader.u64()?,
-                default_seconds: reader.u64()?,
-                maximum_seconds: reader.u64()?,
-            },
+            rule: read_rule(reader)?,
         },
         4 => Event::Enrolled {
             principal: PrincipalId(reader.array()?),
@@ -210,27 +184,98 @@ fn read_event(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
             record: RecordDigest(reader.array()?),
             root: SealedDigest(reader.array()?),
             sequence: reader.u64()?,
-            mode: read_mode(reader)?,
-            locked_until_seconds: reader.u64()?,
+            lock: read_lock(reader)?,
         },
         7 => Event::Forgotten {
             record: RecordDigest(reader.array()?),
             commit: reader.u64()?,
             locked_until_seconds: reader.u64()?,
         },
-        8 => Event::ForgetRefused {
+        8 => Event::Refused {
             record: RecordDigest(reader.array()?),
-            locked_until_seconds: reader.u64()?,
+            wish: read_wish(reader)?,
+            lock: read_lock(reader)?,
         },
         9 => Event::RecordRead { record: RecordDigest(reader.array()?) },
+        code => return read_later_event(reader, code),
+    })
+}
+
+fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        10 => Event::Retained { record: RecordDigest(reader.array()?), lock: read_lock(reader)? },
+        11 => Event::HoldPlaced { record: RecordDigest(reader.array()?), reason: reader.array()? },
+        12 => {
+            Event::HoldReleased { record: RecordDigest(reader.array()?), reason: reader.array()? }
+        }
+        13 => Event::PolicySet {
+            policy: reader.array()?,
+            rule: read_rule(reader)?,
+            quota: Quota { bytes: reader.u64()?, snapshots: reader.u64()? },
+        },
+        14 => Event::NamespaceDropped,
+        15 => Event::Proposed {
+            operation: reader.u8()?,
+            parameters: reader.array()?,
+            state: reader.array()?,
+            nonce: reader.array()?,
+            expires_ms: reader.u64()?,
+        },
+        16 => Event::Decided {
+            proposal: reader.u64()?,
+            verdict: Verdict::from_code(reader.u8()?).ok_or(DecodeError::Value("verdict"))?,
+            meaning: reader.array()?,
+            signature: reader.array()?,
+        },
+        17 => Event::Clock { event: read_clock_event(reader)?, amount_ms: reader.u64()? },
+        18 => Event::CollectionIntended {
+            generation: reader.u64()?,
+            dead_count: reader.u64()?,
+            reap_count: reader.u64()?,
+            reap_digest: reader.array()?,
+        },
+        19 => Event::Collected {
+            generation: reader.u64()?,
+            quarantined_count: reader.u64()?,
+            reaped_count: reader.u64()?,
+            reaped_bytes: reader.u64()?,
+        },
+        20 => Event::SegmentDropIntended { segment: reader.u32()?, table: reader.array()? },
+        21 => Event::SegmentDropped { segment: reader.u32()?, file_bytes: reader.u64()? },
+        22 => Event::Configured { configuration: reader.array()? },
         _ => return reader.refuse(),
     })
 }
 
-fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
-    Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
+/// Writes a lock: `mode u8 | until u64 | until by the wall clock u64 | held u8`. Rows of the
+/// server use the same bytes.
+pub fn write_lock(out: &mut Writer, lock: &Lock) {
+    out.u8(lock.mode.code()).u64(lock.until_seconds).u64(lock.until_wall_seconds);
+    out.bool(lock.is_held);
 }
 
-fn read_mode(reader: &mut Reader<'_>) -> Result<RetentionMode, DecodeError> {
-    RetentionMode::from_code(reader.u8()?).ok_or(DecodeError::Value("retention mode"))
+/// Reads a lock.
+pub fn read_lock(reader: &mut Reader<'_>) -> Result<Lock, DecodeError> {
+    let mode = RetentionMode::from_code(reader.u8()?);
+    Ok(Lock {
+        mode: mode.ok_or(DecodeError::Value("retention mode"))?,
+        until_seconds: reader.u64()?,
+        until_wall_seconds: reader.u64()?,
+        is_held: reader.bool()?,
+    })
+}
+
+fn read_wish(reader: &mut Reader<'_>) -> Result<Wish, DecodeError> {
+    let code = reader.u8()?;
+    Wish::ALL.into_iter().find(|wish| wish.code() == code).ok_or(DecodeError::Value("wish"))
+}
+
+fn read_clock_event(reader: &mut Reader<'_>) -> Result<ClockEvent, DecodeError> {
+    let code = reader.u8()?;
+    let event = ClockEvent::ALL.into_iter().find(|event| event.code() == code);
+    event.ok_or(DecodeError::Value("clock event"))
+}
+
+fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
+    Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
 }

@@ -37,6 +37,20 @@ pub enum ErrorCode {
     RetentionOutOfPolicy,
     /// The snapshot is locked.
     Locked,
+    /// A legal hold keeps the snapshot.
+    Held,
+    /// The lock has ended by a clock that is under suspicion, so nothing ends.
+    ClockSuspect,
+    /// The change would end the lock earlier, or lower its mode.
+    Shortens,
+    /// The date is not in the future, or beyond all bounds.
+    BadDate,
+    /// The namespace's quota is used up.
+    QuotaExceeded,
+    /// It takes a second principal: propose it, and let another one approve.
+    NeedsApproval,
+    /// What was proposed no longer fits what is there, or the proposal has ended.
+    Stale,
     /// The repository has no room for uploads.
     RepositoryFull,
     /// The body is larger than the route allows.
@@ -51,7 +65,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -65,6 +79,13 @@ impl ErrorCode {
         Self::OutOfSequence,
         Self::RetentionOutOfPolicy,
         Self::Locked,
+        Self::Held,
+        Self::ClockSuspect,
+        Self::Shortens,
+        Self::BadDate,
+        Self::QuotaExceeded,
+        Self::NeedsApproval,
+        Self::Stale,
         Self::RepositoryFull,
         Self::TooLarge,
         Self::TooMany,
@@ -88,6 +109,13 @@ impl ErrorCode {
             Self::OutOfSequence => "out_of_sequence",
             Self::RetentionOutOfPolicy => "retention_out_of_policy",
             Self::Locked => "locked",
+            Self::Held => "held",
+            Self::ClockSuspect => "clock_suspect",
+            Self::Shortens => "shortens",
+            Self::BadDate => "bad_date",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::NeedsApproval => "needs_approval",
+            Self::Stale => "stale",
             Self::RepositoryFull => "repository_full",
             Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
@@ -99,18 +127,25 @@ impl ErrorCode {
     /// The HTTP status that goes with the code.
     pub const fn status(self) -> u16 {
         match self {
-            Self::BadRequest | Self::BadDescriptor | Self::BadEnvelope | Self::BadRecord => 400,
+            Self::BadRequest
+            | Self::BadDescriptor
+            | Self::BadEnvelope
+            | Self::BadRecord
+            | Self::BadDate => 400,
             Self::UnknownPrincipal | Self::BadToken => 401,
-            Self::NotAllowed => 403,
+            Self::NotAllowed | Self::NeedsApproval => 403,
             Self::NotFound => 404,
-            Self::MissingChildren | Self::OutOfSequence | Self::RetentionOutOfPolicy => 409,
+            Self::MissingChildren
+            | Self::OutOfSequence
+            | Self::RetentionOutOfPolicy
+            | Self::Stale => 409,
             Self::SessionEnded => 410,
             Self::TooLarge => 413,
-            Self::Locked => 423,
+            Self::Locked | Self::Held | Self::ClockSuspect | Self::Shortens => 423,
             Self::TooMany => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
-            Self::RepositoryFull => 507,
+            Self::RepositoryFull | Self::QuotaExceeded => 507,
         }
     }
 

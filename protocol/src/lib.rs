@@ -28,8 +28,13 @@ pub mod record;
 
 pub mod checkpoint;
 pub mod entry;
+pub mod event;
 pub mod merkle;
 pub mod receipt;
+pub mod tile;
+
+pub mod policy;
+pub mod proposal;
 pub mod retention;
 
 pub mod error;

@@ -121,3 +121,15 @@ pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Longest retention that a policy may name, in seconds (200 years).
 pub const RETENTION_MAX_SECONDS: u64 = 200 * 366 * 24 * 3600;
+/// Most classes that a policy may define.
+pub const POLICY_CLASSES_MAX: u32 = 64;
+/// Most sources that a policy may name.
+pub const POLICY_SOURCES_MAX: u32 = 512;
+/// Longest encoded policy.
+pub const POLICY_MAX_BYTES: u32 = 128 * 1024;
+/// Longest reason of a hold or meaning of an approval, in bytes.
+pub const REASON_MAX_BYTES: u32 = 1024;
+/// A proposal that nobody decided ends after this time, in seconds (7 days).
+pub const PROPOSAL_TTL_SECONDS: u64 = 7 * 24 * 3600;
+/// Most proposals that wait for a decision.
+pub const PROPOSALS_MAX: u32 = 256;

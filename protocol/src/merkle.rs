@@ -176,6 +176,40 @@ pub fn verify_consistency(
     if last == 0 && old_hash == *old_root && new_hash == *root { Ok(()) } else { Err(ERROR) }
 }
 
+/// A tree that grows from the left, without its inside: the complete subtrees of its right edge.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frontier {
+    size: u64,
+    /// From left to right, each higher than the next.
+    subtrees: Vec<(u32, Hash)>,
+}
+
+impl Frontier {
+    /// Number of leaves.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Adds a complete subtree of `height` on the right; 0 is a leaf. Subtrees must come as a tree
+    /// of their size has them: no subtree may follow a lower one, unless that one is completed.
+    pub fn push(&mut self, height: u32, hash: Hash) {
+        self.size = self.size.saturating_add(1u64.checked_shl(height).unwrap_or(u64::MAX));
+        let (mut height, mut hash) = (height, hash);
+        while let Some((_, left)) = self.subtrees.pop_if(|(top, _)| *top == height) {
+            hash = node_hash(&left, &hash);
+            height = height.saturating_add(1);
+        }
+        self.subtrees.push((height, hash));
+    }
+
+    /// Root of the tree so far.
+    pub fn root(&self) -> Hash {
+        let mut subtrees = self.subtrees.iter().rev();
+        let Some((_, last)) = subtrees.next() else { return empty_root() };
+        subtrees.fold(*last, |right, (_, left)| node_hash(left, &right))
+    }
+}
+
 /// Hash over leaves `start..end`, where the range is a subtree of the RFC's recursion.
 fn range_hash<S: SubtreeHashes>(hashes: &S, start: u64, end: u64) -> Result<Hash, S::Error> {
     let length = end.saturating_sub(start);
@@ -228,6 +262,23 @@ mod tests {
         let Leaves(hashes) = leaves(3);
         let expected = node_hash(&node_hash(&hashes[0], &hashes[1]), &hashes[2]);
         assert_eq!(root(&leaves(3), 3), Ok(expected));
+    }
+
+    #[test]
+    fn a_frontier_has_the_root_of_its_tree_from_leaves_and_from_subtrees() {
+        let tree = leaves(40);
+        let mut grown = Frontier::default();
+        assert_eq!(grown.root(), empty_root());
+        for size in 1..=40u64 {
+            grown.push(0, tree.0[usize::try_from(size - 1).unwrap()]);
+            assert_eq!((grown.size(), Ok(grown.root())), (size, root(&tree, size)));
+            let (mut joined, mut start) = (Frontier::default(), 0);
+            for height in (0..6).rev().filter(|height| size & (1 << height) != 0) {
+                joined.push(height, tree.complete(height, start >> height).unwrap());
+                start += 1 << height;
+            }
+            assert_eq!(joined, grown);
+        }
     }
 
     #[test]

@@ -8,7 +8,9 @@ use crate::id::{
     Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SessionId, SessionNonce,
     TlsKeyDigest, from_hex, to_hex,
 };
-use crate::retention::{RetentionMode, RetentionPolicy};
+use crate::policy::Policy;
+use crate::proposal::{Operation, Verdict};
+use crate::retention::{Kept, Lock, LockWanted, RetentionMode};
 use crate::role::Role;
 
 /// Bytes as hexadecimal text.
@@ -84,8 +86,8 @@ pub struct OpenSession {
     pub source: Label,
     /// How much it may be.
     pub size_class: SizeClass,
-    /// Retention that the record will ask for, in seconds; refused now rather than later.
-    pub lock_wanted_seconds: u64,
+    /// Retention that the record will ask for; refused now rather than later.
+    pub lock_wanted: LockWanted,
 }
 
 /// Answer to [`OpenSession`].
@@ -124,10 +126,10 @@ pub struct SnapshotRow {
     pub commit: u64,
     /// When it was committed, by the server's clock, milliseconds since 1970.
     pub committed_ms: u64,
-    /// Mode of its lock.
-    pub mode: RetentionMode,
-    /// End of its lock, seconds since 1970.
-    pub locked_until_seconds: u64,
+    /// Its lock.
+    pub lock: Lock,
+    /// What keeps it now, by the server's clocks.
+    pub kept: Option<Kept>,
     /// Encoded body of its record ([`crate::record::RecordBody`]).
     pub body: HexBytes,
 }
@@ -139,6 +141,8 @@ pub struct SnapshotPage {
     pub rows: Vec<SnapshotRow>,
     /// Commit number to ask for next, where there is more.
     pub next_after: Option<u64>,
+    /// The retention clock when the page was made, seconds since 1970.
+    pub retention_seconds: u64,
 }
 
 /// One row of `GET /v1/namespaces`.
@@ -149,7 +153,7 @@ pub struct NamespaceRow {
     /// Its id.
     pub namespace: NamespaceId,
     /// Its policy.
-    pub policy: RetentionPolicy,
+    pub policy: Policy,
 }
 
 /// `POST .../forget`: the snapshot is gone from lists; its bytes follow by garbage collection.
@@ -157,6 +161,111 @@ pub struct NamespaceRow {
 pub struct Forgotten {
     /// The snapshot.
     pub record: RecordDigest,
+}
+
+/// `POST .../retain`: a later end, a higher mode, or both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retain {
+    /// The new end.
+    pub lock_wanted: LockWanted,
+    /// The new mode; the one that it has, where there is none.
+    pub mode: Option<RetentionMode>,
+}
+
+/// `POST .../hold` and `POST .../release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoldReason {
+    /// For people, at most [`crate::limits::REASON_MAX_BYTES`], not empty.
+    pub reason: String,
+}
+
+/// Answer to changes of a lock or hold: what keeps the snapshot from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockState {
+    /// The snapshot.
+    pub record: RecordDigest,
+    /// Its lock.
+    pub lock: Lock,
+}
+
+/// `POST /v1/clock`: what the retention clock needs; both take a second principal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ClockWish {
+    /// Count so many seconds without power.
+    Credit(u64),
+    /// End the freeze.
+    Thaw,
+}
+
+/// Answer where a second principal may be needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Done at once, or not.
+    pub is_done: bool,
+    /// The proposal that waits for another principal, by its leaf.
+    pub proposal: Option<u64>,
+}
+
+/// One row of `GET /v1/proposals`: what waits for a second principal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProposalRow {
+    /// Its leaf in the ledger, which names it.
+    pub proposal: u64,
+    /// That leaf's entry, whose hash an approval signs; it holds the operation's digest.
+    pub entry: HexBytes,
+    /// Who proposed it.
+    pub proposer: PrincipalId,
+    /// What.
+    pub operation: Operation,
+    /// When, by the server's clock, milliseconds since 1970.
+    pub proposed_ms: u64,
+    /// When it ends undecided.
+    pub expires_ms: u64,
+}
+
+/// `POST /v1/proposals/{leaf}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decide {
+    /// Yes or no.
+    pub verdict: Verdict,
+    /// In the approver's words, at most [`crate::limits::REASON_MAX_BYTES`].
+    pub meaning: String,
+    /// The approver's signature ([`crate::proposal::Approval`]).
+    pub signature: HexBytes,
+}
+
+/// `GET /v1/clock`, and `strongroomd clock status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// The retention clock, seconds since 1970.
+    pub retention_seconds: u64,
+    /// The wall clock, seconds since 1970.
+    pub wall_seconds: u64,
+    /// Disagreement of wall clock and machine clock that has added up, in seconds.
+    pub skew_seconds: u64,
+    /// More than this freezes expiry.
+    pub skew_bound_seconds: u64,
+    /// Time without power that was not counted, and may be credited, in seconds.
+    pub lost_seconds: u64,
+    /// What is left of this year's allowance for time without power, in seconds.
+    pub allowance_seconds: u64,
+    /// Why expiry is frozen, in plain words; nothing, if it is not.
+    pub frozen: Option<String>,
+    /// What the clock has seen, newest last, in plain words.
+    pub history: Vec<String>,
+}
+
+/// `GET /v1/consistency/{size}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsistencyAnswer {
+    /// The newest signed checkpoint.
+    pub checkpoint: String,
+    /// The proof, as hashes one after the other.
+    pub proof: HexBytes,
 }
 
 /// `GET /v1/status`, and `strongroomd status`.

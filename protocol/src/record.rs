@@ -25,8 +25,9 @@ use crate::id::{
 };
 use crate::limits::{
     KEY_BLOCK_MAX_BYTES, LABEL_MAX_BYTES, LEVEL_MAX, NAME_MAX_BYTES, PRIVATE_ITEMS_MAX,
-    PRIVATE_TEXT_MAX_BYTES, RECORD_MAX_BYTES, RETENTION_MAX_SECONDS, STDERR_MAX_BYTES,
+    PRIVATE_TEXT_MAX_BYTES, RECORD_MAX_BYTES, STDERR_MAX_BYTES,
 };
+use crate::retention::LockWanted;
 use crate::signature::{SIGNATURE_BYTES, SignatureError, SignedType, sign, verify};
 
 const MAGIC: &[u8; 4] = b"SRR1";
@@ -101,8 +102,8 @@ pub struct RecordBody {
     pub padded_plaintext_bytes: u64,
     /// The client's clock, milliseconds since 1970. Information only.
     pub client_time_ms: i64,
-    /// Retention asked for, in seconds; 0 takes the namespace's default.
-    pub lock_wanted_seconds: u64,
+    /// Retention asked for.
+    pub lock_wanted: LockWanted,
     /// Whether every file could be read.
     pub complete: bool,
 }
@@ -163,7 +164,7 @@ impl RecordBody {
         out.u64(self.sequence).raw(&self.previous.0).raw(&self.root.0).u8(self.root_level);
         out.u64(self.totals.chunk_count).u64(self.totals.sealed_bytes);
         out.u64(self.padded_plaintext_bytes).i64(self.client_time_ms);
-        out.u64(self.lock_wanted_seconds).bool(self.complete);
+        out.u64(self.lock_wanted.into()).bool(self.complete);
         out.finish()
     }
 
@@ -194,12 +195,12 @@ impl RecordBody {
             totals: Totals { chunk_count: reader.u64()?, sealed_bytes: reader.u64()? },
             padded_plaintext_bytes: reader.u64()?,
             client_time_ms: reader.i64()?,
-            lock_wanted_seconds: reader.u64()?,
+            lock_wanted: LockWanted::try_from(reader.u64()?)
+                .map_err(|_| DecodeError::Value("lock wanted"))?,
             complete: reader.bool()?,
         };
         let level_is_good = (1..=LEVEL_MAX).contains(&body.root_level);
-        let lock_is_good = body.lock_wanted_seconds <= RETENTION_MAX_SECONDS;
-        if !level_is_good || !lock_is_good || body.sequence == 0 {
+        if !level_is_good || body.sequence == 0 {
             return reader.refuse();
         }
         Ok(body)

@@ -42,6 +42,22 @@ pub enum Capability {
     ReadEnvelopes,
     /// Forget snapshots whose lock has ended.
     Forget,
+    /// Extend locks and raise their mode.
+    Retain,
+    /// Place legal holds.
+    PlaceHold,
+    /// Release legal holds.
+    ReleaseHold,
+    /// Set a namespace's policy; a lower one takes a second principal.
+    SetPolicy,
+    /// Propose to forget what governance keeps.
+    BypassGovernance,
+    /// Propose what the retention clock needs: credit of off-time, thaw.
+    TendClock,
+    /// Approve or reject what another principal proposed.
+    Approve,
+    /// Read the ledger's entries.
+    ReadLedger,
     /// See the state of the server and the names of namespaces.
     Observe,
 }
@@ -104,10 +120,33 @@ impl Role {
                 C::ReadRecords,
                 C::ReadEnvelopes,
             ],
-            Self::Audit => &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Observe],
-            Self::Operator | Self::SecurityOfficer => {
-                &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Forget, C::Observe]
+            Self::Audit => {
+                &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Observe, C::ReadLedger]
             }
+            Self::Operator => &[
+                C::ReadDescriptor,
+                C::ReadProofs,
+                C::ListSnapshots,
+                C::Forget,
+                C::Observe,
+                C::Retain,
+                C::PlaceHold,
+                C::Approve,
+            ],
+            Self::SecurityOfficer => &[
+                C::ReadDescriptor,
+                C::ReadProofs,
+                C::ListSnapshots,
+                C::Forget,
+                C::Observe,
+                C::Retain,
+                C::PlaceHold,
+                C::ReleaseHold,
+                C::SetPolicy,
+                C::BypassGovernance,
+                C::TendClock,
+                C::Approve,
+            ],
             Self::Replica => &[
                 C::ReadDescriptor,
                 C::ReadProofs,
@@ -115,6 +154,7 @@ impl Role {
                 C::ReadRecords,
                 C::ReadEnvelopes,
                 C::Observe,
+                C::ReadLedger,
             ],
         }
     }
@@ -127,7 +167,7 @@ impl Role {
 
 impl Capability {
     /// All capabilities.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 16] = [
         Self::Append,
         Self::ReadDescriptor,
         Self::ReadProofs,
@@ -136,6 +176,14 @@ impl Capability {
         Self::ReadEnvelopes,
         Self::Forget,
         Self::Observe,
+        Self::Retain,
+        Self::PlaceHold,
+        Self::ReleaseHold,
+        Self::SetPolicy,
+        Self::BypassGovernance,
+        Self::TendClock,
+        Self::Approve,
+        Self::ReadLedger,
     ];
 
     /// The word for documents and metrics.
@@ -148,6 +196,14 @@ impl Capability {
             Self::ReadRecords => "read-records",
             Self::ReadEnvelopes => "read-envelopes",
             Self::Forget => "forget",
+            Self::Retain => "retain",
+            Self::PlaceHold => "place-hold",
+            Self::ReleaseHold => "release-hold",
+            Self::SetPolicy => "set-policy",
+            Self::BypassGovernance => "bypass-governance",
+            Self::TendClock => "tend-clock",
+            Self::Approve => "approve",
+            Self::ReadLedger => "read-ledger",
             Self::Observe => "observe",
         }
     }

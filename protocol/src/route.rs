@@ -2,10 +2,11 @@
 
 use crate::id::{NamespaceId, RecordDigest, SessionId};
 use crate::limits::{
-    CONTROL_MAX_BYTES, ENROLL_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT, READ_MAX_COUNT,
-    RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
+    CHECKPOINT_MAX_BYTES, CONTROL_MAX_BYTES, ENROLL_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT,
+    READ_MAX_COUNT, RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
 };
 use crate::role::Capability;
+use crate::tile::{Tile, TileContent};
 
 /// A parsed request line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,32 @@ pub enum Route {
     Forget(NamespaceId, RecordDigest),
     /// `POST /v1/ns/{ns}/envelopes`
     Read(NamespaceId),
+    /// `POST /v1/ns/{ns}/snapshots/{record}/retain`
+    Retain(NamespaceId, RecordDigest),
+    /// `POST /v1/ns/{ns}/snapshots/{record}/hold`
+    PlaceHold(NamespaceId, RecordDigest),
+    /// `POST /v1/ns/{ns}/snapshots/{record}/release`
+    ReleaseHold(NamespaceId, RecordDigest),
+    /// `POST /v1/ns/{ns}/snapshots/{record}/lift`: proposes to forget under governance
+    Lift(NamespaceId, RecordDigest),
+    /// `GET /v1/ns/{ns}/policy`
+    Policy(NamespaceId),
+    /// `POST /v1/ns/{ns}/policy`: sets it, or proposes a lower one
+    SetPolicy(NamespaceId),
+    /// `GET /v1/proposals`
+    Proposals,
+    /// `POST /v1/proposals/{leaf}`: approves or rejects
+    Decide(u64),
+    /// `GET /v1/clock`
+    ClockStatus,
+    /// `POST /v1/clock`: proposes a credit or a thaw
+    TendClock,
+    /// `GET /v1/consistency/{size}`: proof from a tree of that size to the newest
+    Consistency(u64),
+    /// `GET /v1/tile/...`
+    Tile(Tile),
+    /// `POST /v1/witness`: a head that the client remembers
+    ReportHead,
 }
 
 /// Who may use a route.
@@ -60,6 +87,9 @@ pub enum Access {
 impl Route {
     /// The route of a method and path, or nothing.
     pub fn parse(method: &str, path: &str) -> Option<Self> {
+        if let ("GET", Some(tile)) = (method, path.strip_prefix("/v1/tile/")) {
+            return Tile::parse(tile).map(Self::Tile);
+        }
         let segments: Vec<&str> = path.strip_prefix("/v1/")?.splitn(8, '/').collect();
         let route = match (method, segments.as_slice()) {
             ("GET", ["identity"]) => Self::Identity,
@@ -88,9 +118,25 @@ impl Route {
             ("GET", ["ns", ns, "snapshots", record, "receipt"]) => {
                 Self::Receipt(ns.parse().ok()?, record.parse().ok()?)
             }
-            ("POST", ["ns", ns, "snapshots", record, "forget"]) => {
-                Self::Forget(ns.parse().ok()?, record.parse().ok()?)
+            ("POST", ["ns", ns, "snapshots", record, verb]) => {
+                let (ns, record) = (ns.parse().ok()?, record.parse().ok()?);
+                match *verb {
+                    "forget" => Self::Forget(ns, record),
+                    "retain" => Self::Retain(ns, record),
+                    "hold" => Self::PlaceHold(ns, record),
+                    "release" => Self::ReleaseHold(ns, record),
+                    "lift" => Self::Lift(ns, record),
+                    _ => return None,
+                }
             }
+            ("GET", ["ns", ns, "policy"]) => Self::Policy(ns.parse().ok()?),
+            ("POST", ["ns", ns, "policy"]) => Self::SetPolicy(ns.parse().ok()?),
+            ("GET", ["proposals"]) => Self::Proposals,
+            ("POST", ["proposals", leaf]) => Self::Decide(number(leaf)?),
+            ("GET", ["clock"]) => Self::ClockStatus,
+            ("POST", ["clock"]) => Self::TendClock,
+            ("GET", ["consistency", size]) => Self::Consistency(number(size)?),
+            ("POST", ["witness"]) => Self::ReportHead,
             ("POST", ["ns", ns, "envelopes"]) => Self::Read(ns.parse().ok()?),
             _ => return None,
         };
@@ -107,7 +153,12 @@ impl Route {
             | Self::Descriptor(_)
             | Self::Snapshots(_)
             | Self::Record(..)
-            | Self::Receipt(..) => "GET",
+            | Self::Receipt(..)
+            | Self::Policy(_)
+            | Self::Proposals
+            | Self::ClockStatus
+            | Self::Consistency(_)
+            | Self::Tile(_) => "GET",
             _ => "POST",
         }
     }
@@ -133,6 +184,17 @@ impl Route {
             Self::Receipt(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/receipt"),
             Self::Forget(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/forget"),
             Self::Read(ns) => format!("/v1/ns/{ns}/envelopes"),
+            Self::Retain(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/retain"),
+            Self::PlaceHold(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/hold"),
+            Self::ReleaseHold(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/release"),
+            Self::Lift(ns, record) => format!("/v1/ns/{ns}/snapshots/{record}/lift"),
+            Self::Policy(ns) | Self::SetPolicy(ns) => format!("/v1/ns/{ns}/policy"),
+            Self::Proposals => "/v1/proposals".into(),
+            Self::Decide(leaf) => format!("/v1/proposals/{leaf}"),
+            Self::ClockStatus | Self::TendClock => "/v1/clock".into(),
+            Self::Consistency(size) => format!("/v1/consistency/{size}"),
+            Self::Tile(tile) => format!("/v1/tile/{}", tile.path()),
+            Self::ReportHead => "/v1/witness".into(),
         }
     }
 
@@ -157,6 +219,19 @@ impl Route {
             Self::Receipt(..) => "receipt",
             Self::Forget(..) => "forget",
             Self::Read(_) => "read",
+            Self::Retain(..) => "retain",
+            Self::PlaceHold(..) => "place_hold",
+            Self::ReleaseHold(..) => "release_hold",
+            Self::Lift(..) => "lift",
+            Self::Policy(_) => "policy",
+            Self::SetPolicy(_) => "set_policy",
+            Self::Proposals => "proposals",
+            Self::Decide(_) => "decide",
+            Self::ClockStatus => "clock_status",
+            Self::TendClock => "tend_clock",
+            Self::Consistency(_) => "consistency",
+            Self::Tile(_) => "tile",
+            Self::ReportHead => "report_head",
         }
     }
 
@@ -164,8 +239,22 @@ impl Route {
     pub const fn access(&self) -> Access {
         match self {
             Self::Identity | Self::Enroll => Access::Anyone,
-            Self::Status | Self::Namespaces => Access::Needs(Capability::Observe),
-            Self::Checkpoint | Self::Receipt(..) => Access::Needs(Capability::ReadProofs),
+            Self::Status
+            | Self::Namespaces
+            | Self::Policy(_)
+            | Self::Proposals
+            | Self::ClockStatus => Access::Needs(Capability::Observe),
+            Self::Checkpoint | Self::Receipt(..) | Self::Consistency(_) | Self::ReportHead => {
+                Access::Needs(Capability::ReadProofs)
+            }
+            Self::Tile(_) => Access::Needs(Capability::ReadLedger),
+            Self::Retain(..) => Access::Needs(Capability::Retain),
+            Self::PlaceHold(..) => Access::Needs(Capability::PlaceHold),
+            Self::ReleaseHold(..) => Access::Needs(Capability::ReleaseHold),
+            Self::Lift(..) => Access::Needs(Capability::BypassGovernance),
+            Self::SetPolicy(_) => Access::Needs(Capability::SetPolicy),
+            Self::Decide(_) => Access::Needs(Capability::Approve),
+            Self::TendClock => Access::Needs(Capability::TendClock),
             Self::Descriptor(_) => Access::Needs(Capability::ReadDescriptor),
             Self::OpenSession(_)
             | Self::Have(..)
@@ -184,9 +273,18 @@ impl Route {
     /// The namespace that the path names.
     pub const fn namespace(&self) -> Option<NamespaceId> {
         match self {
-            Self::Identity | Self::Enroll | Self::Status | Self::Namespaces | Self::Checkpoint => {
-                None
-            }
+            Self::Identity
+            | Self::Enroll
+            | Self::Status
+            | Self::Namespaces
+            | Self::Checkpoint
+            | Self::Proposals
+            | Self::Decide(_)
+            | Self::ClockStatus
+            | Self::TendClock
+            | Self::Consistency(_)
+            | Self::Tile(_)
+            | Self::ReportHead => None,
             Self::Descriptor(ns)
             | Self::OpenSession(ns)
             | Self::Have(ns, _)
@@ -199,6 +297,12 @@ impl Route {
             | Self::Record(ns, _)
             | Self::Receipt(ns, _)
             | Self::Forget(ns, _)
+            | Self::Retain(ns, _)
+            | Self::PlaceHold(ns, _)
+            | Self::ReleaseHold(ns, _)
+            | Self::Lift(ns, _)
+            | Self::Policy(ns)
+            | Self::SetPolicy(ns)
             | Self::Read(ns) => Some(*ns),
         }
     }
@@ -207,7 +311,15 @@ impl Route {
     pub fn body_max_bytes(&self) -> u64 {
         match self {
             Self::Enroll => u64::from(ENROLL_MAX_BYTES),
-            Self::OpenSession(_) => u64::from(CONTROL_MAX_BYTES),
+            Self::OpenSession(_)
+            | Self::Retain(..)
+            | Self::PlaceHold(..)
+            | Self::ReleaseHold(..)
+            | Self::Lift(..)
+            | Self::SetPolicy(_)
+            | Self::Decide(_)
+            | Self::TendClock => u64::from(CONTROL_MAX_BYTES),
+            Self::ReportHead => u64::from(CHECKPOINT_MAX_BYTES),
             Self::Have(..) => u64::from(HAVE_MAX_COUNT).saturating_mul(32),
             Self::Prove(..) => u64::from(PROVE_MAX_COUNT).saturating_add(1).saturating_mul(32),
             Self::Upload(..) => UPLOAD_MAX_BYTES,
@@ -218,7 +330,7 @@ impl Route {
     }
 
     /// One route of each kind, for tests that iterate over the table.
-    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 18] {
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 31] {
         [
             Self::Identity,
             Self::Enroll,
@@ -238,8 +350,27 @@ impl Route {
             Self::Receipt(ns, record),
             Self::Forget(ns, record),
             Self::Read(ns),
+            Self::Retain(ns, record),
+            Self::PlaceHold(ns, record),
+            Self::ReleaseHold(ns, record),
+            Self::Lift(ns, record),
+            Self::Policy(ns),
+            Self::SetPolicy(ns),
+            Self::Proposals,
+            Self::Decide(1),
+            Self::ClockStatus,
+            Self::TendClock,
+            Self::Consistency(1),
+            Self::Tile(Tile { content: TileContent::Entries, index: 0, width: 1 }),
+            Self::ReportHead,
         ]
     }
+}
+
+/// A number in its shortest form, so that one route has one path.
+fn number(text: &str) -> Option<u64> {
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 #[cfg(test)]
@@ -253,7 +384,7 @@ mod tests {
         for route in examples {
             assert_eq!(Route::parse(route.method(), &route.path()), Some(route));
             let other = if route.method() == "GET" { "POST" } else { "GET" };
-            assert_eq!(Route::parse(other, &route.path()), None);
+            assert_ne!(Route::parse(other, &route.path()), Some(route));
         }
         for path in ["/", "/v1/", "/v2/identity", "/v1/ns//descriptor", "/v1/identity/"] {
             assert_eq!(Route::parse("GET", path), None, "{path}");

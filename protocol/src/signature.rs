@@ -28,6 +28,8 @@ pub enum SignedType {
     Record,
     /// A server's TLS key, vouched for by its ledger key.
     TlsKey,
+    /// An approval of a proposal, signed by the approver.
+    Approval,
 }
 
 impl SignedType {
@@ -38,6 +40,7 @@ impl SignedType {
             Self::WriterCertificate => "writer-certificate",
             Self::Record => "record",
             Self::TlsKey => "tls-key",
+            Self::Approval => "approval",
         }
     }
 }

@@ -13,12 +13,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::CONTROL_MAX_BYTES;
-use strongroom_protocol::message::{NamespaceRow, Status};
+use strongroom_protocol::message::{ClockStatus, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::ServerError;
+use crate::gc::{Collector, CycleReport};
 use crate::repository::Repository;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
 use crate::stop::Stop;
@@ -53,8 +54,19 @@ pub enum AdminRequest {
     },
     /// List namespaces.
     Namespaces,
+    /// Remove a namespace that holds no snapshot.
+    DropNamespace {
+        /// Its name.
+        namespace: Label,
+    },
     /// State of the server.
     Status,
+    /// State of the retention clock.
+    Clock,
+    /// Run a collection cycle now.
+    Collect,
+    /// How collection stands.
+    CollectionStatus,
 }
 
 /// What is answered.
@@ -80,6 +92,27 @@ pub enum AdminAnswer {
     Status {
         /// The state.
         status: Status,
+    },
+    /// State of the retention clock.
+    Clock {
+        /// The state.
+        status: ClockStatus,
+    },
+    /// What a collection cycle found and did.
+    Collected {
+        /// The report.
+        report: CycleReport,
+    },
+    /// How collection stands; times are seconds of the retention clock since 1970.
+    Collection {
+        /// Number of the newest cycle.
+        generation: u64,
+        /// When it began.
+        began_seconds: u64,
+        /// Number of the newest cycle that went through.
+        completed: u64,
+        /// When that was.
+        completed_seconds: u64,
     },
     /// Done.
     Done,
@@ -108,8 +141,35 @@ pub fn execute(
             AdminAnswer::Done
         }
         AdminRequest::Namespaces => AdminAnswer::Namespaces { namespaces: repository.namespaces() },
+        AdminRequest::DropNamespace { namespace } => {
+            repository.drop_namespace(&namespace)?;
+            AdminAnswer::Done
+        }
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
+        AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
+        AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
+        AdminRequest::CollectionStatus => {
+            let row = collector(repository).status()?;
+            AdminAnswer::Collection {
+                generation: row.generation,
+                began_seconds: row.began_seconds,
+                completed: row.completed,
+                completed_seconds: row.completed_seconds,
+            }
+        }
     })
+}
+
+/// A collector of an open repository.
+pub fn collector(repository: &Repository) -> Collector {
+    Collector::new(
+        repository.store().clone(),
+        repository.writer().clone(),
+        repository.sessions().clone(),
+        repository.clock().clone(),
+        repository.metrics().clone(),
+        repository.config(),
+    )
 }
 
 /// Asks a running server; nothing, if none runs on this folder.
@@ -117,7 +177,9 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let path = folder.join(SOCKET_FILE);
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(fail)?;
+    // A cycle takes as long as it takes.
+    let timeout = (!matches!(request, AdminRequest::Collect)).then_some(ANSWER_TIMEOUT);
+    stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(fail)?;

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
+use strongroom_protocol::message::ClockStatus;
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
+use crate::gc::CycleReport;
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
 use crate::store::error::StoreError;
@@ -94,7 +96,48 @@ enum Command {
         #[command(flatten)]
         folder: Folder,
     },
+    /// Remove a namespace that holds no snapshot, and everybody who belongs to it
+    Drop {
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name
+        #[arg(long, value_name = "NAME")]
+        namespace: Label,
+    },
     /// Say how the repository stands
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// The clock that locks are counted in
+    Clock {
+        #[command(subcommand)]
+        command: ClockCommand,
+    },
+    /// Give back the space of what no snapshot, lock or session needs
+    Gc {
+        #[command(subcommand)]
+        command: GcCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ClockCommand {
+    /// Say where it stands, what it has seen, and whether locks end
+    Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum GcCommand {
+    /// Run a cycle now, and say what it found
+    Run {
+        #[command(flatten)]
+        folder: Folder,
+    },
+    /// Say when cycles ran
     Status {
         #[command(flatten)]
         folder: Folder,
@@ -160,7 +203,19 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             ask_or_open(&folder, AdminRequest::Revoke { principal })
         }
         Command::Namespaces { folder } => ask_or_open(&folder, AdminRequest::Namespaces),
+        Command::Drop { folder, namespace } => {
+            ask_or_open(&folder, AdminRequest::DropNamespace { namespace })
+        }
         Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
+        Command::Clock { command: ClockCommand::Status { folder } } => {
+            ask_or_open(&folder, AdminRequest::Clock)
+        }
+        Command::Gc { command: GcCommand::Run { folder } } => {
+            ask_or_open(&folder, AdminRequest::Collect)
+        }
+        Command::Gc { command: GcCommand::Status { folder } } => {
+            ask_or_open(&folder, AdminRequest::CollectionStatus)
+        }
     }
 }
 
@@ -194,6 +249,7 @@ fn serve(path: &Path, mut config: Config) -> Result<(), ServerError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let (repository, report) = Repository::open(path, config, clock, Arc::new(AbortOnFatal))?;
     tracing::info!(?report, "repository opened");
+    repository.note_configuration()?;
     let repository = Arc::new(repository);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -294,10 +350,10 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                     "{:<20} {}  {} mode, locks of {} to {} days, default {}\n",
                     n.name,
                     n.namespace,
-                    n.policy.mode.name(),
-                    days(n.policy.minimum_seconds),
-                    days(n.policy.maximum_seconds),
-                    days(n.policy.default_seconds)
+                    n.policy.rule.mode.name(),
+                    days(n.policy.rule.minimum_seconds),
+                    days(n.policy.rule.maximum_seconds),
+                    days(n.policy.rule.default_seconds)
                 ));
             }
         }
@@ -316,10 +372,71 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 if status.accepts_uploads { "yes" } else { "no: repository full" }
             ));
         }
+        AdminAnswer::Clock { status } => print_clock(status),
+        AdminAnswer::Collected { report } => print_cycle(report),
+        AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
+            say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
+            say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
+        }
         AdminAnswer::Done => say("done\n"),
         AdminAnswer::Refused { .. } => {}
     }
     Ok(())
+}
+
+fn print_clock(status: &ClockStatus) {
+    let at = |seconds: u64| instant(seconds.saturating_mul(1000));
+    let spent = |seconds: u64| {
+        format!("{} d {} h {} min", seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60)
+    };
+    say(&format!(
+        "retention clock  {}\nwall clock       {}\ndisagreement     {} (frozen above {})\n\
+         power off        {} lost, {} of this year's allowance left\n",
+        at(status.retention_seconds),
+        at(status.wall_seconds),
+        spent(status.skew_seconds),
+        spent(status.skew_bound_seconds),
+        spent(status.lost_seconds),
+        spent(status.allowance_seconds),
+    ));
+    match &status.frozen {
+        None => say("locks end        yes, when the retention clock has passed their date\n"),
+        Some(reason) => say(&format!(
+            "locks end        NO: {reason}\n                 backups and new locks go on; two \
+             principals end this (docs/operations.md)\n"
+        )),
+    }
+    say("seen, oldest first:\n");
+    for line in &status.history {
+        say(&format!("  {line}\n"));
+    }
+}
+
+fn print_cycle(report: &CycleReport) {
+    let reaped_count: u64 = report.reaped.values().map(|reaped| reaped.count).sum();
+    let reaped_bytes: u64 = report.reaped.values().map(|reaped| reaped.bytes).sum();
+    say(&format!(
+        "cycle            {} ({:?})\nlocks raised     {}\nneeded           {}\nguarded          \
+         {}\nquarantined      {}\nreaped           {} ({} bytes)\ncopied           {} ({} \
+         bytes)\nsegments gone    {} ({} bytes)\n",
+        report.generation,
+        report.outcome,
+        report.raised_count,
+        report.marked_count,
+        report.guarded_count,
+        report.quarantined_count,
+        reaped_count,
+        reaped_bytes,
+        report.moved_count,
+        report.evacuated_bytes,
+        report.dropped_segments,
+        report.dropped_bytes
+    ));
+}
+
+/// An instant of the retention clock; 0 is never.
+fn instant_of(seconds: u64) -> String {
+    if seconds == 0 { "never".into() } else { instant(seconds.saturating_mul(1000)) }
 }
 
 fn instant(ms: u64) -> String {

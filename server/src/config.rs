@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use strongroom_protocol::limits::HAVE_MAX_COUNT;
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::policy::{Policy, Quota};
+use strongroom_protocol::retention::{RetentionMode, RetentionRule};
 
 use crate::durable;
 use crate::error::ServerError;
@@ -26,6 +27,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// The store.
     pub store: StoreConfig,
+    /// Garbage collection.
+    pub gc: GcConfig,
     /// Limits against hostile or broken peers.
     pub limits: LimitConfig,
 }
@@ -42,6 +45,10 @@ pub struct RetentionConfig {
     pub default: Period,
     /// More is refused.
     pub maximum: Period,
+    /// Bytes that a namespace may hold; 0 is no bound.
+    pub quota_bytes: Size,
+    /// Snapshots that a namespace may hold; 0 is no bound.
+    pub quota_snapshots: u64,
 }
 
 /// The store's sizes.
@@ -58,6 +65,18 @@ pub struct StoreConfig {
     pub reserve: Size,
     /// An open segment that gets nothing for so long is sealed.
     pub idle_seal: Period,
+}
+
+/// Garbage collection.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GcConfig {
+    /// A cycle begins so long after the one before began.
+    pub interval: Period,
+    /// What is dead is kept in quarantine for so long, at least, before it is gone.
+    pub quarantine: Period,
+    /// Share of the time that a cycle works; for the rest it sleeps.
+    pub pace: f64,
 }
 
 /// Limits against hostile or broken peers.
@@ -101,6 +120,7 @@ impl Default for Config {
             metrics: SocketAddr::from(([127, 0, 0, 1], 7444)),
             retention: RetentionConfig::default(),
             store: StoreConfig::default(),
+            gc: GcConfig::default(),
             limits: LimitConfig::default(),
         }
     }
@@ -113,6 +133,8 @@ impl Default for RetentionConfig {
             minimum: Period::seconds(DAY),
             default: Period::seconds(30 * DAY),
             maximum: Period::seconds(30 * 365 * DAY),
+            quota_bytes: Size(0),
+            quota_snapshots: 0,
         }
     }
 }
@@ -126,6 +148,12 @@ impl Default for StoreConfig {
             reserve: Size(1 << 30),
             idle_seal: Period::seconds(60),
         }
+    }
+}
+
+impl Default for GcConfig {
+    fn default() -> Self {
+        Self { interval: Period::seconds(DAY), quarantine: Period::seconds(7 * DAY), pace: 0.5 }
     }
 }
 
@@ -172,6 +200,15 @@ impl Config {
         if limits.have_per_second < HAVE_MAX_COUNT {
             return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
         }
+        if config.gc.interval.0 < Duration::from_secs(60) {
+            return Err("gc.interval: needs at least 1m".into());
+        }
+        if config.gc.quarantine.0 < Duration::from_secs(DAY) {
+            return Err("gc.quarantine: needs at least 1d".into());
+        }
+        if !(0.01..=1.0).contains(&config.gc.pace) {
+            return Err("gc.pace: must be between 0.01 and 1".into());
+        }
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
             return Err("limits: connections and sessions_per_principal must not be 0".into());
         }
@@ -181,13 +218,16 @@ impl Config {
 
 impl RetentionConfig {
     /// As a policy.
-    pub fn policy(&self) -> RetentionPolicy {
-        RetentionPolicy {
+    pub fn policy(&self) -> Policy {
+        let quota = Quota { bytes: self.quota_bytes.0, snapshots: self.quota_snapshots };
+        let rule = RetentionRule {
             mode: self.mode,
             minimum_seconds: self.minimum.0.as_secs(),
             default_seconds: self.default.0.as_secs(),
             maximum_seconds: self.maximum.0.as_secs(),
-        }
+            after_date_seconds: 0,
+        };
+        Policy { quota, ..Policy::of_rule(rule) }
     }
 }
 
@@ -239,6 +279,8 @@ mod tests {
         assert_eq!(config.store.segment, Size(128 << 20));
         assert!(Config::parse("lisen = \"127.0.0.1:1\"").is_err());
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
+        assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
+        assert!(Config::parse("[gc]\npace = 0").is_err());
         assert!(Config::parse("[store]\nsegment = \"12 parsecs\"").is_err());
     }
 }

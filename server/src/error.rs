@@ -3,9 +3,12 @@
 //! A [`ServerError::Peer`] is the peer's fault and carries what the peer is told. Everything else
 //! is logged once, where the request ends, and reaches the peer as `internal` with a request id.
 
+use std::collections::HashSet;
+
 use strongroom_protocol::codec::DecodeError;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::limits::MISSING_MAX_COUNT;
 use thiserror::Error;
 
 use crate::store::error::StoreError;
@@ -64,6 +67,21 @@ impl ServerError {
     /// The one answer for "not yours" and "not there".
     pub fn not_found() -> Self {
         Self::peer(ErrorCode::NotFound, "no such thing here")
+    }
+
+    /// The one answer for children that are not there and children that this session has not
+    /// touched. Each is named once, up to a limit.
+    pub fn missing_children(digests: impl IntoIterator<Item = SealedDigest>) -> Self {
+        let mut seen = HashSet::new();
+        let max = usize::try_from(MISSING_MAX_COUNT).unwrap_or(usize::MAX);
+        let missing = digests.into_iter().filter(|digest| seen.insert(*digest)).take(max);
+        Self::Peer(Refusal {
+            code: ErrorCode::MissingChildren,
+            message: "a node names children that this session has neither uploaded nor asked about"
+                .into(),
+            missing: missing.collect(),
+            locked_until_seconds: None,
+        })
     }
 
     /// A failed file operation.

@@ -25,18 +25,17 @@ use strongroom_protocol::checkpoint::{Checkpoint, origin_of};
 use strongroom_protocol::entry::Entry;
 use strongroom_protocol::id::PublicKey;
 use strongroom_protocol::merkle::{
-    Hash, SubtreeHashes, empty_root, inclusion_proof, leaf_hash, node_hash, root,
+    Hash, SubtreeHashes, consistency_proof, empty_root, inclusion_proof, leaf_hash, node_hash, root,
 };
+use strongroom_protocol::message::{ConsistencyAnswer, HexBytes};
 use strongroom_protocol::receipt::Receipt;
+use strongroom_protocol::tile::{TILE_HEIGHT, TILE_WIDTH, Tile, TileContent, push_entry};
 
 use crate::durable;
 use crate::error::ServerError;
 use crate::store::Store;
 use crate::store::meta::MetaBatch;
 use crate::store::schema::Family;
-
-/// Heights at which hashes are stored are multiples of this.
-const TILE_HEIGHT: u32 = 8;
 
 /// A published tree head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +119,17 @@ impl Ledger {
         durable::write(&self.head_file, self.head().note.as_bytes())
     }
 
+    /// The name of this ledger in checkpoints.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// An encoded entry.
+    pub fn entry(&self, leaf_index: u64) -> Result<Vec<u8>, ServerError> {
+        let entry = self.store.get(Family::Ledger, &entry_key(leaf_index))?;
+        entry.ok_or_else(ServerError::not_found)
+    }
+
     /// The proof that entry `leaf_index` is under the published head.
     pub fn receipt(&self, leaf_index: u64) -> Result<Receipt, ServerError> {
         let head = self.head();
@@ -128,6 +138,58 @@ impl Ledger {
         let entry = entry.ok_or_else(|| ServerError::Bug(format!("no leaf {leaf_index}")))?;
         let proof = inclusion_proof(&StoredHashes(&self.store), leaf_index, head.size)?;
         Ok(Receipt { leaf_index, entry, proof, checkpoint: head.note })
+    }
+
+    /// A tile, if the published head covers it. What it covers never changes, so neither does a
+    /// tile: a full one is the same for ever, and so is a partial one of a given width.
+    pub fn tile(&self, tile: &Tile) -> Result<Vec<u8>, ServerError> {
+        if !tile.is_within(self.head().size) {
+            return Err(ServerError::not_found());
+        }
+        let first = tile.index.saturating_mul(u64::from(TILE_WIDTH));
+        let (prefix, start) = match tile.content {
+            TileContent::Entries => (vec![b'e'], entry_key(first)),
+            TileContent::Hashes(level) => {
+                let height = u32::from(level).saturating_mul(TILE_HEIGHT);
+                let key = hash_key(height, first);
+                (key.iter().copied().take(2).collect(), key)
+            }
+        };
+        let (mut bytes, mut count, mut failure) = (Vec::new(), 0, None);
+        self.store.scan(Family::Ledger, &prefix, Some(&start), &mut |_, value| {
+            match tile.content {
+                TileContent::Entries => failure = push_entry(&mut bytes, value).err(),
+                TileContent::Hashes(_) => bytes.extend_from_slice(value),
+            }
+            count += 1;
+            match count < tile.width && failure.is_none() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        })?;
+        if count != tile.width || failure.is_some() {
+            return Err(ServerError::Bug(format!("ledger lacks rows of tile {}", tile.path())));
+        }
+        Ok(bytes)
+    }
+
+    /// The newest head, and the proof that the tree of `old_size` is a prefix of the one of `size`
+    /// (the newest, where nothing is said). What the head does not cover is not found.
+    pub fn consistency(
+        &self,
+        old_size: u64,
+        size: Option<u64>,
+    ) -> Result<ConsistencyAnswer, ServerError> {
+        let head = self.head();
+        let size = size.unwrap_or(head.size);
+        if old_size > size || size > head.size {
+            return Err(ServerError::not_found());
+        }
+        let mut proof = Vec::new();
+        if old_size > 0 {
+            proof = consistency_proof(&StoredHashes(&self.store), old_size, size)?;
+        }
+        Ok(ConsistencyAnswer { checkpoint: head.note, proof: HexBytes(proof.concat()) })
     }
 }
 
@@ -251,6 +313,8 @@ mod tests {
     use super::*;
     use strongroom_protocol::entry::Event;
     use strongroom_protocol::id::{NamespaceId, PrincipalId};
+    use strongroom_protocol::merkle::{Frontier, verify_consistency};
+    use strongroom_protocol::tile::{entries_of, hashes_of};
 
     fn entry(n: u64) -> Entry {
         Entry {
@@ -285,6 +349,84 @@ mod tests {
                 ledger.receipt(index).unwrap().verify(&[public]).unwrap();
             }
             assert!(ledger.receipt(expected_size).is_err());
+        }
+    }
+
+    /// The root of a tree of `size` as a stranger computes it: from entry bundles, and again from
+    /// the tiles of hashes of each level.
+    fn root_of_tiles(ledger: &Ledger, size: u64) -> Hash {
+        let mut roots = Vec::new();
+        for content in [TileContent::Entries, TileContent::Hashes(0), TileContent::Hashes(1)] {
+            let mut tree = Frontier::default();
+            let mut tiles = (0..).map_while(|index| Tile::widest(content, index, size));
+            for tile in tiles.by_ref() {
+                let bytes = ledger.tile(&tile).unwrap();
+                match content {
+                    TileContent::Hashes(level) => {
+                        let height = u32::from(level) * TILE_HEIGHT;
+                        let hashes = hashes_of(&bytes, tile.width).unwrap();
+                        hashes.iter().for_each(|hash| tree.push(height, *hash));
+                    }
+                    TileContent::Entries => {
+                        let entries = entries_of(&bytes, tile.width).unwrap();
+                        entries.iter().for_each(|entry| tree.push(0, leaf_hash(entry)));
+                    }
+                }
+            }
+            if let (TileContent::Hashes(1), Some(rest)) =
+                (content, Tile::widest(TileContent::Hashes(0), tree.size() / 256, size))
+            {
+                let bytes = ledger.tile(&rest).unwrap();
+                let hashes = hashes_of(&bytes, rest.width).unwrap();
+                hashes.iter().for_each(|hash| tree.push(0, *hash));
+            }
+            assert_eq!(tree.size(), size, "{content:?}");
+            roots.push(tree.root());
+        }
+        assert!(roots.iter().all(|root| *root == roots[0]), "size {size}");
+        roots[0]
+    }
+
+    #[test]
+    fn tiles_of_every_size_have_the_root_of_the_tree() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path(), Default::default()).unwrap();
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let (ledger, mut appender) = Ledger::open(&store, key, folder.path()).unwrap();
+        let mut batch = MetaBatch::new();
+        let mut roots = vec![empty_root()];
+        for n in 0..1300 {
+            appender.append(&mut batch, &entry(n));
+            roots.push(appender.root());
+        }
+        store.write(&batch).unwrap();
+        // Rows are there, but nothing is given before the head that covers them is published.
+        let first = Tile { content: TileContent::Entries, index: 0, width: 1 };
+        assert!(matches!(ledger.tile(&first), Err(ServerError::Peer(_))));
+        store.sync().unwrap();
+        ledger.publish(&appender);
+        let hashes = StoredHashes(&store);
+        for size in [1, 2, 3, 255, 256, 257, 511, 512, 600, 767, 768, 1023, 1024, 1299, 1300] {
+            let expected = roots[usize::try_from(size).unwrap()];
+            assert_eq!(root(&hashes, size).unwrap(), expected);
+            assert_eq!(root_of_tiles(&ledger, size), expected);
+            let answer = ledger.consistency(size, None).unwrap();
+            let proof =
+                hashes_of(&answer.proof.0, u16::try_from(answer.proof.0.len() / 32).unwrap());
+            let (proof, newest) = (proof.unwrap(), &roots[1300]);
+            verify_consistency(size, 1300, proof, &expected, newest).unwrap();
+        }
+        for beyond in [(5, 21), (6, 1), (5, 256)] {
+            let tile = Tile { content: TileContent::Entries, index: beyond.0, width: beyond.1 };
+            assert!(matches!(ledger.tile(&tile), Err(ServerError::Peer(_))), "{beyond:?}");
+        }
+        let second = Tile { content: TileContent::Hashes(1), index: 0, width: 6 };
+        assert!(matches!(ledger.tile(&second), Err(ServerError::Peer(_))));
+        assert!(ledger.consistency(0, None).unwrap().proof.0.is_empty());
+        assert!(ledger.consistency(1300, None).unwrap().proof.0.is_empty());
+        for (old_size, size) in [(1301, None), (3, Some(1301)), (3, Some(2))] {
+            let refused = ledger.consistency(old_size, size);
+            assert!(matches!(refused, Err(ServerError::Peer(_))), "{old_size} to {size:?}");
         }
     }
 

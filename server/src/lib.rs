@@ -20,20 +20,24 @@ pub mod tls;
 pub mod auth;
 pub mod handler;
 
+pub mod gc;
 pub mod repository;
 
 pub mod ledger;
 pub mod lock;
 pub mod readers;
 pub mod registry;
+pub mod retention_clock;
 pub mod session;
 pub mod writer;
 
+pub mod noted;
 pub mod rows;
 pub mod server_keys;
 pub mod store;
 
 pub mod clock;
+pub mod clock_state;
 pub mod config;
 pub mod durable;
 pub mod error;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::error::ServerError;
@@ -45,8 +45,85 @@ pub struct Metrics {
     pub store_errors: IntCounter,
     /// Free bytes of the filesystem.
     pub free_bytes: IntGauge,
+    /// Garbage collection.
+    pub gc: GcMetrics,
     /// When the last backup of a source was committed, seconds since 1970.
     pub last_backup_timestamp: GaugeVec,
+    /// Bytes that a namespace takes of its quota.
+    pub namespace_bytes: IntGaugeVec,
+    /// Snapshots of a namespace.
+    pub namespace_snapshots: IntGaugeVec,
+    /// The retention clock.
+    pub clock: ClockMetrics,
+}
+
+/// Metrics of the retention clock.
+#[derive(Debug)]
+pub struct ClockMetrics {
+    /// The retention clock, seconds since 1970.
+    pub time: IntGauge,
+    /// Disagreement of wall clock and machine clock that was not forgiven, in seconds.
+    pub skew: IntGauge,
+    /// 1 while no lock ends because the retention clock is under suspicion.
+    pub frozen: IntGauge,
+    /// Time without power that was not counted, in seconds.
+    pub off_time_lost: IntGauge,
+    /// What the retention clock saw, by kind.
+    pub events: IntCounterVec,
+}
+
+impl ClockMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            time: gauge(r, "retention_clock_seconds", "The retention clock")?,
+            skew: gauge(r, "clock_skew_seconds", "Disagreement of wall clock and machine clock")?,
+            frozen: gauge(r, "clock_frozen", "1 while no lock ends, out of suspicion")?,
+            off_time_lost: gauge(
+                r,
+                "off_time_lost_seconds",
+                "Time without power that was not counted",
+            )?,
+            events: counters(r, "clock_events_total", "What the retention clock saw", &["event"])?,
+        })
+    }
+}
+
+/// Metrics of garbage collection.
+#[derive(Debug)]
+pub struct GcMetrics {
+    /// Cycles by outcome.
+    pub cycles: IntCounterVec,
+    /// Envelopes that were quarantined.
+    pub quarantined: IntCounter,
+    /// Bytes of envelopes that were reaped.
+    pub reaped_bytes: IntCounter,
+    /// Bytes of segments that were dropped.
+    pub dropped_bytes: IntCounter,
+    /// Bytes of envelopes that were copied out of half-empty segments.
+    pub evacuated_bytes: IntCounter,
+    /// When the last cycle went through, seconds since 1970.
+    pub last_completed: IntGauge,
+}
+
+impl GcMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            cycles: counters(r, "gc_cycles_total", "Collection cycles by outcome", &["outcome"])?,
+            quarantined: counter(r, "gc_quarantined_total", "Envelopes that were quarantined")?,
+            reaped_bytes: counter(r, "gc_reaped_bytes_total", "Bytes of reaped envelopes")?,
+            dropped_bytes: counter(r, "gc_dropped_bytes_total", "Bytes of dropped segments")?,
+            evacuated_bytes: counter(
+                r,
+                "gc_evacuated_bytes_total",
+                "Bytes copied out of half-empty segments",
+            )?,
+            last_completed: gauge(
+                r,
+                "gc_last_completed_timestamp_seconds",
+                "When the last collection cycle went through",
+            )?,
+        })
+    }
 }
 
 impl Metrics {
@@ -89,6 +166,7 @@ impl Metrics {
             histogram(r, "meta_batch_seconds", "Time to write a batch of rows")?;
         let sync_seconds = histogram(r, "sync_seconds", "Time of the writer's sync")?;
         let store_errors = counter(r, "store_errors_total", "Errors of the store")?;
+        let gc = GcMetrics::register(r)?;
         let free_bytes = gauge(r, "free_bytes", "Free bytes of the filesystem")?;
         let last_backup_timestamp = GaugeVec::new(
             Opts::new(
@@ -98,8 +176,8 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
+        let clock = ClockMetrics::register(r)?;
         Ok(Self {
-            registry,
             requests,
             request_seconds,
             received_bytes,
@@ -116,7 +194,12 @@ impl Metrics {
             sync_seconds,
             store_errors,
             free_bytes,
+            gc,
             last_backup_timestamp,
+            namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
+            namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
+            clock,
+            registry,
         })
     }
 
@@ -159,6 +242,13 @@ fn counters(
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     let metric = IntGauge::new(full_name(name), help)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// Gauges by namespace.
+fn gauges(registry: &Registry, name: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    let metric = IntGaugeVec::new(Opts::new(full_name(name), help), &["namespace"])?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

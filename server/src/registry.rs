@@ -64,6 +64,9 @@ impl Registry {
             let number = key.try_into().map(u32::from_be_bytes);
             let number = number.map_err(|_| ServerError::Bug("namespace key".into()))?;
             let row = NamespaceRow::decode(&value)?;
+            if row.is_dropped {
+                continue;
+            }
             let newest = store.last(Family::Descriptors, &number.to_be_bytes())?;
             let (_, descriptor) =
                 newest.ok_or_else(|| ServerError::Bug(format!("no descriptor of {}", row.name)))?;
@@ -126,6 +129,29 @@ impl Registry {
         let PrincipalRow { role, namespace, signing_key, .. } = row.clone();
         let principal = Principal { id, role, namespace, signing_key };
         self.state.write().principals.insert(row.tls_key, Arc::new(principal));
+    }
+
+    /// Puts another row, with another policy, in the place of a namespace's.
+    pub fn replace_row(&self, id: &NamespaceId, row: NamespaceRow) {
+        let mut state = self.state.write();
+        if let Some(namespace) = state.namespaces.get_mut(id) {
+            let (number, descriptor) = (namespace.number, namespace.descriptor.clone());
+            *namespace = Arc::new(Namespace { number, row, descriptor });
+        }
+    }
+
+    /// Takes a namespace out, and everybody who belongs to it.
+    pub fn remove_namespace(&self, id: &NamespaceId) {
+        let mut state = self.state.write();
+        if let Some(namespace) = state.namespaces.remove(id) {
+            state.names.remove(&namespace.row.name);
+        }
+        state.principals.retain(|_, principal| principal.namespace != Some(*id));
+    }
+
+    /// Whether a principal is enrolled and not revoked.
+    pub fn has_principal(&self, id: &PrincipalId) -> bool {
+        self.state.read().principals.values().any(|principal| principal.id == *id)
     }
 
     /// Takes a principal out; its next request finds nobody.

@@ -11,8 +11,10 @@ use crate::auth::{Authorized, authorize};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, json, refused, session, snapshot,
+    Answer, Peer, RequestBody, binary, blocking, clock, json, ledger, refused, retention, session,
+    snapshot,
 };
+use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
 
@@ -60,6 +62,8 @@ async fn dispatch(
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
         Route::Namespaces => json(&repository.namespaces()),
         Route::Checkpoint => binary(repository.ledger().head().note),
+        Route::Consistency(size) => ledger::consistency(repository, size, query.as_deref()).await,
+        Route::Tile(tile) => ledger::tile(repository, tile).await,
         Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {
@@ -74,6 +78,19 @@ async fn dispatch(
         Route::Read(ns) => {
             let principal = authorized.principal()?.clone();
             snapshot::read(repository, principal, ns, body).await
+        }
+        Route::Retain(..)
+        | Route::PlaceHold(..)
+        | Route::ReleaseHold(..)
+        | Route::Lift(..)
+        | Route::Policy(_)
+        | Route::SetPolicy(_)
+        | Route::Proposals
+        | Route::Decide(_)
+        | Route::TendClock => keep(repository, authorized.principal()?, route, body).await,
+        Route::ClockStatus => clock::status(repository).await,
+        Route::ReportHead => {
+            clock::report_head(repository, authorized.principal()?.clone(), body).await
         }
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
@@ -94,6 +111,31 @@ async fn dispatch(
                 _ => session::commit(repository, at, body).await,
             }
         }
+    }
+}
+
+/// What keeps snapshots: locks, holds, policies, proposals.
+async fn keep(
+    repository: &Arc<Repository>,
+    principal: &Principal,
+    route: Route,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    match route {
+        Route::Retain(ns, record)
+        | Route::PlaceHold(ns, record)
+        | Route::ReleaseHold(ns, record) => {
+            retention::change_lock(repository, principal.clone(), route, (ns, record), body).await
+        }
+        Route::Lift(ns, record) => retention::lift(repository, principal.clone(), ns, record).await,
+        Route::Policy(ns) => json(&repository.policy(&ns)?),
+        Route::SetPolicy(ns) => {
+            retention::set_policy(repository, principal.clone(), ns, body).await
+        }
+        Route::Proposals => json(&blocking(repository, |r| r.proposals()).await?),
+        Route::Decide(leaf) => retention::decide(repository, principal.clone(), leaf, body).await,
+        Route::TendClock => retention::tend_clock(repository, principal.clone(), body).await,
+        _ => Err(ServerError::not_found()),
     }
 }
 

@@ -13,15 +13,27 @@
 //! | seen | ns u32, record digest | [`SeenRow`] |
 //! | heads | ns u32, principal(16), source | the encoded record |
 //! | locks | ns u32, node digest | locked-until day u32 |
+//! | holds | ns u32, record digest | [`HoldRow`] |
+//! | approvals | leaf of the proposal u64 | [`WaitingRow`] |
+//! | policies | ns u32 | [`UsageRow`] |
+//! | policies | "configuration" | BLAKE3 of the configuration that the server ran with last |
+//! | ledger | `collection` | [`CollectionRow`] |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
+use strongroom_protocol::entry::{read_lock, write_lock};
 use strongroom_protocol::id::{
     Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest, TlsKeyDigest, TokenId,
 };
-use strongroom_protocol::limits::{LABEL_MAX_BYTES, NAME_MAX_BYTES, RECORD_MAX_BYTES};
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::limits::{
+    LABEL_MAX_BYTES, NAME_MAX_BYTES, POLICY_MAX_BYTES, REASON_MAX_BYTES, RECORD_MAX_BYTES,
+};
+use strongroom_protocol::policy::Policy;
+use strongroom_protocol::proposal::Operation;
+use strongroom_protocol::retention::Lock;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::token::Scope;
+
+use crate::error::ServerError;
 
 /// A namespace of this repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +42,10 @@ pub struct NamespaceRow {
     pub namespace: NamespaceId,
     /// Its name here.
     pub name: Label,
-    /// Rule for new snapshots.
-    pub policy: RetentionPolicy,
+    /// For new snapshots.
+    pub policy: Policy,
+    /// It was removed; the row stays, so that its number is never used again.
+    pub is_dropped: bool,
 }
 
 /// A principal.
@@ -51,6 +65,19 @@ pub struct PrincipalRow {
     pub enrolled_ms: u64,
     /// When it was revoked, milliseconds since 1970; 0 while it is not.
     pub revoked_ms: u64,
+}
+
+/// How garbage collection stands. Times are those of the retention clock, seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CollectionRow {
+    /// Number of the newest cycle.
+    pub generation: u64,
+    /// When it began.
+    pub began_seconds: u64,
+    /// Number of the newest cycle that went through; 0 before the first.
+    pub completed: u64,
+    /// When that was.
+    pub completed_seconds: u64,
 }
 
 /// An enrolment token, without its secret.
@@ -79,10 +106,8 @@ pub struct SnapshotRow {
     pub record_digest: RecordDigest,
     /// When it was committed, milliseconds since 1970.
     pub committed_ms: u64,
-    /// Mode of its lock.
-    pub mode: RetentionMode,
-    /// End of its lock, seconds of the retention clock since 1970.
-    pub locked_until_seconds: u64,
+    /// What keeps it.
+    pub lock: Lock,
     /// Its entry in the ledger.
     pub leaf_index: u64,
     /// The encoded record.
@@ -98,6 +123,41 @@ pub struct SeenRow {
     pub leaf_index: u64,
 }
 
+/// Why a snapshot is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldRow {
+    /// When the hold was placed, milliseconds since 1970.
+    pub placed_ms: u64,
+    /// By whom.
+    pub principal: PrincipalId,
+    /// In their words.
+    pub reason: String,
+}
+
+/// A proposal that waits for a second principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingRow {
+    /// Who proposed it.
+    pub proposer: PrincipalId,
+    /// When, milliseconds since 1970.
+    pub proposed_ms: u64,
+    /// When it ends undecided, milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Digest of the state that it was made against.
+    pub state: [u8; 32],
+    /// What is proposed.
+    pub operation: Operation,
+}
+
+/// What a namespace takes of its quota.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsageRow {
+    /// Bytes of envelopes that were stored and not yet collected.
+    pub bytes: u64,
+    /// Snapshots that are listed.
+    pub snapshots: u64,
+}
+
 impl NamespaceRow {
     /// Key of namespace number `ns`.
     pub fn key(ns: u32) -> Vec<u8> {
@@ -106,26 +166,21 @@ impl NamespaceRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RNS1");
+        let mut out = Writer::with_magic(b"RNS2");
         out.raw(&self.namespace.0).bytes(self.name.as_str().as_bytes());
-        out.u8(self.policy.mode.code()).u64(self.policy.minimum_seconds);
-        out.u64(self.policy.default_seconds).u64(self.policy.maximum_seconds);
+        out.bytes(&self.policy.encode()).bool(self.is_dropped);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("namespace row", bytes);
-        reader.magic(b"RNS1")?;
+        reader.magic(b"RNS2")?;
         let row = Self {
             namespace: NamespaceId(reader.array()?),
             name: read_label(&mut reader)?,
-            policy: RetentionPolicy {
-                mode: read_mode(&mut reader)?,
-                minimum_seconds: reader.u64()?,
-                default_seconds: reader.u64()?,
-                maximum_seconds: reader.u64()?,
-            },
+            policy: Policy::decode(reader.bytes(POLICY_MAX_BYTES)?)?,
+            is_dropped: reader.bool()?,
         };
         reader.finish()?;
         Ok(row)
@@ -230,21 +285,21 @@ impl SnapshotRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RSN1");
-        out.raw(&self.record_digest.0).u64(self.committed_ms).u8(self.mode.code());
-        out.u64(self.locked_until_seconds).u64(self.leaf_index).bytes(&self.record);
+        let mut out = Writer::with_magic(b"RSN2");
+        out.raw(&self.record_digest.0).u64(self.committed_ms);
+        write_lock(&mut out, &self.lock);
+        out.u64(self.leaf_index).bytes(&self.record);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("snapshot row", bytes);
-        reader.magic(b"RSN1")?;
+        reader.magic(b"RSN2")?;
         let row = Self {
             record_digest: RecordDigest(reader.array()?),
             committed_ms: reader.u64()?,
-            mode: read_mode(&mut reader)?,
-            locked_until_seconds: reader.u64()?,
+            lock: read_lock(&mut reader)?,
             leaf_index: reader.u64()?,
             record: reader.bytes(RECORD_MAX_BYTES)?.to_vec(),
         };
@@ -276,6 +331,122 @@ impl SeenRow {
     }
 }
 
+impl HoldRow {
+    /// Key of a snapshot's hold.
+    pub fn key(ns: u32, record: &RecordDigest) -> Vec<u8> {
+        [&ns.to_be_bytes()[..], &record.0].concat()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RHD1");
+        out.u64(self.placed_ms).raw(&self.principal.0).bytes(self.reason.as_bytes());
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("hold row", bytes);
+        reader.magic(b"RHD1")?;
+        let row = Self {
+            placed_ms: reader.u64()?,
+            principal: PrincipalId(reader.array()?),
+            reason: reader.text(REASON_MAX_BYTES)?.to_owned(),
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl WaitingRow {
+    /// Key of a proposal.
+    pub fn key(leaf: u64) -> Vec<u8> {
+        leaf.to_be_bytes().to_vec()
+    }
+
+    /// The leaf in a key.
+    pub fn leaf_of(key: &[u8]) -> Result<u64, DecodeError> {
+        let bytes = key.try_into().map_err(|_| DecodeError::Short("proposal key"))?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// The value. The operation stands in it as it came: as JSON.
+    pub fn encode(&self) -> Result<Vec<u8>, ServerError> {
+        let operation = serde_json::to_vec(&self.operation)
+            .map_err(|error| ServerError::Bug(format!("proposal row: {error}")))?;
+        let mut out = Writer::with_magic(b"RPP1");
+        out.raw(&self.proposer.0).u64(self.proposed_ms).u64(self.expires_ms).raw(&self.state);
+        out.bytes(&operation);
+        Ok(out.finish())
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("proposal row", bytes);
+        reader.magic(b"RPP1")?;
+        let row = Self {
+            proposer: PrincipalId(reader.array()?),
+            proposed_ms: reader.u64()?,
+            expires_ms: reader.u64()?,
+            state: reader.array()?,
+            operation: serde_json::from_slice(reader.bytes(POLICY_MAX_BYTES)?)
+                .map_err(|_| DecodeError::Value("proposal row"))?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl UsageRow {
+    /// Key of a namespace's usage.
+    pub fn key(ns: u32) -> Vec<u8> {
+        ns.to_be_bytes().to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RUS1");
+        out.u64(self.bytes).u64(self.snapshots);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("usage row", bytes);
+        reader.magic(b"RUS1")?;
+        let row = Self { bytes: reader.u64()?, snapshots: reader.u64()? };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+impl CollectionRow {
+    /// Key of the one row, in family `ledger`.
+    pub const KEY: &[u8] = b"collection";
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RGC1");
+        out.u64(self.generation).u64(self.began_seconds);
+        out.u64(self.completed).u64(self.completed_seconds);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("collection row", bytes);
+        reader.magic(b"RGC1")?;
+        let row = Self {
+            generation: reader.u64()?,
+            began_seconds: reader.u64()?,
+            completed: reader.u64()?,
+            completed_seconds: reader.u64()?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
 /// Key of the newest record of a principal's source.
 pub fn head_key(ns: u32, principal: &PrincipalId, source: &Label) -> Vec<u8> {
     [&ns.to_be_bytes()[..], &principal.0, source.as_str().as_bytes()].concat()
@@ -284,6 +455,15 @@ pub fn head_key(ns: u32, principal: &PrincipalId, source: &Label) -> Vec<u8> {
 /// Key of a version of a namespace's descriptor.
 pub fn descriptor_key(ns: u32, version: u64) -> Vec<u8> {
     [&ns.to_be_bytes()[..], &version.to_be_bytes()].concat()
+}
+
+/// Namespace and node in the key of a lock.
+pub fn parse_lock_key(key: &[u8]) -> Result<(u32, SealedDigest), DecodeError> {
+    let mut reader = Reader::new("lock key", key);
+    let ns = u32::from_be_bytes(reader.array()?);
+    let node = SealedDigest(reader.array()?);
+    reader.finish()?;
+    Ok((ns, node))
 }
 
 /// Key of a node's lock.
@@ -297,8 +477,4 @@ fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
 
 fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
     Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
-}
-
-fn read_mode(reader: &mut Reader<'_>) -> Result<RetentionMode, DecodeError> {
-    RetentionMode::from_code(reader.u8()?).ok_or(DecodeError::Value("retention mode"))
 }

@@ -57,13 +57,16 @@ impl BoundServer {
         let probes = tokio::spawn(probes::run(repository.clone(), self.probes, stopped.clone()));
         let admin = tokio::spawn(admin::run(repository.clone(), self.admin, stopped.clone()));
         let ticker = tokio::spawn(tick(repository.clone(), stopped.clone()));
+        let collection = tokio::spawn(collect(repository.clone(), stopped.clone()));
+        let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);
         until.await;
         tracing::info!("stopping");
 
         stopper.stop();
-        for task in [clients, probes, admin, ticker] {
+        cycles.stop();
+        for task in [clients, probes, admin, ticker, collection] {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");
             }
@@ -73,6 +76,40 @@ impl BoundServer {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Runs collection cycles on a thread of their own, one when it is due.
+async fn collect(repository: Arc<Repository>, mut stop: Stop) {
+    let collector = admin::collector(&repository);
+    drop(repository);
+    let finishing = collector.clone();
+    let finished = on_own_thread(move || finishing.finish_begun()).await;
+    if let Err(error) = finished {
+        tracing::error!(%error, "segments that are being dropped are still there");
+    }
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            () = stop.wait() => return,
+        }
+        let due = collector.clone();
+        let ran = on_own_thread(move || if due.is_due()? { due.run().map(drop) } else { Ok(()) });
+        if let Err(error) = ran.await {
+            tracing::error!(%error, "ALARM: the collection cycle ended, nothing more was swept");
+        }
+    }
+}
+
+/// Runs `work` on a thread that is named for it, and waits.
+async fn on_own_thread(
+    work: impl FnOnce() -> Result<(), ServerError> + Send + 'static,
+) -> Result<(), ServerError> {
+    let (sender, outcome) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("gc".into())
+        .spawn(move || drop(sender.send(work())))
+        .map_err(|error| ServerError::file("start gc thread", error))?;
+    outcome.await.unwrap_or_else(|_| Err(ServerError::Bug("the gc thread panicked".into())))
 }
 
 async fn tick(repository: Arc<Repository>, mut stop: Stop) {

@@ -8,14 +8,23 @@
 //! Pins are slots of segments in a compressed bitmap: about two bytes a chunk. Envelopes in the
 //! inbox may move to a segment while a session lives, so they are pinned by digest; the inbox is
 //! small. An envelope in an open segment that a small session stores too moves to the inbox; pins
-//! follow it ([`Sessions::follow`]). Nothing here survives a restart: the client opens a new
+//! follow it ([`Sessions::follow`]); so they do when garbage collection moves what lives in a
+//! segment ([`Sessions::follow_all`]). Whoever pins notes the count of moves before it looks an
+//! envelope up, and looks again if that has changed once the pin is there.
+//!
+//! **The gate.** Who finds an envelope and then pins it holds the gate for reading in between. The
+//! sweep holds it for writing from the moment when it reads the pins until what it took for dead is
+//! quarantined. So no envelope is quarantined between somebody's look and somebody's pin.
+//!
+//! Nothing here survives a restart: the client opens a new
 //! session, asks "have" again, and sends what was lost with the open segment.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use roaring::RoaringTreemap;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{
@@ -25,6 +34,7 @@ use strongroom_protocol::limits::CHALLENGES_MAX;
 use strongroom_protocol::message::SizeClass;
 
 use crate::error::ServerError;
+use crate::store::collect::Found;
 use crate::store::schema::{IndexRow, Place, SlotId};
 
 /// What a session is about; does not change.
@@ -55,10 +65,13 @@ struct SessionState {
     pinned_digests: HashSet<SealedDigest>,
     needs_seal: bool,
     uploaded_bytes: u64,
+    stored_bytes: u64,
     hit_count: u64,
     challenge_count: u32,
     have_budget: u64,
     have_refilled_at: Duration,
+    /// It was closed or its lease is over: its pins protect nothing any more.
+    is_ended: bool,
 }
 
 /// All live sessions.
@@ -67,12 +80,15 @@ pub struct Sessions {
     per_principal_max: u32,
     have_per_second: u32,
     live: Mutex<HashMap<SessionId, Arc<Session>>>,
+    gate: RwLock<()>,
+    move_count: AtomicU64,
 }
 
 impl Sessions {
     /// None yet.
     pub fn new(lease: Duration, per_principal_max: u32, have_per_second: u32) -> Self {
-        Self { lease, per_principal_max, have_per_second, live: Mutex::new(HashMap::new()) }
+        let (live, gate, move_count) = (Mutex::default(), RwLock::new(()), AtomicU64::new(0));
+        Self { lease, per_principal_max, have_per_second, live, gate, move_count }
     }
 
     /// How long a silent session lives.
@@ -101,10 +117,12 @@ impl Sessions {
             pinned_digests: HashSet::new(),
             needs_seal: false,
             uploaded_bytes: 0,
+            stored_bytes: 0,
             hit_count: 0,
             challenge_count: 0,
             have_budget: self.have_burst(),
             have_refilled_at: now,
+            is_ended: false,
         };
         live.insert(id, Arc::new(Session { terms, state: Mutex::new(state) }));
         Ok(())
@@ -140,29 +158,90 @@ impl Sessions {
 
     /// Ends a session; returns it if it was live.
     pub fn close(&self, id: &SessionId) -> Option<Arc<Session>> {
-        self.live.lock().remove(id)
+        let session = self.live.lock().remove(id)?;
+        session.state.lock().is_ended = true;
+        Some(session)
     }
 
     /// Ends sessions whose lease is over; returns them.
     pub fn reap(&self, now: Duration) -> Vec<Arc<Session>> {
         let mut live = self.live.lock();
-        live.extract_if(|_, session| session.state.lock().deadline <= now)
-            .map(|(_, session)| session)
-            .collect()
+        let is_over = |session: &Arc<Session>| {
+            let mut state = session.state.lock();
+            state.is_ended |= state.deadline <= now;
+            state.is_ended
+        };
+        live.extract_if(|_, session| is_over(session)).map(|(_, session)| session).collect()
     }
 
     /// Follows envelopes that are about to move from an open segment to the inbox, because a small
     /// session stores them too: whoever pinned the old slots has them pinned by digest from now.
     pub fn follow(&self, namespace: &NamespaceId, moving: &[(SlotId, SealedDigest)]) {
-        let sessions: Vec<_> = self.live.lock().values().cloned().collect();
-        for session in sessions.iter().filter(|session| session.terms.namespace == *namespace) {
+        self.follow_in(moving, |session| session.terms.namespace == *namespace);
+    }
+
+    /// Follows envelopes that have moved, for whomever.
+    pub fn follow_all(&self, moved: &[(SlotId, SealedDigest)]) {
+        self.follow_in(moved, |_| true);
+    }
+
+    fn follow_in(&self, moving: &[(SlotId, SealedDigest)], concerns: impl Fn(&Session) -> bool) {
+        if moving.is_empty() {
+            return;
+        }
+        // Who pins later than this finds that the count has changed, and looks again.
+        self.move_count.fetch_add(1, Ordering::SeqCst);
+        for session in self.sessions().iter().filter(|session| concerns(session)) {
             let mut state = session.state.lock();
             for (slot, digest) in moving {
-                if state.pinned_slots.contains(number_of(*slot)) {
+                if state.pinned_slots.contains(slot.number()) {
                     state.pinned_digests.insert(*digest);
                 }
             }
         }
+    }
+
+    /// Bytes that live sessions of a namespace have stored so far.
+    pub fn stored_in(&self, namespace: &NamespaceId) -> u64 {
+        let live = self.live.lock();
+        let of_namespace = live.values().filter(|held| held.terms.namespace == *namespace);
+        of_namespace.map(|held| held.stored_bytes()).sum()
+    }
+
+    /// Number of moves so far.
+    pub fn move_count(&self) -> u64 {
+        self.move_count.load(Ordering::SeqCst)
+    }
+
+    /// Held by whoever looks envelopes up in order to pin them.
+    pub fn pinning(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read()
+    }
+
+    /// Held by the sweep: nobody pins meanwhile.
+    pub fn hold_pins(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write()
+    }
+
+    /// Which of these envelopes a live session has pinned, by place or by digest.
+    pub fn pinned_among(&self, found: &[Found]) -> Vec<bool> {
+        let wanted: RoaringTreemap = found.iter().map(|found| found.row.slot.number()).collect();
+        let mut pinned = vec![false; found.len()];
+        for session in self.sessions() {
+            let state = session.state.lock();
+            if state.pinned_digests.is_empty() && state.pinned_slots.is_disjoint(&wanted) {
+                continue;
+            }
+            for (found, pinned) in found.iter().zip(&mut pinned) {
+                *pinned |= state.pinned_slots.contains(found.row.slot.number())
+                    || state.pinned_digests.contains(&found.digest);
+            }
+        }
+        pinned
+    }
+
+    fn sessions(&self) -> Vec<Arc<Session>> {
+        self.live.lock().values().cloned().collect()
     }
 
     /// Number of live sessions.
@@ -214,10 +293,21 @@ impl Session {
     pub fn pin_hits(&self, hits: impl IntoIterator<Item = (SealedDigest, IndexRow)>) {
         let mut state = self.state.lock();
         for (digest, row) in hits {
-            state.hit_count = state.hit_count.saturating_add(1);
             state.needs_seal |= !row.durable;
             state.pin(digest, row.slot, row.place);
         }
+    }
+
+    /// Counts answers "have".
+    pub fn count_hits(&self, count: u64) {
+        let mut state = self.state.lock();
+        state.hit_count = state.hit_count.saturating_add(count);
+    }
+
+    /// Whether its pins still protect what they name. On the writer thread the answer stays true
+    /// until the decision is written, as far as garbage collection is concerned.
+    pub fn is_live(&self) -> bool {
+        !self.state.lock().is_ended
     }
 
     /// Whether the envelope at `row` is pinned.
@@ -255,6 +345,17 @@ impl Session {
         Ok(())
     }
 
+    /// Counts bytes that were new.
+    pub fn count_stored(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.stored_bytes = state.stored_bytes.saturating_add(bytes);
+    }
+
+    /// Bytes that this session has stored so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.state.lock().stored_bytes
+    }
+
     /// Takes `count` out of the session's challenges.
     pub fn spend_challenges(&self, count: usize) -> Result<(), ServerError> {
         let mut state = self.state.lock();
@@ -281,15 +382,11 @@ impl SessionState {
         if place == Place::Inbox {
             self.pinned_digests.insert(digest);
         } else {
-            self.pinned_slots.insert(number_of(slot));
+            self.pinned_slots.insert(slot.number());
         }
     }
 
     fn is_pinned(&self, digest: &SealedDigest, row: &IndexRow) -> bool {
-        self.pinned_slots.contains(number_of(row.slot)) || self.pinned_digests.contains(digest)
+        self.pinned_slots.contains(row.slot.number()) || self.pinned_digests.contains(digest)
     }
-}
-
-fn number_of(slot: SlotId) -> u64 {
-    (u64::from(slot.segment) << 32) | u64::from(slot.slot)
 }

@@ -16,6 +16,10 @@
 //! 5. At most once a second, and within a second when nothing more comes, the head goes to the
 //!    file `HEAD`. *Crash: `HEAD` is older than the ledger, which the open check allows.*
 //!
+//! Each decision begins with a reading of the clocks, which advances the retention clock
+//! (`retention_clock.rs`). The clock's row, and an entry for whatever it saw, are in the decision's
+//! batch; if the decision is refused, they are written without it.
+//!
 //! Whatever ends this thread while the server runs, an error of any step or a panic, is told to
 //! the observer as fatal, which ends the process: a server that cannot decide must not look alive.
 
@@ -25,15 +29,23 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use strongroom_protocol::entry::{Entry, Event};
+use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
+use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
+use crate::clock_state::{ClockState, Seen, TendError};
 use crate::error::ServerError;
 use crate::ledger::{Appender, Ledger};
+use crate::lock::Plan;
+use crate::noted::Noted;
+use crate::retention_clock::RetentionClock;
+use crate::rows::UsageRow;
 use crate::store::Store;
 use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
 use crate::store::observer::{Observer, Step};
+use crate::store::schema::Family;
 
 /// Decisions that may wait; more callers block.
 const QUEUE_MAX: usize = 1024;
@@ -52,11 +64,71 @@ pub struct Decision<'a> {
     pub now_ms: u64,
     /// Retention clock, seconds since 1970.
     pub retention_seconds: u64,
+    clock: ClockState,
+    seen: Vec<Seen>,
     entries: Vec<Entry>,
     next_leaf: u64,
 }
 
 impl Decision<'_> {
+    /// The clocks at the moment of the decision.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            retention_seconds: self.retention_seconds,
+            wall_seconds: self.now_ms / 1000,
+            is_suspect: self.clock.is_suspect(),
+        }
+    }
+
+    /// Counts time without power that was lost. Two principals must have agreed, against a state
+    /// of the clock that has [`Self::clock_digest`].
+    pub fn credit_clock(&mut self, actor: PrincipalId, seconds: u64) -> Result<(), ServerError> {
+        self.clock.credit(seconds.saturating_mul(1000)).map_err(refused_clock)?;
+        self.enter_seen(actor);
+        Ok(())
+    }
+
+    /// Ends all suspicion of the clock. Two principals must have agreed, as above.
+    pub fn thaw_clock(&mut self, actor: PrincipalId) -> Result<(), ServerError> {
+        self.clock.thaw().map_err(refused_clock)?;
+        self.enter_seen(actor);
+        Ok(())
+    }
+
+    /// Freezes expiry: somebody showed that the ledger was longer, or another.
+    pub fn roll_back_clock(&mut self, reporter: PrincipalId) {
+        self.clock.roll_back();
+        self.enter_seen(reporter);
+    }
+
+    /// Digest of what a credit or a thaw is proposed against: it is another one as soon as the
+    /// clock sees anything more.
+    pub fn clock_digest(&self) -> [u8; 32] {
+        self.clock.digest()
+    }
+
+    /// Changes what a namespace takes of its quota; at most once in a decision.
+    pub fn change_usage(
+        &mut self,
+        ns: u32,
+        change: impl FnOnce(&mut UsageRow),
+    ) -> Result<(), ServerError> {
+        let mut usage = read_usage(self.store, ns)?;
+        change(&mut usage);
+        self.batch.put(Family::Policies, UsageRow::key(ns), usage.encode());
+        Ok(())
+    }
+
+    /// Enters what the clock saw since this was called last.
+    fn enter_seen(&mut self, actor: PrincipalId) {
+        self.retention_seconds = self.clock.clock_ms() / 1000;
+        for seen in self.clock.take_unwritten() {
+            let event = Event::Clock { event: seen.event, amount_ms: seen.amount_ms };
+            self.enter(actor, NamespaceId([0; 32]), event);
+            self.seen.push(seen);
+        }
+    }
+
     /// Adds a ledger entry; returns its leaf index, which holds once the decision is durable.
     pub fn enter(&mut self, actor: PrincipalId, namespace: NamespaceId, event: Event) -> u64 {
         let leaf = self.next_leaf.saturating_add(u64::try_from(self.entries.len()).unwrap_or(0));
@@ -71,6 +143,12 @@ impl Decision<'_> {
     }
 }
 
+/// What a namespace takes of its quota.
+pub fn read_usage(store: &Store, ns: u32) -> Result<UsageRow, ServerError> {
+    let value = store.get(Family::Policies, &UsageRow::key(ns))?;
+    Ok(value.map(|value| UsageRow::decode(&value)).transpose()?.unwrap_or_default())
+}
+
 type Answer = Box<dyn FnOnce() + Send>;
 type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
 
@@ -78,6 +156,7 @@ type Job = Box<dyn FnOnce(&mut Decision<'_>) -> (bool, Answer) + Send>;
 pub struct Writer {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    noted: Arc<Noted>,
 }
 
 impl Writer {
@@ -87,10 +166,21 @@ impl Writer {
         ledger: Arc<Ledger>,
         appender: Appender,
         clock: Arc<dyn Clock>,
+        retention_clock: Arc<RetentionClock>,
     ) -> Result<Self, ServerError> {
         let (jobs, waiting) = crossbeam_channel::bounded(QUEUE_MAX);
         let head_saved_at = Duration::ZERO;
-        let mut desk = Desk { store, ledger, appender, clock, head_saved_at, saved_size: 0 };
+        let noted = Arc::new(Noted::default());
+        let mut desk = Desk {
+            store,
+            ledger,
+            appender,
+            clock,
+            retention_clock,
+            noted: noted.clone(),
+            head_saved_at,
+            saved_size: 0,
+        };
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
@@ -102,7 +192,7 @@ impl Writer {
                 watch.disarm();
             })
             .map_err(|error| ServerError::file("start writer thread", error))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), noted })
     }
 
     /// Runs a decision and waits until it is durable. If `decide` refuses, nothing is written.
@@ -121,6 +211,28 @@ impl Writer {
         jobs.send(job).map_err(|_| ServerError::Closing)?;
         answer.recv().map_err(|_| ServerError::Closing)?
     }
+
+    /// Writes a plan of locks in slices, each a decision of its own: others decide in between. It
+    /// ends when `holds` no longer does: what the plan took as given must be so in each slice.
+    pub fn lock_in_slices(
+        &self,
+        plan: Plan,
+        holds: impl Fn() -> Result<(), ServerError> + Clone + Send + 'static,
+    ) -> Result<(), ServerError> {
+        for slice in plan.into_slices() {
+            let holds = holds.clone();
+            self.decide(move |decision| {
+                holds()?;
+                slice.write(decision.store, &mut decision.batch)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Where decisions are noted while a collection cycle watches.
+    pub fn noted(&self) -> &Arc<Noted> {
+        &self.noted
+    }
 }
 
 impl Drop for Writer {
@@ -138,6 +250,8 @@ struct Desk {
     ledger: Arc<Ledger>,
     appender: Appender,
     clock: Arc<dyn Clock>,
+    retention_clock: Arc<RetentionClock>,
+    noted: Arc<Noted>,
     head_saved_at: Duration,
     saved_size: u64,
 }
@@ -174,23 +288,38 @@ impl Desk {
     }
 
     fn write_one(&mut self, job: Job) -> Result<(bool, Answer), ServerError> {
+        let (clock, now) = self.retention_clock.observe();
+        let is_due = self.retention_clock.is_due(&clock);
         let mut decision = Decision {
             store: &self.store,
             batch: MetaBatch::new(),
-            now_ms: self.clock.wall_ms(),
-            retention_seconds: self.clock.retention_seconds(),
+            now_ms: now.wall_ms,
+            retention_seconds: clock.clock_ms() / 1000,
+            clock,
+            seen: Vec::new(),
             entries: Vec::new(),
             next_leaf: self.appender.size(),
         };
+        decision.enter_seen(PrincipalId::LOCAL);
+        let before = (decision.clock.clone(), decision.seen.len(), decision.entries.len());
         let (accepted, answer) = job(&mut decision);
-        let Decision { mut batch, entries, .. } = decision;
-        if !accepted || (batch.is_empty() && entries.is_empty()) {
+        if !accepted {
+            decision.batch = MetaBatch::new();
+            decision.clock = before.0;
+            decision.seen.truncate(before.1);
+            decision.entries.truncate(before.2);
+        }
+        let Decision { mut batch, entries, clock, seen, .. } = decision;
+        if batch.is_empty() && entries.is_empty() && !is_due {
             return Ok((false, answer));
         }
+        RetentionClock::put(&mut batch, &clock, &seen);
         for entry in &entries {
             self.appender.append(&mut batch, entry);
         }
         self.store.write(&batch)?;
+        self.noted.note(&batch);
+        self.retention_clock.install(clock, &seen);
         Ok((true, answer))
     }
 
@@ -209,6 +338,17 @@ impl Desk {
     }
 }
 
+/// What two principals are told who want from the clock what it does not give.
+fn refused_clock(error: TendError) -> ServerError {
+    let message = match error {
+        TendError::NotFrozen => "the retention clock is not frozen".to_owned(),
+        TendError::AboveLost { lost_ms } => {
+            format!("between 1 and {} seconds without power can be credited", lost_ms / 1000)
+        }
+    };
+    ServerError::peer(ErrorCode::BadRequest, message)
+}
+
 /// Tells the observer when it is dropped armed: the thread ends, and not because it should.
 struct DeathWatch(Option<Arc<dyn Observer>>);
 
@@ -223,5 +363,134 @@ impl Drop for DeathWatch {
         if let Some(observer) = &self.0 {
             observer.fatal(&StoreError::Invalid("the writer thread ended"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use strongroom_protocol::entry::ClockEvent;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::metrics::Metrics;
+    use crate::store::schema::Family;
+
+    const TEN_YEARS: Duration = Duration::from_secs(3650 * 86_400);
+    const OFFICER: PrincipalId = PrincipalId([7; 16]);
+
+    struct Bench {
+        writer: Writer,
+        ledger: Arc<Ledger>,
+        clock: Arc<ManualClock>,
+        store: Store,
+        retention_clock: Arc<RetentionClock>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(folder.path(), Default::default()).unwrap();
+            let key = SigningKey::from_bytes(&[5; 32]);
+            let (ledger, appender) = Ledger::open(&store, key, folder.path()).unwrap();
+            let (ledger, clock) = (Arc::new(ledger), Arc::new(ManualClock::at_ms(1_000_000_000)));
+            let retention_clock = Arc::new(Self::open_clock(&store, &clock, None));
+            let (time, shared) = (clock.clone(), retention_clock.clone());
+            let writer =
+                Writer::start(store.clone(), ledger.clone(), appender, time, shared).unwrap();
+            Self { writer, ledger, clock, store, retention_clock, _folder: folder }
+        }
+
+        fn open_clock(
+            store: &Store,
+            clock: &Arc<ManualClock>,
+            ledger_seconds: Option<u64>,
+        ) -> RetentionClock {
+            let metrics = Arc::new(Metrics::new().unwrap());
+            RetentionClock::open(store, clock.clone(), metrics, ledger_seconds).unwrap()
+        }
+
+        fn entries(&self) -> Vec<(PrincipalId, ClockEvent)> {
+            let leaves = 0..self.ledger.head().size;
+            let entries = leaves.map(|leaf| Entry::decode(&self.ledger.entry(leaf).unwrap()));
+            let events =
+                entries.map(|entry| entry.unwrap()).filter_map(|entry| match entry.event {
+                    Event::Clock { event, .. } => Some((entry.actor, event)),
+                    _ => None,
+                });
+            events.collect()
+        }
+    }
+
+    #[test]
+    fn a_refused_decision_enters_what_the_clock_saw_and_nothing_else() {
+        let bench = Bench::new();
+        bench.clock.set_wall_ahead(TEN_YEARS);
+        let refused: Result<(), _> = bench.writer.decide(|decision| {
+            assert!(decision.moment().is_suspect);
+            decision.thaw_clock(OFFICER)?;
+            decision.batch.put(Family::Holds, b"row".to_vec(), b"value".to_vec());
+            Err(ServerError::Closing)
+        });
+        assert!(refused.is_err());
+        assert!(bench.retention_clock.moment().is_suspect);
+        assert_eq!(bench.store.get(Family::Holds, b"row").unwrap(), None);
+        let local = PrincipalId::LOCAL;
+        let expected = [
+            (local, ClockEvent::Started),
+            (local, ClockEvent::WallAhead),
+            (local, ClockEvent::Frozen),
+        ];
+        assert_eq!(bench.entries(), expected);
+        // What is on the disk is what is in memory.
+        let again = Bench::open_clock(&bench.store, &bench.clock, Some(0));
+        assert_eq!(again.observe().0, bench.retention_clock.observe().0);
+    }
+
+    #[test]
+    fn two_principals_thaw_and_credit_what_they_proposed_against() {
+        let bench = Bench::new();
+        bench.writer.decide(|_| Ok(())).unwrap();
+        bench.clock.reboot(Duration::from_secs(20 * 86_400));
+        bench.clock.set_wall_ahead(TEN_YEARS);
+        let digest = bench.writer.decide(|decision| Ok(decision.clock_digest())).unwrap();
+        bench.clock.set_wall_back(TEN_YEARS);
+        let later = bench.writer.decide(|decision| Ok(decision.clock_digest())).unwrap();
+        assert_ne!(digest, later, "what was seen since makes an older proposal stale");
+        let lost = bench.retention_clock.status().lost_seconds;
+        let too_much =
+            bench.writer.decide(move |decision| decision.credit_clock(OFFICER, lost + 1));
+        assert!(matches!(too_much, Err(ServerError::Peer(_))));
+        let before = bench.retention_clock.moment().retention_seconds;
+        bench
+            .writer
+            .decide(|decision| {
+                decision.thaw_clock(OFFICER)?;
+                decision.credit_clock(OFFICER, 6 * 86_400)
+            })
+            .unwrap();
+        let moment = bench.retention_clock.moment();
+        assert_eq!(moment.retention_seconds, before + 6 * 86_400);
+        assert!(!moment.is_suspect);
+        let thawed = (OFFICER, ClockEvent::Thawed);
+        let credited = (OFFICER, ClockEvent::OffTimeCredited);
+        assert!(bench.entries().ends_with(&[thawed, credited]));
+        let again = bench.writer.decide(|decision| decision.thaw_clock(OFFICER));
+        assert!(matches!(again, Err(ServerError::Peer(_))));
+    }
+
+    #[test]
+    fn an_idle_clock_is_written_each_minute_and_not_more_often() {
+        let bench = Bench::new();
+        bench.writer.decide(|_| Ok(())).unwrap();
+        let row = || bench.store.get(Family::Clock, b"state").unwrap();
+        let before = row();
+        bench.clock.advance(Duration::from_secs(59));
+        bench.writer.decide(|_| Ok(())).unwrap();
+        assert_eq!(row(), before);
+        bench.clock.advance(Duration::from_secs(1));
+        bench.writer.decide(|_| Ok(())).unwrap();
+        assert_ne!(row(), before);
     }
 }

@@ -33,12 +33,11 @@ async fn a_commit_is_proven_by_its_receipt() {
     assert_eq!(entry.namespace, writer.namespace());
     assert_eq!(entry.server_time_ms, START_MS);
     assert_eq!(checkpoint.size, server.repository.ledger().head().size);
-    let Event::Committed { record: digest, root, sequence, locked_until_seconds, .. } = entry.event
-    else {
+    let Event::Committed { record: digest, root, sequence, lock, .. } = entry.event else {
         panic!("{entry:?}")
     };
     assert_eq!((digest, root, sequence), (record.digest(), record.body.root, 1));
-    assert_eq!(locked_until_seconds, START_MS / 1000 + 30 * 24 * 3600);
+    assert_eq!(lock.until_seconds, START_MS / 1000 + 30 * 24 * 3600);
     let stranger = PublicKey([1; 32]);
     assert!(receipt.verify(&[stranger]).is_err());
 }
@@ -253,7 +252,7 @@ async fn every_node_of_a_snapshot_is_locked_children_not_before_parents() {
         };
         let by_digest: std::collections::HashMap<_, _> =
             tree.nodes.iter().map(|node| (node.digest, day_of(node))).collect();
-        let now = strongroom_server::clock::Clock::retention_seconds(&*server.clock);
+        let now = server.repository.moment().retention_seconds;
         let needed = u32::try_from((now + 30 * 86_400).div_ceil(86_400)).unwrap();
         for node in &tree.nodes {
             let own = by_digest[&node.digest];

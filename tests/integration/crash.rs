@@ -19,6 +19,7 @@ use strongroom_protocol::id::{RecordDigest, SealedDigest};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{Record, RecordBody};
+use strongroom_protocol::retention::LockWanted;
 use strongroom_server::clock::SystemClock;
 use strongroom_server::lock::locked_until;
 use strongroom_server::repository::{Repository, Witness};
@@ -31,9 +32,9 @@ use crate::harness::{Actor, Calm, TestServer, Tree, connect_to, frames, test_con
 const CHILD: &str = "STRONGROOM_SUITE_CHILD";
 
 /// Aborts at a step.
-struct DiesAt {
-    step: String,
-    left: AtomicI64,
+pub struct DiesAt {
+    pub step: String,
+    pub left: AtomicI64,
 }
 
 impl Witness for DiesAt {
@@ -137,9 +138,14 @@ async fn try_snapshot(
     let client = writer.profile.client(&here)?;
     let source = crate::harness::label("db");
     let namespace = writer.namespace();
-    let session =
-        strongroom_client::session::Session::open(&client, namespace, &source, size_class, 0)
-            .await?;
+    let session = strongroom_client::session::Session::open(
+        &client,
+        namespace,
+        &source,
+        size_class,
+        LockWanted::Default,
+    )
+    .await?;
     for envelopes in tree.envelopes().chunks(20) {
         session.upload(frames(envelopes)).await?;
     }

@@ -1,6 +1,7 @@
 //! What tests share: a server in this process on a free port, clients enrolled with it, small
 //! trees sealed by hand, real dumps.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use strongroom_protocol::id::{Label, NamespaceId, SealedDigest};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{PrivateFields, Record, RecordBody};
+use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::Token;
@@ -66,17 +68,25 @@ impl TestServer {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::at_ms(START_MS));
+        Self::start_on(clock.clone(), clock, change).await
+    }
+
+    /// With a clock that reads `clock` and may do more.
+    pub async fn start_on(
+        time: Arc<dyn Clock>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let config = test_config(change);
         let data = folder.path().join("data");
-        let time: Arc<dyn Clock> = clock.clone();
         let hosts = vec!["127.0.0.1".into()];
         let repository = Repository::create(&data, hosts, 1, config, time, Arc::new(Calm)).unwrap();
         Self::serve(Arc::new(folder), clock, Arc::new(repository)).await
     }
 
-    async fn serve(
+    pub async fn serve(
         folder: Arc<TempDir>,
         clock: Arc<ManualClock>,
         repository: Arc<Repository>,
@@ -100,11 +110,28 @@ impl TestServer {
     }
 
     pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    pub async fn restart_with(self, change: impl FnOnce(&mut Config)) -> Self {
         let (folder, clock) = self.stop().await;
+        Self::open_with(folder, clock, change).await
+    }
+
+    /// Serves a folder that was served before.
+    pub async fn open(folder: Arc<TempDir>, clock: Arc<ManualClock>) -> Self {
+        Self::open_with(folder, clock, |_| {}).await
+    }
+
+    pub async fn open_with(
+        folder: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let time: Arc<dyn Clock> = clock.clone();
         let data = folder.path().join("data");
         let (repository, _) =
-            Repository::open(&data, test_config(|_| {}), time, Arc::new(Calm)).unwrap();
+            Repository::open(&data, test_config(change), time, Arc::new(Calm)).unwrap();
         Self::serve(folder, clock, Arc::new(repository)).await
     }
 
@@ -236,7 +263,17 @@ impl Actor {
         source: &str,
         size_class: SizeClass,
     ) -> Result<Session, ClientError> {
-        Session::open(&self.client(), self.namespace(), &label(source), size_class, 0).await
+        let wanted = LockWanted::Default;
+        Session::open(&self.client(), self.namespace(), &label(source), size_class, wanted).await
+    }
+
+    pub async fn session_wanting(
+        &self,
+        source: &str,
+        wanted: LockWanted,
+    ) -> Result<Session, ClientError> {
+        let (client, class) = (self.client(), SizeClass::Stream);
+        Session::open(&client, self.namespace(), &label(source), class, wanted).await
     }
 
     /// A record of `tree` as this client would make it, its body changed by `change`.
@@ -293,7 +330,7 @@ impl Actor {
     ) -> Result<BackupSummary, ClientError> {
         let options = BackupOptions {
             source: label(source),
-            retain_seconds: 0,
+            lock_wanted: LockWanted::Default,
             tags: Vec::new(),
             connect: self.connect.clone(),
             worker_count: None,
@@ -435,4 +472,45 @@ pub fn program(name: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(path.exists(), "{}: build it first (make test does)", path.display());
     path
+}
+
+/// Copies a folder as it is at one moment: again, if something changed meanwhile, because threads
+/// of the store may just be writing.
+pub fn copy_folder(from: &Path, to: &Path) {
+    for _ in 0..100 {
+        let before = sizes_below(from);
+        let copied = try_copy(from, to);
+        if copied.is_ok() && before.is_ok() && sizes_below(from).ok() == before.ok() {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+    }
+    panic!("{} never rests", from.display());
+}
+
+fn try_copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            try_copy(&entry.path(), &target)?;
+        } else if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn sizes_below(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, u64>> {
+    let mut sizes = BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            sizes.extend(sizes_below(&entry.path())?);
+        }
+        sizes.insert(entry.path(), metadata.len());
+    }
+    Ok(sizes)
 }

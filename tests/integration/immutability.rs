@@ -6,9 +6,9 @@ use strongroom_client::connection::Body;
 use strongroom_client::error::ClientError;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::{Capability, Role};
 use strongroom_protocol::route::Route;
-use strongroom_server::clock::Clock;
 
 use crate::harness::{DAY, START_MS, TestServer, refused_with};
 
@@ -67,7 +67,7 @@ async fn locks_survive_restarts_and_refusals_are_on_record() {
     let proof = server.repository.ledger().receipt(size_before).unwrap();
     let entry = Entry::decode(&proof.entry).unwrap();
     assert_eq!(entry.actor, operator.profile.settings().principal);
-    assert!(matches!(entry.event, Event::ForgetRefused { record: r, .. } if r == record.digest()));
+    assert!(matches!(entry.event, Event::Refused { record: r, .. } if r == record.digest()));
     // The old receipt's ledger is a prefix of today's: same key, and it still verifies.
     let ledger_key = writer.profile.settings().ledger_key;
     receipt.verify(&[ledger_key]).unwrap();
@@ -81,15 +81,20 @@ async fn retention_wishes_are_bounded_by_the_policy() {
     let tree = crate::harness::Tree::seal(&writer.keys(), &[b"a"]);
     session.upload(crate::harness::frames(&tree.envelopes())).await.unwrap();
     // A stolen client cannot weaken a lock: less than the minimum becomes the minimum.
-    let wish = |body: &mut strongroom_protocol::record::RecordBody| body.lock_wanted_seconds = 1;
+    let wish = |body: &mut strongroom_protocol::record::RecordBody| {
+        body.lock_wanted = LockWanted::Period(1);
+    };
     let record = writer.record(&session, "db", &tree.root, wish);
     session.commit(record.encode().into()).await.unwrap();
     let page = server.repository.list(&writer.namespace(), None, 0).unwrap();
-    assert_eq!(page.rows[0].locked_until_seconds, server.clock.retention_seconds() + 86_400);
+    assert_eq!(
+        page.rows[0].lock.until_seconds,
+        server.repository.moment().retention_seconds + 86_400
+    );
     // More than the maximum is refused before anything is sent.
     let options = strongroom_client::backup::BackupOptions {
         source: crate::harness::label("db"),
-        retain_seconds: 40 * 365 * 86_400,
+        lock_wanted: LockWanted::Period(40 * 365 * 86_400),
         tags: Vec::new(),
         connect: writer.connect.clone(),
         worker_count: None,

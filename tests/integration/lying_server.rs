@@ -1,8 +1,8 @@
 //! A server that has been captured: it runs our code, but some of its answers are lies.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -18,7 +18,7 @@ use strongroom_client::source::Source;
 use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::EXPORTER_LABEL;
-use strongroom_server::handler::{Answer, Peer, binary};
+use strongroom_server::handler::{Answer, Peer, binary, json};
 use strongroom_server::repository::Repository;
 use strongroom_server::router::serve;
 use strongroom_server::server_keys::pin_of_certificate;
@@ -30,17 +30,23 @@ use crate::harness::{TestServer, connect_to, unpack_dumps};
 
 /// Which answers are lies.
 #[derive(Default)]
-struct Lies {
+pub struct Lies {
     /// Claims to have everything.
     has_all: AtomicBool,
     /// Flips a bit in the middle of what it reads back.
     flips: AtomicBool,
     /// Requests of type "prove" seen.
     proofs_asked: AtomicU32,
+    /// Proves that the ledger contains a smaller one than was asked about.
+    pub proves_less: AtomicBool,
+    /// Path of the ledger tile in which it flips a bit.
+    pub flipped_tile: Mutex<Option<String>>,
+    /// Heads that clients reported.
+    pub reported: Mutex<Vec<String>>,
 }
 
 /// Serves a repository with the server's own keys and code, and lies.
-async fn captured(repository: Arc<Repository>, lies: Arc<Lies>) -> SocketAddr {
+pub async fn captured(repository: Arc<Repository>, lies: Arc<Lies>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let acceptor = TlsAcceptor::from(server_config(repository.keys()).unwrap());
@@ -90,8 +96,27 @@ async fn lie(
             bytes[middle] ^= 1;
             binary(Bytes::from(bytes))
         }
+        Some(Route::Consistency(size)) if lies.proves_less.load(Ordering::SeqCst) => {
+            json(&repository.ledger().consistency(size - 1, None)?)
+        }
+        Some(Route::Tile(tile)) if is_flipped(&lies, &tile.path()) => {
+            let answer = serve(repository, peer, request).await?;
+            let mut bytes = answer.into_body().collect().await?.to_bytes().to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            binary(Bytes::from(bytes))
+        }
+        Some(Route::ReportHead) => {
+            let note = request.into_body().collect().await.unwrap().to_bytes();
+            lies.reported.lock().unwrap().push(String::from_utf8(note.to_vec()).unwrap());
+            binary(Bytes::new())
+        }
         _ => serve(repository, peer, request).await,
     }
+}
+
+fn is_flipped(lies: &Lies, path: &str) -> bool {
+    lies.flipped_tile.lock().unwrap().as_deref() == Some(path)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,21 @@
 //! All integration tests in one binary, because each further one would link RocksDB again.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "tests")]
 
+mod gc;
+mod gc_crash;
 mod harness;
 
 mod access;
+mod clock;
 mod commit;
 mod crash;
 mod enrolment;
 mod envelopes;
 mod immutability;
+mod ledger;
 mod lying_server;
+mod model;
 mod programs;
+mod public_verifier;
+mod retention;
 mod trust;

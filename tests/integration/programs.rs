@@ -13,20 +13,22 @@ use tempfile::TempDir;
 use crate::harness::{program, unpack_dumps};
 
 /// A repository served by the real program.
-struct Served {
-    folder: TempDir,
+pub struct Served {
+    pub folder: TempDir,
     port: u16,
     probes: u16,
     process: Option<Child>,
+    /// What the server is started by, such as a program that lies to it about the time.
+    pub wrapper: Vec<String>,
 }
 
 impl Served {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (port, probes) = (free_port(), free_port());
         let port_text = port.to_string();
         let init = ["init", "--host", "127.0.0.1", "--port", &port_text, "--json"];
-        let mut served = Self { folder, port, probes, process: None };
+        let mut served = Self { folder, port, probes, process: None, wrapper: Vec::new() };
         let made = served.command(&init);
         assert!(made.status.success(), "{}", text(&made.stderr));
         served.serve();
@@ -37,11 +39,11 @@ impl Served {
         self.folder.path().join("data")
     }
 
-    fn command(&self, arguments: &[&str]) -> Output {
+    pub fn command(&self, arguments: &[&str]) -> Output {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if *verb == "principals" {
+        if ["principals", "clock"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {
@@ -50,11 +52,14 @@ impl Served {
         command.arg("--data").arg(self.data()).output().unwrap()
     }
 
-    fn serve(&mut self) {
+    pub fn serve(&mut self) {
         let config = self.folder.path().join("config.toml");
         std::fs::write(&config, "[store]\nreserve = \"1MiB\"\n").unwrap();
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
-        let process = Command::new(program("strongroomd"))
+        let server = program("strongroomd").to_str().unwrap().to_owned();
+        let mut words = self.wrapper.iter().cloned().chain([server]);
+        let process = Command::new(words.next().unwrap())
+            .args(words)
             .arg("serve")
             .arg("--data")
             .arg(self.data())
@@ -75,7 +80,7 @@ impl Served {
         panic!("server is not ready");
     }
 
-    fn probe(&self, path: &str) -> Option<String> {
+    pub fn probe(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.probes)).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
@@ -83,14 +88,14 @@ impl Served {
         Some(answer)
     }
 
-    fn signal(&mut self, signal: rustix::process::Signal) -> std::process::ExitStatus {
+    pub fn signal(&mut self, signal: rustix::process::Signal) -> std::process::ExitStatus {
         let mut process = self.process.take().unwrap();
         let id = rustix::process::Pid::from_child(&process);
         rustix::process::kill_process(id, signal).unwrap();
         process.wait().unwrap()
     }
 
-    fn token(&self, namespace: Option<&str>, role: &str) -> String {
+    pub fn token(&self, namespace: Option<&str>, role: &str) -> String {
         let mut arguments = vec!["token", "--role", role];
         if let Some(namespace) = namespace {
             arguments.extend(["--namespace", namespace]);
@@ -100,7 +105,7 @@ impl Served {
         text(&output.stdout).trim().to_owned()
     }
 
-    fn client(&self, home: &str, arguments: &[&str]) -> Output {
+    pub fn client(&self, home: &str, arguments: &[&str]) -> Output {
         Command::new(program("strongroom"))
             .arg("--home")
             .arg(self.folder.path().join(home))
@@ -110,7 +115,7 @@ impl Served {
             .unwrap()
     }
 
-    fn set_up(&self) -> PathBuf {
+    pub fn set_up(&self) -> PathBuf {
         let kit = self.folder.path().join("kit");
         let token = self.token(Some("erp"), "backup");
         let kit_text = kit.to_str().unwrap();
@@ -136,11 +141,11 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn json(output: &Output) -> serde_json::Value {
+pub fn json(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", text(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }

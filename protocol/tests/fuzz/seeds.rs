@@ -7,7 +7,7 @@ use strongroom_protocol::catalogue::{self, Entry as File, Hole, Kind, Xattr};
 use strongroom_protocol::certificate::WriterCertificate;
 use strongroom_protocol::checkpoint::{Checkpoint, origin_of};
 use strongroom_protocol::descriptor::{ChunkSizes, Codec, Descriptor};
-use strongroom_protocol::entry::{Entry, Event};
+use strongroom_protocol::entry::{ClockEvent, Entry, Event, Wish};
 use strongroom_protocol::envelope::{Suite, clear_of_chunk, clear_of_node};
 use strongroom_protocol::frame::prefix;
 use strongroom_protocol::fuzzing::fixed_key;
@@ -17,9 +17,11 @@ use strongroom_protocol::id::{
 };
 use strongroom_protocol::merkle::{empty_root, leaf_hash, node_hash};
 use strongroom_protocol::node::{self, Child};
+use strongroom_protocol::policy::Quota;
+use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
-use strongroom_protocol::retention::{RetentionMode, RetentionPolicy};
+use strongroom_protocol::retention::{Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::signature::SIGNATURE_BYTES;
@@ -151,25 +153,34 @@ fn entry(event: Event) -> Entry {
     }
 }
 
+fn lock() -> Lock {
+    Lock {
+        mode: RetentionMode::Compliance,
+        until_seconds: 1_800_000_000,
+        until_wall_seconds: 0,
+        is_held: false,
+    }
+}
+
 fn committed() -> Entry {
     entry(Event::Committed {
         commit: 1,
         record: RecordDigest([3; 32]),
         root: SealedDigest([4; 32]),
         sequence: 1,
-        mode: RetentionMode::Compliance,
-        locked_until_seconds: 1_800_000_000,
+        lock: lock(),
     })
 }
 
 fn entries() -> Seeds {
     let (token, record) = (TokenId([1; 16]), RecordDigest([3; 32]));
     let (role, tls_key) = (Role::Backup, TlsKeyDigest([5; 32]));
-    let policy = RetentionPolicy {
+    let rule = RetentionRule {
         mode: RetentionMode::Governance,
         minimum_seconds: 1,
         default_seconds: 2,
         maximum_seconds: 3,
+        after_date_seconds: 0,
     };
     let (principal, signing_key) = (PrincipalId([6; 16]), public_key());
     let locked_until_seconds = 1_800_000_000;
@@ -177,13 +188,42 @@ fn entries() -> Seeds {
     let events = [
         Event::Initialised { repository, ledger_key: signing_key, tls_key },
         Event::TokenMade { token, role, expires_seconds: 9 },
-        Event::NamespaceCreated { descriptor: DescriptorDigest([8; 32]), policy },
+        Event::NamespaceCreated { descriptor: DescriptorDigest([8; 32]), rule },
         Event::Enrolled { principal, role, tls_key, signing_key, token },
         Event::Revoked { principal },
         committed().event,
         Event::Forgotten { record, commit: 1, locked_until_seconds },
-        Event::ForgetRefused { record, locked_until_seconds },
+        Event::Refused { record, wish: Wish::Forget, lock: lock() },
         Event::RecordRead { record },
+        Event::Retained { record, lock: lock() },
+        Event::HoldPlaced { record, reason: [9; 32] },
+        Event::HoldReleased { record, reason: [9; 32] },
+        Event::PolicySet { policy: [1; 32], rule, quota: Quota { bytes: 4, snapshots: 5 } },
+        Event::NamespaceDropped,
+        Event::Proposed {
+            operation: 1,
+            parameters: [1; 32],
+            state: [2; 32],
+            nonce: [3; 16],
+            expires_ms: 4,
+        },
+        Event::Decided {
+            proposal: 1,
+            verdict: Verdict::Reject,
+            meaning: [2; 32],
+            signature: [3; 64],
+        },
+        Event::Clock { event: ClockEvent::WallAhead, amount_ms: 7 },
+        Event::CollectionIntended {
+            generation: 1,
+            dead_count: 2,
+            reap_count: 3,
+            reap_digest: [4; 32],
+        },
+        Event::Collected { generation: 1, quarantined_count: 2, reaped_count: 3, reaped_bytes: 4 },
+        Event::SegmentDropIntended { segment: 1, table: [2; 32] },
+        Event::SegmentDropped { segment: 1, file_bytes: 2 },
+        Event::Configured { configuration: [1; 32] },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
@@ -300,7 +340,7 @@ fn record_body() -> RecordBody {
         totals: Totals { chunk_count: 330, sealed_bytes: 5_600_000 },
         padded_plaintext_bytes: 22_020_096,
         client_time_ms: 1_700_000_000_123,
-        lock_wanted_seconds: 86_400,
+        lock_wanted: LockWanted::Period(86_400),
         complete: true,
     }
 }

@@ -3,6 +3,9 @@
 //! Verbs block, so they run on threads that may. Bodies are read only after `auth.rs` agreed, and
 //! never beyond the route's limit.
 
+pub mod clock;
+pub mod ledger;
+pub mod retention;
 pub mod session;
 pub mod snapshot;
 

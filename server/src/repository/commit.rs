@@ -6,10 +6,12 @@
 //! 2. Record, signatures, principal and session are checked. *Nothing is written.*
 //! 3. Envelopes of this session are sealed into segments and indexed. *Invisible; "have" finds
 //!    them, so the client need not send them again.*
-//! 4. On the writer thread, in one batch: node locks (children first), snapshot, `seen`, the
+//! 4. A large tree is locked ahead, in slices (`lock.rs`). *Locked without a snapshot, until the
+//!    locks end; the next commit of the same tree finds them.*
+//! 5. On the writer thread, in one batch: node locks (children first), snapshot, `seen`, the
 //!    source's new head, the ledger entry. *Whole or absent.* The lock comes with the snapshot: no
 //!    moment exists in which a committed snapshot is unlocked.
-//! 5. One sync. *Before it: invisible after a crash. After it: committed, answered or not.*
+//! 6. One sync. *Before it: invisible after a crash. After it: committed, answered or not.*
 //! 6. The receipt: the ledger's proof.
 
 use std::sync::Arc;
@@ -22,19 +24,27 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::Record;
 
 use crate::error::ServerError;
-use crate::lock::lock_tree;
+use crate::lock::{Plan, Tree, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::quota::count_commit;
+use crate::repository::retention::refused_wish;
 use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
 use crate::session::Session;
 use crate::store::Store;
-use crate::store::schema::Family;
+use crate::store::schema::{Family, IndexRow};
 use crate::writer::Decision;
 
 /// Row of family `ledger` that holds the number of the last commit.
 const COMMIT_COUNTER: &[u8] = b"commits";
 /// Row of family `ledger` that holds the number of snapshots that are listed.
 pub(super) const SNAPSHOT_COUNTER: &[u8] = b"snapshots";
+
+/// Lock rows that the decision itself may write.
+const ROWS_AT_ONCE: usize = 1024;
+/// Trees of at most so many chunks are not walked ahead: they have few nodes.
+const CHUNKS_AT_ONCE: u64 = 1024;
+const DAY_SECONDS: u64 = 24 * 3600;
 
 impl Repository {
     /// Commits an encoded record in a session.
@@ -62,12 +72,37 @@ impl Repository {
         }
         let source = record.body.source.clone();
         let terms = CommitTerms { namespace: namespace.clone(), session, record, encoded };
+        self.lock_ahead(&terms)?;
         let (leaf_index, committed_ms) =
             self.writer.decide(move |decision| terms.decide(decision))?;
         self.sessions.close(session_id);
         self.metrics.commits.inc();
         self.note_backup(&namespace, source.as_str(), committed_ms);
         self.ledger.receipt(leaf_index)
+    }
+
+    /// A large tree is locked ahead of the decision, in slices, so that no other commit waits for
+    /// it. The decision walks again and finds it high enough: a day more makes up for the time in
+    /// between. If the commit fails after this, the tree stays locked without a snapshot.
+    fn lock_ahead(&self, terms: &CommitTerms) -> Result<(), ServerError> {
+        let (body, ns) = (&terms.record.body, terms.namespace.number);
+        if body.totals.chunk_count <= CHUNKS_AT_ONCE {
+            return Ok(());
+        }
+        let head_key = head_key(ns, &body.principal, &body.source);
+        terms.check_sequence(self.store.get(Family::Heads, &head_key)?)?;
+        let now = self.moment();
+        let rule = terms.namespace.row.policy.rule_for(&body.source);
+        let lock = rule.new_lock(now, body.lock_wanted).map_err(refused_wish)?;
+        let now = now.retention_seconds;
+        let until = node_lock_end(&lock, now).saturating_add(DAY_SECONDS);
+        let is_pinned = |digest: &_, row: &IndexRow| terms.session.is_pinned(digest, row);
+        let plan = Plan::make(&self.store, terms.tree(), now, until, &is_pinned)?;
+        if plan.len() > ROWS_AT_ONCE {
+            let session = terms.session.clone();
+            self.writer.lock_in_slices(plan, move || refuse_ended(&session))?;
+        }
+        Ok(())
     }
 
     fn check_record(
@@ -91,7 +126,8 @@ impl Repository {
             return bad("the record was made for another session or source");
         }
         let row = self.store.lookup(namespace.number, &[body.root])?.pop().flatten();
-        let Some(row) = row.filter(|row| session.is_pinned(&body.root, row)) else {
+        let is_known = |row: &IndexRow| row.is_usable() && session.is_pinned(&body.root, row);
+        let Some(row) = row.filter(is_known) else {
             return bad("the root was neither uploaded nor asked about in this session");
         };
         let totals = (row.totals.chunk_count, row.totals.sealed_bytes);
@@ -146,36 +182,36 @@ impl CommitTerms {
             // The same record came twice at once; the other was first.
             return Ok((SeenRow::decode(&value)?.leaf_index, decision.now_ms));
         }
+        refuse_ended(&self.session)?;
         let head_key = head_key(ns, &body.principal, &body.source);
         self.check_sequence(decision.store.get(Family::Heads, &head_key)?)?;
         let row = decision.store.lookup(ns, &[body.root])?.pop().flatten();
-        let pinned = row.is_some_and(|row| row.durable && self.session.is_pinned(&body.root, &row));
-        if !pinned {
+        let is_known = |row: IndexRow| {
+            row.durable && row.is_usable() && self.session.is_pinned(&body.root, &row)
+        };
+        if !row.is_some_and(is_known) {
             return Err(ServerError::Bug("root of a checked commit is not durable".into()));
         }
         let now = decision.retention_seconds;
-        let policy = &self.namespace.row.policy;
-        let locked_until_seconds = policy
-            .locked_until(now, body.lock_wanted_seconds)
-            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        let rule = self.namespace.row.policy.rule_for(&body.source);
+        let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
+        count_commit(decision, &self.namespace, self.session.stored_bytes())?;
         let commit = next_commit(decision)?;
         let event = Event::Committed {
             commit,
             record: record_digest,
             root: body.root,
             sequence: body.sequence,
-            mode: policy.mode,
-            locked_until_seconds,
+            lock,
         };
-        let (root, level) = (body.root, body.root_level);
-        let store = decision.store;
-        lock_tree(store, &mut decision.batch, ns, root, level, now, locked_until_seconds)?;
+        let (store, until) = (decision.store, node_lock_end(&lock, now));
+        let is_pinned = |digest: &_, row: &IndexRow| self.session.is_pinned(digest, row);
+        lock_tree(store, &mut decision.batch, self.tree(), now, until, &is_pinned)?;
         let leaf_index = decision.enter(body.principal, self.namespace.row.namespace, event);
         let snapshot = SnapshotRow {
             record_digest,
             committed_ms: decision.now_ms,
-            mode: policy.mode,
-            locked_until_seconds,
+            lock,
             leaf_index,
             record: self.encoded.clone(),
         };
@@ -185,6 +221,11 @@ impl CommitTerms {
         batch.put(Family::Seen, seen_key, seen.encode());
         batch.put(Family::Heads, head_key, self.encoded);
         Ok((leaf_index, decision.now_ms))
+    }
+
+    fn tree(&self) -> Tree {
+        let body = &self.record.body;
+        Tree { ns: self.namespace.number, root: body.root, level: body.root_level }
     }
 
     fn check_sequence(&self, head: Option<Vec<u8>>) -> Result<(), ServerError> {
@@ -208,6 +249,17 @@ impl CommitTerms {
             ),
         ))
     }
+}
+
+/// The pins of a session that has ended protect nothing any more.
+fn refuse_ended(session: &Session) -> Result<(), ServerError> {
+    if session.is_live() {
+        return Ok(());
+    }
+    Err(ServerError::peer(
+        ErrorCode::SessionEnded,
+        "the session has ended; open another and ask again what is missing",
+    ))
 }
 
 fn next_commit(decision: &mut Decision<'_>) -> Result<u64, ServerError> {

@@ -330,11 +330,12 @@ impl Repository {
         let last = last.and_then(|(key, _)| key.try_into().ok()).map_or(0, u32::from_be_bytes);
         let number = last.saturating_add(1);
         let policy = self.config.retention.policy();
-        let row = NamespaceRow { namespace, name: name.clone(), policy };
+        let rule = policy.rule;
+        let row = NamespaceRow { namespace, name: name.clone(), policy, is_dropped: false };
         let key = descriptor_key(number, contents.version);
         decision.batch.put(Family::Namespaces, NamespaceRow::key(number), row.encode());
         decision.batch.put(Family::Descriptors, key, descriptor.encoded());
-        let event = Event::NamespaceCreated { descriptor: descriptor.digest(), policy };
+        let event = Event::NamespaceCreated { descriptor: descriptor.digest(), rule };
         decision.enter(principal, namespace, event);
         self.registry.add_namespace(Namespace { number, row, descriptor });
         Ok(namespace)

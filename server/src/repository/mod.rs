@@ -10,9 +10,17 @@
 //! | `upload.rs` | open a session, have, prove, upload, close |
 //! | `commit.rs` | commit, head |
 //! | `snapshots.rs` | list, record, receipt, read, forget |
+//! | `clock.rs` | state of the retention clock, a head that a client remembers |
+//! | `retention.rs` | retain, hold, release, policy, drop a namespace |
+//! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
+//! | `quota.rs` | what a namespace holds and may hold |
 
+pub mod clock;
 pub mod commit;
 pub mod enrolment;
+pub mod proposals;
+pub mod quota;
+pub mod retention;
 pub mod snapshots;
 pub mod upload;
 
@@ -25,16 +33,20 @@ use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
 use strongroom_protocol::message::{Identity, NamespaceRow, Status};
 use strongroom_protocol::record::Record;
+use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::durable;
 use crate::error::ServerError;
 use crate::ledger::Ledger;
+use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
 use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
+use crate::repository::clock::last_retention_seconds;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::retention_clock::RetentionClock;
 use crate::rows::SeenRow;
 use crate::server_keys::{ServerKeys, random_bytes};
 use crate::session::Sessions;
@@ -57,6 +69,8 @@ pub struct Identification {
     pub port: u16,
 }
 
+/// Row of family `policies` with the digest of the configuration that the server ran with last.
+const CONFIGURATION_KEY: &[u8] = b"configuration";
 const IDENTIFICATION_FILE: &str = "repository.toml";
 
 /// What the world does when the store or a step asks for it; production aborts on a fatal error.
@@ -72,15 +86,16 @@ pub struct Repository {
     store: Store,
     ledger: Arc<Ledger>,
     registry: Registry,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
+    retention_clock: Arc<RetentionClock>,
     keys: ServerKeys,
     identification: Identification,
     config: Config,
     readers: Arc<Readers>,
     /// Last, so that it ends after nobody can ask it for anything.
-    writer: Writer,
+    writer: Arc<Writer>,
 }
 
 impl Repository {
@@ -130,7 +145,10 @@ impl Repository {
     ) -> Result<(Self, OpenReport), ServerError> {
         let identification = Self::identify(folder)?;
         let keys = ServerKeys::load(folder)?;
-        Self::assemble(folder, identification, keys, config, clock, witness)
+        let opened = Self::assemble(folder, identification, keys, config, clock, witness)?;
+        // What the clock sees now, such as a start of the machine, belongs to this moment.
+        opened.0.keep_clock()?;
+        Ok(opened)
     }
 
     /// Reads what a data folder says of itself.
@@ -176,22 +194,40 @@ impl Repository {
         let limits = &config.limits;
         let sessions =
             Sessions::new(limits.lease.0, limits.sessions_per_principal, limits.have_per_second);
-        let writer = Writer::start(store.clone(), ledger.clone(), appender, clock.clone())?;
+        let retention_clock = Arc::new(RetentionClock::open(
+            &store,
+            clock.clone(),
+            metrics.clone(),
+            last_retention_seconds(&ledger)?,
+        )?);
+        let writer = Writer::start(
+            store.clone(),
+            ledger.clone(),
+            appender,
+            clock.clone(),
+            retention_clock.clone(),
+        )?;
         let repository = Self {
             store,
             ledger,
             registry,
-            sessions,
+            sessions: Arc::new(sessions),
             metrics,
             clock,
+            retention_clock,
             keys,
             identification,
             readers: Arc::new(Readers::default()),
             config,
-            writer,
+            writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
         Ok((repository, report))
+    }
+
+    /// The clocks now.
+    pub fn moment(&self) -> Moment {
+        self.retention_clock.moment()
     }
 
     /// Namespaces and principals.
@@ -224,7 +260,25 @@ impl Repository {
         &self.readers
     }
 
-    /// The store, for tests that look behind the verbs.
+    /// Live sessions and their pins.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
+    /// The writer thread.
+    pub fn writer(&self) -> &Arc<Writer> {
+        &self.writer
+    }
+
+    /// Locks the tree of a snapshot until `until_seconds` of the retention clock, before a decision
+    /// that needs it locked so far: walked on this thread, written in slices.
+    pub fn lock_in_slices(&self, tree: Tree, until_seconds: u64) -> Result<(), ServerError> {
+        let now = self.moment().retention_seconds;
+        let plan = Plan::make(&self.store, tree, now, until_seconds, &|_, _| false)?;
+        self.writer.lock_in_slices(plan, || Ok(()))
+    }
+
+    /// The store, for jobs, and for tests that look behind the verbs.
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -268,19 +322,52 @@ impl Repository {
             .map(|namespace| NamespaceRow {
                 name: namespace.row.name.clone(),
                 namespace: namespace.row.namespace,
-                policy: namespace.row.policy,
+                policy: namespace.row.policy.clone(),
             })
             .collect()
     }
 
-    /// What must happen now and then: ends silent sessions, refreshes gauges.
+    /// Enters in the ledger that the server runs with another configuration than last time.
+    pub fn note_configuration(&self) -> Result<(), ServerError> {
+        let configuration = *blake3::hash(format!("{:?}", self.config).as_bytes()).as_bytes();
+        self.writer.decide(move |decision| {
+            let last = decision.store.get(Family::Policies, CONFIGURATION_KEY)?;
+            if last.as_deref() != Some(&configuration) {
+                decision.batch.put(Family::Policies, CONFIGURATION_KEY, configuration);
+                let event = Event::Configured { configuration };
+                decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
+            }
+            Ok(())
+        })
+    }
+
+    /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
+    /// gauges.
     pub fn tick(&self) {
         for session in self.sessions.reap(self.clock.monotonic()) {
             self.metrics.hits_uncommitted.inc_by(session.hit_count());
+            if let Err(error) = self.settle_session(&session) {
+                tracing::warn!(%error, "what an ended session left was not counted");
+            }
+        }
+        self.show_usage();
+        if let Err(error) = self.keep_clock() {
+            tracing::warn!(%error, "the retention clock was not written");
         }
         self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
         if let Ok(free) = self.store.free_bytes() {
             self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn show_usage(&self) {
+        for namespace in self.registry.namespaces() {
+            let Ok(usage) = self.usage(&namespace) else { continue };
+            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+            let name = [namespace.row.name.as_str()];
+            self.metrics.namespace_bytes.with_label_values(&name).set(gauge(usage.bytes));
+            let snapshots = self.metrics.namespace_snapshots.with_label_values(&name);
+            snapshots.set(gauge(usage.snapshots));
         }
     }
 

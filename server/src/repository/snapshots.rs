@@ -7,22 +7,23 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use strongroom_protocol::entry::Event;
-use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{Label, NamespaceId, RecordDigest, SealedDigest};
+use strongroom_protocol::entry::{Event, Wish};
+use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, RecordDigest, SealedDigest};
 use strongroom_protocol::limits::LIST_MAX_COUNT;
 use strongroom_protocol::message::{HexBytes, SnapshotPage};
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::Record;
-use strongroom_protocol::retention::may_forget;
+use strongroom_protocol::retention::Moment;
 
-use crate::error::{Refusal, ServerError};
+use crate::error::ServerError;
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::repository::retention::{Found, refused_by};
 use crate::rows::{SeenRow, SnapshotRow};
 use crate::store::error::StoreError;
 use crate::store::schema::Family;
+use crate::writer::Decision;
 
 /// A page ends when its bodies take this much.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -35,12 +36,12 @@ impl Repository {
         source: Option<&Label>,
         after: u64,
     ) -> Result<SnapshotPage, ServerError> {
-        let ns = self.namespace(namespace)?.number;
+        let (ns, now) = (self.namespace(namespace)?.number, self.moment());
         let start = SnapshotRow::key(ns, after.saturating_add(1));
         let max = usize::try_from(LIST_MAX_COUNT).unwrap_or(usize::MAX);
         let (mut rows, mut bytes, mut next_after, mut failure) = (Vec::new(), 0usize, None, None);
         let mut collect = |key: &[u8], value: &[u8]| {
-            let row = match page_row(key, value) {
+            let row = match page_row(key, value, now) {
                 Ok((row, row_source)) if source.is_none_or(|wanted| *wanted == row_source) => row,
                 Ok(_) => return ControlFlow::Continue(()),
                 Err(error) => {
@@ -61,7 +62,8 @@ impl Repository {
             return Err(error);
         }
         let is_full = rows.len() >= max || bytes >= PAGE_BYTES;
-        Ok(SnapshotPage { rows, next_after: next_after.filter(|_| is_full) })
+        let next_after = next_after.filter(|_| is_full);
+        Ok(SnapshotPage { rows, next_after, retention_seconds: now.retention_seconds })
     }
 
     /// A whole record, and a ledger entry that it was read.
@@ -128,29 +130,21 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let namespace = self.namespace(namespace)?;
         let (actor, record) = (principal.id, *digest);
-        let seen_key = SeenRow::key(namespace.number, digest);
         self.writer.decide(move |decision| {
-            let seen = decision.store.get(Family::Seen, &seen_key)?;
-            let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
-            let key = SnapshotRow::key(namespace.number, commit);
-            let value = decision.store.get(Family::Snapshots, &key)?;
-            let row = SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?;
-            let locked_until_seconds = row.locked_until_seconds;
-            let id = namespace.row.namespace;
-            if !may_forget(decision.retention_seconds, locked_until_seconds) {
+            let found = Found::look_up(decision, &namespace, &record)?;
+            let lock = found.row.lock;
+            if let Some(kept) = lock.kept(decision.moment()) {
                 // The refusal is entered, so it is an outcome, not an error.
-                decision.enter(actor, id, Event::ForgetRefused { record, locked_until_seconds });
-                return Ok(Err(locked(&row)));
+                let event = Event::Refused { record, wish: Wish::Forget, lock };
+                decision.enter(actor, namespace.row.namespace, event);
+                return Ok(Err(refused_by(kept, &lock)));
             }
-            let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
-            decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
-            decision.batch.delete(Family::Snapshots, key);
-            decision.enter(actor, id, Event::Forgotten { record, commit, locked_until_seconds });
+            forget_found(decision, actor, &namespace, &found)?;
             Ok(Ok(()))
         })?
     }
 
-    fn snapshot(
+    pub(super) fn snapshot(
         &self,
         namespace: &Arc<Namespace>,
         digest: &RecordDigest,
@@ -163,9 +157,33 @@ impl Repository {
     }
 }
 
+/// Drops the record of a snapshot that nothing keeps: the caller has looked, in this decision.
+pub(super) fn forget_found(
+    decision: &mut Decision<'_>,
+    actor: PrincipalId,
+    namespace: &Namespace,
+    found: &Found,
+) -> Result<(), ServerError> {
+    let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
+    decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
+    let key = SnapshotRow::key(namespace.number, found.commit);
+    decision.batch.delete(Family::Snapshots, key);
+    decision.change_usage(namespace.number, |usage| {
+        usage.snapshots = usage.snapshots.saturating_sub(1);
+    })?;
+    let event = Event::Forgotten {
+        record: found.row.record_digest,
+        commit: found.commit,
+        locked_until_seconds: found.row.lock.until_seconds,
+    };
+    decision.enter(actor, namespace.row.namespace, event);
+    Ok(())
+}
+
 fn page_row(
     key: &[u8],
     value: &[u8],
+    now: Moment,
 ) -> Result<(strongroom_protocol::message::SnapshotRow, Label), ServerError> {
     let row = SnapshotRow::decode(value)?;
     let record = Record::decode(&row.record)?;
@@ -173,22 +191,9 @@ fn page_row(
         record: row.record_digest,
         commit: SnapshotRow::commit_of(key)?,
         committed_ms: row.committed_ms,
-        mode: row.mode,
-        locked_until_seconds: row.locked_until_seconds,
+        lock: row.lock,
+        kept: row.lock.kept(now),
         body: HexBytes(record.body.encode()),
     };
     Ok((page_row, record.body.source))
-}
-
-fn locked(row: &SnapshotRow) -> ServerError {
-    let until = i64::try_from(row.locked_until_seconds)
-        .ok()
-        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
-        .map_or_else(|| "a distant date".to_owned(), |instant| instant.to_string());
-    ServerError::Peer(Refusal {
-        code: ErrorCode::Locked,
-        message: format!("the snapshot is locked until {until} ({} mode)", row.mode.name()),
-        missing: Vec::new(),
-        locked_until_seconds: Some(row.locked_until_seconds),
-    })
 }

@@ -5,25 +5,27 @@
 //! every child is indexed at the level below, and pinned by this session or locked; its totals are
 //! summed here, so a record cannot lie about them.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 use strongroom_protocol::envelope::Envelope;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, SealedDigest, SessionId, SessionNonce};
-use strongroom_protocol::limits::{MISSING_MAX_COUNT, SMALL_SESSION_MAX_BYTES};
+use strongroom_protocol::limits::SMALL_SESSION_MAX_BYTES;
 use strongroom_protocol::message::{HexBytes, OpenSession, SessionOpened, SizeClass, Uploaded};
 use strongroom_protocol::record::Totals;
 
-use crate::error::{Refusal, ServerError};
+use crate::error::ServerError;
 use crate::lock::{Day, locked_until};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
 use crate::store::schema::{Family, IndexRow, Place, SlotId};
 use crate::store::{Appended, NewEnvelope};
+
+/// How often an envelope is stored before its absence is a bug.
+const STORE_TRIES: u32 = 3;
 
 impl Repository {
     /// Opens a session.
@@ -34,12 +36,8 @@ impl Repository {
         request: OpenSession,
     ) -> Result<SessionOpened, ServerError> {
         let namespace = self.namespace(namespace)?;
-        let now = self.clock.retention_seconds();
-        namespace
-            .row
-            .policy
-            .locked_until(now, request.lock_wanted_seconds)
-            .map_err(|e| ServerError::peer(ErrorCode::RetentionOutOfPolicy, e.to_string()))?;
+        let rule = namespace.row.policy.rule_for(&request.source);
+        rule.new_lock(self.moment(), request.lock_wanted).map_err(refused_wish)?;
         self.check_room()?;
         let session = SessionId(random_bytes()?);
         let nonce = SessionNonce(random_bytes()?);
@@ -78,12 +76,14 @@ impl Repository {
         self.session(principal, namespace, session)?;
         if let Some(closed) = self.sessions.close(session) {
             self.metrics.hits_uncommitted.inc_by(closed.hit_count());
+            self.settle_session(&closed)?;
         }
         Ok(())
     }
 
     /// Which of these digests the repository has: 1 for "have", 0 for "lack", in order. What is
-    /// answered "have" is pinned. A node is "have" only while its lock is in the future.
+    /// answered "have" is pinned. A node is "have" only while its lock is in the future, and what
+    /// is quarantined is lacking.
     pub fn have(
         &self,
         principal: &Principal,
@@ -94,20 +94,40 @@ impl Repository {
         let session = self.session(principal, namespace, session)?;
         self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
         let namespace = self.namespace(namespace)?;
-        let today = Day::of(self.clock.retention_seconds());
+        let answers = loop {
+            let move_count = self.sessions.move_count();
+            let answers = self.pin_known(&namespace, &session, digests)?;
+            if self.sessions.move_count() == move_count {
+                break answers;
+            }
+        };
+        let hit_count: u64 = answers.iter().map(|answer| u64::from(*answer)).sum();
+        self.metrics.envelopes_deduplicated.inc_by(hit_count);
+        session.count_hits(hit_count);
+        Ok(answers)
+    }
+
+    /// Finds and pins, behind the gate.
+    fn pin_known(
+        &self,
+        namespace: &Namespace,
+        session: &Session,
+        digests: &[SealedDigest],
+    ) -> Result<Vec<u8>, ServerError> {
+        let today = Day::of(self.moment().retention_seconds);
+        let _pinning = self.sessions.pinning();
         let rows = self.store.lookup(namespace.number, digests)?;
         let mut answers = Vec::with_capacity(digests.len());
         let mut hits = Vec::new();
         for (digest, row) in digests.iter().zip(rows) {
-            let known = match row {
+            let known = match row.filter(IndexRow::is_usable) {
                 Some(row) if row.level == 0 => Some(row),
-                Some(row) => self.is_locked(&namespace, digest, today)?.then_some(row),
+                Some(row) => self.is_locked(namespace, digest, today)?.then_some(row),
                 None => None,
             };
             answers.push(u8::from(known.is_some()));
             hits.extend(known.map(|row| (*digest, row)));
         }
-        self.metrics.envelopes_deduplicated.inc_by(u64::try_from(hits.len()).unwrap_or(0));
         session.pin_hits(hits);
         Ok(answers)
     }
@@ -126,7 +146,7 @@ impl Repository {
         let ns = self.namespace(namespace)?.number;
         let rows = self.store.lookup(ns, digests)?;
         for (digest, row) in digests.iter().zip(&rows) {
-            if !row.is_some_and(|row| session.is_pinned(digest, &row)) {
+            if !row.is_some_and(|row| row.is_usable() && session.is_pinned(digest, &row)) {
                 return Err(ServerError::not_found());
             }
         }
@@ -153,12 +173,13 @@ impl Repository {
         let bytes: usize = envelopes.iter().map(Bytes::len).sum();
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         session.count_upload(bytes, SMALL_SESSION_MAX_BYTES)?;
+        self.check_byte_quota(&namespace, bytes)?;
         self.metrics.received_bytes.inc_by(bytes);
         let mut intake = Intake {
             repository: self,
             session: &session,
             ns: namespace.number,
-            today: Day::of(self.clock.retention_seconds()),
+            today: Day::of(self.moment().retention_seconds),
             waiting: Vec::new(),
             uploaded: Uploaded::default(),
         };
@@ -235,7 +256,26 @@ impl Intake<'_> {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.waiting);
+        let mut batch = std::mem::take(&mut self.waiting);
+        let sent_count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
+        let stored_before = self.uploaded.stored_count;
+        // What was there may have been quarantined before it was pinned; then it is stored again,
+        // and what is stored again cannot be.
+        for _ in 0..STORE_TRIES {
+            self.store_batch(batch.clone())?;
+            batch = self.pin_where_it_is(batch)?;
+            if batch.is_empty() {
+                let stored = self.uploaded.stored_count.saturating_sub(stored_before);
+                let duplicates = sent_count.saturating_sub(stored);
+                let sum = self.uploaded.duplicate_count.saturating_add(duplicates);
+                self.uploaded.duplicate_count = sum;
+                return Ok(());
+            }
+        }
+        Err(ServerError::Bug("what was stored just now is not there".into()))
+    }
+
+    fn store_batch(&mut self, batch: Vec<NewEnvelope>) -> Result<(), ServerError> {
         let sizes: Vec<(SealedDigest, usize)> =
             batch.iter().map(|new| (new.digest, new.bytes.len())).collect();
         let digests: Vec<SealedDigest> = sizes.iter().map(|(digest, _)| *digest).collect();
@@ -252,15 +292,15 @@ impl Intake<'_> {
         };
         for ((digest, size), Appended { slot, duplicate }) in sizes.into_iter().zip(appended) {
             if duplicate {
-                self.uploaded.duplicate_count = self.uploaded.duplicate_count.saturating_add(1);
                 continue;
             }
             self.uploaded.stored_count = self.uploaded.stored_count.saturating_add(1);
             let size = u64::try_from(size).unwrap_or(u64::MAX);
             self.uploaded.stored_bytes = self.uploaded.stored_bytes.saturating_add(size);
+            self.session.count_stored(size);
             self.session.pin_uploaded(digest, slot, place);
         }
-        self.pin_where_it_is(&digests)
+        Ok(())
     }
 
     /// A small commit never waits for a large session's segment, so the store takes a copy of what
@@ -279,14 +319,28 @@ impl Intake<'_> {
 
     /// Pins the places that the index names now. What was pinned by its slot a moment ago may have
     /// moved to the inbox since, by the hand of a small session: either that session found this pin
-    /// and followed it, or this look finds the new place.
-    fn pin_where_it_is(&self, digests: &[SealedDigest]) -> Result<(), ServerError> {
-        let rows = self.repository.store.lookup(self.ns, digests)?;
-        for (digest, row) in digests.iter().zip(rows) {
-            let row = row.ok_or_else(|| ServerError::Bug("not indexed after append".into()))?;
-            self.session.pin_uploaded(*digest, row.slot, row.place);
+    /// and followed it, or this look finds the new place. Gives what is not there, or quarantined.
+    fn pin_where_it_is(&self, batch: Vec<NewEnvelope>) -> Result<Vec<NewEnvelope>, ServerError> {
+        let (sessions, store) = (&self.repository.sessions, &self.repository.store);
+        let digests: Vec<SealedDigest> = batch.iter().map(|new| new.digest).collect();
+        loop {
+            let move_count = sessions.move_count();
+            let pinning = sessions.pinning();
+            let rows = store.lookup(self.ns, &digests)?;
+            let mut is_there = Vec::with_capacity(batch.len());
+            for (digest, row) in digests.iter().zip(rows) {
+                let row = row.filter(IndexRow::is_usable);
+                is_there.push(row.is_some());
+                if let Some(row) = row {
+                    self.session.pin_uploaded(*digest, row.slot, row.place);
+                }
+            }
+            drop(pinning);
+            if sessions.move_count() == move_count {
+                let lacking = batch.into_iter().zip(is_there).filter(|(_, is_there)| !is_there);
+                return Ok(lacking.map(|(new, _)| new).collect());
+            }
         }
-        Ok(())
     }
 
     fn totals_of_node(
@@ -295,11 +349,13 @@ impl Intake<'_> {
         length: u64,
         children: &[SealedDigest],
     ) -> Result<Totals, ServerError> {
+        // A child that is pinned stays usable; one that is locked is looked at again at commit.
         let rows = self.repository.store.lookup(self.ns, children)?;
+        let rows: Vec<_> = rows.into_iter().map(|row| row.filter(IndexRow::is_usable)).collect();
         let lacking = children.iter().zip(&rows).filter(|(_, row)| row.is_none());
         let lacking: Vec<SealedDigest> = lacking.map(|(digest, _)| *digest).collect();
         if !lacking.is_empty() {
-            return Err(missing(lacking));
+            return Err(ServerError::missing_children(lacking));
         }
         let known: Vec<(&SealedDigest, IndexRow)> =
             children.iter().zip(rows).filter_map(|(digest, row)| Some((digest, row?))).collect();
@@ -322,23 +378,8 @@ impl Intake<'_> {
             unpinned = loose;
         }
         if !unpinned.is_empty() {
-            return Err(missing(unpinned));
+            return Err(ServerError::missing_children(unpinned));
         }
         Ok(Totals::of_node(length, known.iter().map(|(_, row)| row.totals)))
     }
-}
-
-/// The same answer for a child that is not there and one that this session has not touched.
-fn missing(digests: Vec<SealedDigest>) -> ServerError {
-    let mut seen = HashSet::new();
-    let mut missing: Vec<SealedDigest> =
-        digests.into_iter().filter(|digest| seen.insert(*digest)).collect();
-    missing.truncate(usize::try_from(MISSING_MAX_COUNT).unwrap_or(usize::MAX));
-    ServerError::Peer(Refusal {
-        code: ErrorCode::MissingChildren,
-        message: "the node names children that this session has neither uploaded nor asked about"
-            .into(),
-        missing,
-        locked_until_seconds: None,
-    })
 }

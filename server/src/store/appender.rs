@@ -20,11 +20,12 @@ use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::limits::ENVELOPE_MAX_BYTES;
 use strongroom_protocol::record::Totals;
 
+use super::collect::Move;
 use super::error::StoreError;
 use super::index::Index;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
-use super::schema::SlotId;
+use super::schema::{IndexRow, SlotId};
 use super::segments::{SegmentWriter, Segments};
 use super::table::TableRow;
 use super::unsealed::{Appended, Reservation, Room, Unsealed, Wanted};
@@ -63,6 +64,8 @@ pub(super) enum Job {
     Seal(Box<SegmentWriter>),
     /// Move the inbox to segments; answer if somebody waits.
     Fold(Option<Sender<Result<(), StoreError>>>),
+    /// Copy what lives in these segments to a new one.
+    Evacuate(Vec<u32>, Sender<Result<Vec<Move>, StoreError>>),
     /// End.
     Stop,
 }
@@ -208,7 +211,8 @@ impl Appender {
             batch.wanted[start..].iter().map(|wanted| wanted.row.digest).collect();
         let found = self.index.lookup(ns, &digests)?;
         for (wanted, row) in batch.wanted[start..].iter_mut().zip(found) {
-            wanted.indexed = row.map(|row| row.slot);
+            // A quarantined row is overwritten: what comes again is stored again.
+            wanted.indexed = row.filter(IndexRow::is_usable).map(|row| row.slot);
         }
         Ok(())
     }

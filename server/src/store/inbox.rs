@@ -59,7 +59,8 @@ pub(super) struct Folding {
 }
 
 impl Inbox {
-    /// Stores those of `envelopes` that the index does not list; answers in their order.
+    /// Stores those of `envelopes` that the index does not list, or only as quarantined; answers in
+    /// their order.
     pub(super) fn append(
         &self,
         ns: u32,
@@ -76,7 +77,11 @@ impl Inbox {
         let (mut answers, mut written, mut bytes) = (Vec::with_capacity(rows.len()), Vec::new(), 0);
         let mut in_batch = std::collections::HashMap::new();
         for ((row, new), known) in rows.iter().zip(envelopes).zip(indexed) {
-            let known = known.map(|known| known.slot).or(in_batch.get(&row.digest).copied());
+            // A quarantined row is overwritten: what comes again is stored again.
+            let known = known
+                .filter(IndexRow::is_usable)
+                .map(|known| known.slot)
+                .or(in_batch.get(&row.digest).copied());
             if let Some(slot) = known {
                 answers.push(Appended { slot, duplicate: true });
                 continue;
@@ -193,7 +198,8 @@ impl Inbox {
     ) -> Result<(), StoreError> {
         let TableRow { ns, level, length, digest, totals } = *row;
         let place = Place::Inbox;
-        let indexed = IndexRow { slot, place, length, level, totals, durable: true };
+        let indexed =
+            IndexRow { slot, place, length, level, totals, durable: true, quarantined: None };
         let head = row.encode();
         let value = [IoSlice::new(&head), IoSlice::new(envelope)];
         batch

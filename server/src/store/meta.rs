@@ -30,6 +30,8 @@ pub struct MetaBatch {
 
 #[derive(Debug, Clone)]
 struct Change {
+    /// Of a family that the store alone writes, and put there by the store.
+    is_own: bool,
     family: Family,
     key: Vec<u8>,
     value: Option<Vec<u8>>,
@@ -43,12 +45,29 @@ impl MetaBatch {
 
     /// Sets a row.
     pub fn put(&mut self, family: Family, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
-        self.changes.push(Change { family, key: key.into(), value: Some(value.into()) });
+        let (key, value) = (key.into(), Some(value.into()));
+        self.changes.push(Change { is_own: false, family, key, value });
+    }
+
+    /// Sets or removes a row of any family; for the store alone.
+    pub(super) fn change_own(&mut self, family: Family, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.changes.push(Change { is_own: true, family, key, value });
+    }
+
+    /// Adds the changes of another batch.
+    pub fn append(&mut self, other: MetaBatch) {
+        self.changes.extend(other.changes);
+    }
+
+    /// Keys of the rows of a family that are set.
+    pub fn keys_set(&self, family: Family) -> impl Iterator<Item = &[u8]> {
+        let set = move |change: &&Change| change.family == family && change.value.is_some();
+        self.changes.iter().filter(set).map(|change| change.key.as_slice())
     }
 
     /// Removes a row.
     pub fn delete(&mut self, family: Family, key: impl Into<Vec<u8>>) {
-        self.changes.push(Change { family, key: key.into(), value: None });
+        self.changes.push(Change { is_own: false, family, key: key.into(), value: None });
     }
 
     /// Number of changes.
@@ -142,7 +161,8 @@ impl Meta {
 
     /// Writes rows of families that belong to callers.
     pub(super) fn write(&self, batch: &MetaBatch) -> Result<(), StoreError> {
-        if let Some(change) = batch.changes.iter().find(|change| change.family.is_reserved()) {
+        let foreign = |change: &&Change| change.family.is_reserved() && !change.is_own;
+        if let Some(change) = batch.changes.iter().find(foreign) {
             return Err(StoreError::ReservedFamily(change.family.name()));
         }
         self.write_own(batch, Step::MetaWritten)

@@ -21,11 +21,14 @@
 //! them; what is unsealed then is lost, as in a crash, so seal before you drop it.
 //!
 //! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`,
-//! `index`, `reader`, `meta`, `records`, `rebuild`, `open_check`, `engine`, `poison`.
+//! `index`, `reader`, `meta`, `records`, `rebuild`, `collect`, `evacuate`, `open_check`, `engine`,
+//! `poison`.
 
 mod appender;
+pub mod collect;
 mod engine;
 pub mod error;
+mod evacuate;
 mod inbox;
 mod index;
 pub mod meta;
@@ -57,6 +60,7 @@ use strongroom_protocol::id::SealedDigest;
 
 pub use self::appender::NewEnvelope;
 use self::appender::{Appender, Job, SEALING_MAX, SegmentLimits};
+use self::collect::{Collection, Found, IndexPosition, Move};
 use self::error::StoreError;
 use self::inbox::{FoldLimits, Inbox};
 use self::index::Index;
@@ -68,7 +72,7 @@ pub use self::reader::EachEnvelope;
 use self::reader::Reader;
 use self::rebuild::Rebuilder;
 pub use self::rebuild::{EachIndexRow, RecordCopy};
-use self::schema::{Family, IndexRow, SegmentRow};
+use self::schema::{Family, IndexRow, Quarantine, SegmentRow};
 use self::sealer::Sealer;
 use self::segments::Segments;
 use self::statistics::{Gauges, StoreStatistics};
@@ -259,6 +263,70 @@ impl Store {
         self.open.rebuilder.index_rows(each)
     }
 
+    /// At most `max` index rows after a position, in the order of their keys.
+    pub fn scan_index(
+        &self,
+        after: Option<IndexPosition>,
+        max: usize,
+    ) -> Result<Vec<Found>, StoreError> {
+        self.open.collection.scan(after, max)
+    }
+
+    /// Quarantines rows that are as they were seen; gives their number.
+    pub fn quarantine(&self, seen: &[Found], mark: Quarantine) -> Result<u64, StoreError> {
+        self.open.collection.quarantine(seen, mark)
+    }
+
+    /// Takes rows that are as they were seen out of quarantine; gives their number.
+    pub fn release(&self, seen: &[Found]) -> Result<u64, StoreError> {
+        self.open.collection.release(seen)
+    }
+
+    /// Removes quarantined rows that are as they were seen, and what `also` adds for each; gives
+    /// those that went.
+    pub fn reap(
+        &self,
+        seen: &[Found],
+        also: &mut dyn FnMut(&Found, &mut MetaBatch),
+    ) -> Result<Vec<Found>, StoreError> {
+        self.open.collection.reap(seen, also)
+    }
+
+    /// Copies what lives in `segments` to a new one; gives where each copy is. The index goes on to
+    /// name the old places until [`Store::move_rows`].
+    pub fn evacuate(&self, segments: Vec<u32>) -> Result<Vec<Move>, StoreError> {
+        self.open.poison.check()?;
+        let (sender, answer) = crossbeam_channel::bounded(1);
+        let closing = |_| StoreError::Invalid("store is closing");
+        self.open.jobs.send(Job::Evacuate(segments, sender)).map_err(|_| closing(()))?;
+        answer.recv().map_err(|_| closing(()))?
+    }
+
+    /// Points index rows that are still at their old place to the copies; gives the moves made.
+    pub fn move_rows(&self, moves: &[Move]) -> Result<Vec<Move>, StoreError> {
+        self.open.collection.move_rows(moves)
+    }
+
+    /// What the index still finds in a segment, in slot order.
+    pub fn occupants(&self, segment: u32) -> Result<Vec<Found>, StoreError> {
+        self.open.collection.occupants(segment)
+    }
+
+    /// Rows for a decision that says that a segment, which nothing occupies, is being dropped.
+    pub fn dropping(&self, segment: u32) -> Result<(SegmentRow, MetaBatch), StoreError> {
+        self.open.collection.dropping(segment)
+    }
+
+    /// Deletes the file of a segment that is being dropped; true once it is gone.
+    pub fn drop_file(&self, segment: u32) -> Result<bool, StoreError> {
+        self.open.collection.drop_file(segment)
+    }
+
+    /// Adds to `batch` that a segment whose file is gone leaves the catalogue.
+    pub fn strike(&self, segment: u32, batch: &mut MetaBatch) -> Result<(), StoreError> {
+        self.open.collection.strike(segment, batch)
+    }
+
     /// The observer that the store was opened with.
     pub fn observer(&self) -> &Arc<dyn Observer> {
         &self.open.observer
@@ -271,6 +339,7 @@ struct OpenStore {
     inbox: Arc<Inbox>,
     reader: Reader,
     rebuilder: Rebuilder,
+    collection: Collection,
     meta: Arc<Meta>,
     segments: Arc<Segments>,
     unsealed: Arc<Unsealed>,
@@ -320,7 +389,9 @@ impl OpenStore {
             jobs: jobs.clone(),
             next: Mutex::new(None),
         });
+        let collection = Collection::new(&meta, &segments, &index, &unsealed, &gauges);
         let mut store = OpenStore {
+            collection,
             reader: Reader {
                 index,
                 unsealed: unsealed.clone(),

@@ -30,8 +30,16 @@ pub enum Step {
     MetaSynced,
     /// The `HEAD` file holds a new ledger length (emitted by the ledger's writer).
     HeadWritten,
-    /// An uncatalogued segment was dropped.
+    /// A segment's file was dropped: an orphan's, or one whose rows say so.
     SegmentDropped,
+    /// Rows were quarantined, or taken out of it; not yet synced.
+    Quarantined,
+    /// Quarantined rows are gone; not yet synced.
+    Reaped,
+    /// What lived in a segment was copied to another that is catalogued now; not yet synced.
+    Evacuated,
+    /// Index rows point to copies now; not yet synced.
+    Moved,
 }
 
 /// Watches a store. Every method has a default that does nothing.

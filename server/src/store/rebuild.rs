@@ -11,7 +11,7 @@ use strongroom_protocol::id::SealedDigest;
 
 use super::error::StoreError;
 use super::meta::Meta;
-use super::schema::{Family, IndexRow, Place, SegmentRow, SlotId, row_invalid};
+use super::schema::{Family, IndexRow, Place, SegmentRow, SegmentState, SlotId, row_invalid};
 use super::segments::Segments;
 use super::table::{TableRow, decode_record, decode_table};
 
@@ -54,7 +54,10 @@ impl Rebuilder {
 
     /// Gives every index row that tables and inbox imply.
     pub(super) fn index_rows(&self, each: &mut EachIndexRow<'_>) -> Result<(), StoreError> {
-        for (segment, _) in self.catalogue()? {
+        for (segment, row) in self.catalogue()? {
+            if row.state == SegmentState::Dropping {
+                continue; // no index row points into it, and its file may be gone
+            }
             for (slot, row) in self.table(segment)?.iter().enumerate() {
                 let slot = SlotId { segment, slot: slot as u32 };
                 each(row.ns, row.digest, index_row(row, slot, Place::Segment))?;
@@ -118,5 +121,5 @@ pub(super) fn read_catalogue(meta: &Meta) -> Result<Vec<(u32, SegmentRow)>, Stor
 
 fn index_row(row: &TableRow, slot: SlotId, place: Place) -> IndexRow {
     let TableRow { length, level, totals, .. } = *row;
-    IndexRow { slot, place, length, level, totals, durable: true }
+    IndexRow { slot, place, length, level, totals, durable: true, quarantined: None }
 }

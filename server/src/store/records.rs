@@ -6,15 +6,20 @@
 //! the segment with its copies, and the next segment carries them again. What one segment takes is
 //! bounded; the rest follows with the next one. A copy may be of a record that is not synced yet;
 //! the catalogue row comes after it in the log, so if that survives, the record does too.
+//!
+//! When a segment is to be dropped, the records whose copies go with it are listed to be copied
+//! *again*, in the batch that says so; the segment that carries them strikes them off the list.
 
 use std::ops::ControlFlow;
 
 use super::error::StoreError;
 use super::meta::{Meta, MetaBatch};
-use super::schema::{Family, records_copied_key, row_invalid, take};
+use super::schema::{COUNTER_RECORDS_AGAIN, Family, records_copied_key, row_invalid, take};
 
 /// Most bytes of records that one segment carries.
 const COPIES_MAX_BYTES: usize = 16 << 20;
+/// Most copies that one segment makes again.
+const COPIES_AGAIN_MAX: usize = 16_384;
 
 /// Rows of `snapshots` to be carried, and the counters that say so.
 #[derive(Default)]
@@ -22,13 +27,15 @@ pub(super) struct RecordCopies {
     /// Key and value of each row.
     pub(super) rows: Vec<(Vec<u8>, Vec<u8>)>,
     counters: Vec<(u32, u64)>,
+    /// Keys of the list of copies to be made again that this segment settles.
+    settled: Vec<Vec<u8>>,
 }
 
 impl RecordCopies {
     /// Rows that no catalogued segment carries, up to the bound.
     pub(super) fn collect(meta: &Meta) -> Result<RecordCopies, StoreError> {
         let mut copies = RecordCopies::default();
-        let mut bytes = 0;
+        let mut bytes = copies.collect_again(meta)?;
         let mut next = Some(0);
         while let Some(ns) = next_namespace(meta, next)? {
             let prefix = ns.to_be_bytes();
@@ -58,10 +65,37 @@ impl RecordCopies {
         Ok(copies)
     }
 
+    /// Rows that are to be copied again, up to the bound; gives their bytes.
+    fn collect_again(&mut self, meta: &Meta) -> Result<usize, StoreError> {
+        meta.scan(Family::Counters, COUNTER_RECORDS_AGAIN, None, &mut |key, _| {
+            self.settled.push(key.to_vec());
+            let is_full = self.settled.len() >= COPIES_AGAIN_MAX;
+            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        let (mut bytes, mut looked_at) = (0, 0);
+        for key in &self.settled {
+            if bytes >= COPIES_MAX_BYTES {
+                break;
+            }
+            looked_at += 1;
+            let record = &key[COUNTER_RECORDS_AGAIN.len()..];
+            // A record that is gone by now needs no copy.
+            if let Some(value) = meta.get(Family::Snapshots, record)? {
+                bytes += record.len() + value.len();
+                self.rows.push((record.to_vec(), value));
+            }
+        }
+        self.settled.truncate(looked_at);
+        Ok(bytes)
+    }
+
     /// Adds the counters to the batch that catalogues the segment.
     pub(super) fn count_into(&self, batch: &mut MetaBatch) {
         for (ns, number) in &self.counters {
             batch.put(Family::Counters, records_copied_key(*ns), number.to_le_bytes());
+        }
+        for key in &self.settled {
+            batch.delete(Family::Counters, key.as_slice());
         }
     }
 }

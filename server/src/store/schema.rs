@@ -9,7 +9,12 @@
 //! "schema_version"          u32   written once, synced, before anything else
 //! "next_segment"            u32   smallest number that no segment or inbox run ever had
 //! "records_copied" || ns    u64   last commit number whose record stands in a sealed segment
+//! "records_again" || ns || commit u64   empty; a record whose copy went with a dropped segment
 //! ```
+//!
+//! A **quarantined** index row is one that garbage collection found dead. Its bytes can still be
+//! read, but nobody may build on it: who appends the same envelope stores it anew, and the row is
+//! then overwritten.
 
 use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::record::Totals;
@@ -17,13 +22,15 @@ use strongroom_protocol::record::Totals;
 use super::error::StoreError;
 
 /// Version of the layout described here and in `table.rs`.
-pub(super) const SCHEMA_VERSION: u32 = 1;
+pub(super) const SCHEMA_VERSION: u32 = 2;
 /// Key of the schema version.
 pub(super) const COUNTER_SCHEMA_VERSION: &[u8] = b"schema_version";
 /// Key of the next segment number.
 pub(super) const COUNTER_NEXT_SEGMENT: &[u8] = b"next_segment";
 /// Start of the keys that tell how far records were copied into segments.
 pub(super) const COUNTER_RECORDS_COPIED: &[u8] = b"records_copied";
+/// Start of the keys that name records to be copied once more.
+pub(super) const COUNTER_RECORDS_AGAIN: &[u8] = b"records_again";
 
 /// A column family of `meta/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -110,6 +117,11 @@ pub struct SlotId {
 }
 
 impl SlotId {
+    /// Both numbers as one, for bitmaps.
+    pub fn number(self) -> u64 {
+        (u64::from(self.segment) << 32) | u64::from(self.slot)
+    }
+
     /// Key of this slot in `chunks/` and in `meta/inbox`.
     pub(super) fn key(self) -> [u8; 8] {
         slot_key(self.segment, self.slot)
@@ -135,6 +147,15 @@ pub enum Place {
     Inbox,
 }
 
+/// When garbage collection found an envelope dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Day of the retention clock, since 1970.
+    pub day: u32,
+    /// Number of the cycle.
+    pub generation: u64,
+}
+
 /// What the index knows of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexRow {
@@ -150,15 +171,23 @@ pub struct IndexRow {
     pub totals: Totals,
     /// True if the next `sync` makes it durable; false if a `seal` must come before that.
     pub durable: bool,
+    /// Set while garbage collection takes it for dead.
+    pub quarantined: Option<Quarantine>,
 }
 
 const FLAG_INBOX: u8 = 1;
 const FLAG_TOTALS: u8 = 2;
+const FLAG_QUARANTINED: u8 = 4;
 
 impl IndexRow {
     /// Length of the envelope in bytes, as a size in memory or on disk.
     pub(super) fn bytes(&self) -> u64 {
         u64::from(self.length)
+    }
+
+    /// True if somebody may build on it.
+    pub fn is_usable(&self) -> bool {
+        self.quarantined.is_none()
     }
 
     /// Value in `index`. Totals of a chunk follow from its length, so they take no room.
@@ -168,7 +197,10 @@ impl IndexRow {
         if self.totals != plain {
             flags |= FLAG_TOTALS;
         }
-        let mut value = Vec::with_capacity(30);
+        if self.quarantined.is_some() {
+            flags |= FLAG_QUARANTINED;
+        }
+        let mut value = Vec::with_capacity(42);
         value.extend_from_slice(&[flags, self.level]);
         value.extend_from_slice(&self.slot.segment.to_le_bytes());
         value.extend_from_slice(&self.slot.slot.to_le_bytes());
@@ -176,6 +208,10 @@ impl IndexRow {
         if self.totals != plain {
             value.extend_from_slice(&self.totals.chunk_count.to_le_bytes());
             value.extend_from_slice(&self.totals.sealed_bytes.to_le_bytes());
+        }
+        if let Some(Quarantine { day, generation }) = self.quarantined {
+            value.extend_from_slice(&day.to_le_bytes());
+            value.extend_from_slice(&generation.to_le_bytes());
         }
         value
     }
@@ -194,8 +230,15 @@ impl IndexRow {
                 sealed_bytes: u64::from_le_bytes(take(&mut input)?),
             },
         };
+        let quarantined = match flags & FLAG_QUARANTINED {
+            0 => None,
+            _ => Some(Quarantine {
+                day: u32::from_le_bytes(take(&mut input)?),
+                generation: u64::from_le_bytes(take(&mut input)?),
+            }),
+        };
         let place = if flags & FLAG_INBOX == 0 { Place::Segment } else { Place::Inbox };
-        let known = flags & !(FLAG_INBOX | FLAG_TOTALS) == 0;
+        let known = flags & !(FLAG_INBOX | FLAG_TOTALS | FLAG_QUARANTINED) == 0;
         let slot = SlotId { segment, slot };
         (known && input.is_empty()).then_some(IndexRow {
             slot,
@@ -204,6 +247,7 @@ impl IndexRow {
             level,
             totals,
             durable: true,
+            quarantined,
         })
     }
 }
@@ -285,6 +329,14 @@ pub(super) fn index_key(ns: u32, digest: &SealedDigest) -> [u8; 36] {
     key
 }
 
+/// Namespace and digest in the key of an index row.
+pub(super) fn parse_index_key(key: &[u8]) -> Option<(u32, SealedDigest)> {
+    let mut input = key;
+    let ns = u32::from_be_bytes(take(&mut input)?);
+    let digest = SealedDigest(take(&mut input)?);
+    input.is_empty().then_some((ns, digest))
+}
+
 /// Key of the counter of copied records of a namespace.
 pub(super) fn records_copied_key(ns: u32) -> Vec<u8> {
     [COUNTER_RECORDS_COPIED, &ns.to_be_bytes()].concat()
@@ -317,12 +369,16 @@ mod tests {
 
     #[test]
     fn index_rows_survive_encoding() {
-        for (place, totals) in [
-            (Place::Segment, Totals::of_chunk(9)),
-            (Place::Inbox, Totals { chunk_count: 128, sealed_bytes: 1 << 40 }),
+        let quarantined = Some(Quarantine { day: 20_000, generation: 3 });
+        for (place, totals, quarantined) in [
+            (Place::Segment, Totals::of_chunk(9), None),
+            (Place::Inbox, Totals { chunk_count: 128, sealed_bytes: 1 << 40 }, None),
+            (Place::Segment, Totals::of_chunk(9), quarantined),
+            (Place::Segment, Totals { chunk_count: 128, sealed_bytes: 1 << 40 }, quarantined),
         ] {
             let slot = SlotId { segment: 3, slot: 4 };
-            let row = IndexRow { slot, place, length: 9, level: 2, totals, durable: true };
+            let (length, level, durable) = (9, 2, true);
+            let row = IndexRow { slot, place, length, level, totals, durable, quarantined };
             assert_eq!(IndexRow::decode(&row.encode()), Some(row));
             let mut longer = row.encode();
             longer.push(0);

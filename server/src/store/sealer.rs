@@ -3,8 +3,8 @@
 //! It takes segments in the order in which they were handed over. For each: finish, ingest, then
 //! one batch with the index rows, the catalogue row and the counters (the steps and what a crash
 //! leaves stand in `segments.rs`), and only then do the rows leave the map of unsealed rows. Any
-//! failure poisons the store, which ends all waiting. The inbox is folded here too, so that
-//! ingestion has one caller.
+//! failure poisons the store, which ends all waiting. The inbox is folded and segments are
+//! evacuated (`evacuate.rs`) here too, so that ingestion has one caller.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -62,6 +62,11 @@ impl Sealer {
             let result = match jobs.recv_timeout(idle) {
                 Ok(Job::Seal(segment)) => self.seal(segment),
                 Ok(Job::Fold(answer)) => self.fold(answer.as_ref()),
+                Ok(Job::Evacuate(segments, answer)) => {
+                    // Whoever asked judges an error; what was written and failed has latched it.
+                    let _ = answer.send(self.evacuate(&segments));
+                    Ok(())
+                }
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     self.appender.seal_if_idle(mark).map(|seen| mark = seen)
@@ -80,7 +85,7 @@ impl Sealer {
         // Crash here: the file has no catalogue row and is an orphan at open.
         let order = self.index.order();
         let mut batch = MetaBatch::new();
-        let listed = self.unsealed.listed(segment.rows());
+        let listed = self.unsealed.listed(segment.number(), segment.rows());
         for (slot, (row, listed)) in segment.rows().iter().zip(listed).enumerate() {
             if listed {
                 let slot = SlotId { segment: segment.number(), slot: slot as u32 };
@@ -91,7 +96,7 @@ impl Sealer {
         self.meta.write_own(&batch, Step::IndexWritten)?;
         // Crash here: segment and rows are there, or, if the log was not synced, neither is.
         self.gauges.sealed(&catalogued);
-        self.unsealed.done(segment.rows(), segment.bytes());
+        self.unsealed.done(segment.number(), segment.rows(), segment.bytes());
         drop(order);
         let elapsed = self.observer.monotonic().saturating_sub(began);
         self.observer.sealed(catalogued.file_bytes, elapsed);
@@ -145,7 +150,7 @@ impl Sealer {
     }
 
     /// Adds everything but index rows that catalogues a segment.
-    fn catalogue(
+    pub(super) fn catalogue(
         &self,
         batch: &mut MetaBatch,
         segment: u32,
@@ -163,7 +168,7 @@ impl Sealer {
 fn list(batch: &mut MetaBatch, row: &TableRow, slot: SlotId) {
     let TableRow { ns, level, length, digest, totals } = *row;
     let place = Place::Segment;
-    let indexed = IndexRow { slot, place, length, level, totals, durable: true };
+    let indexed = IndexRow { slot, place, length, level, totals, durable: true, quarantined: None };
     batch.put(Family::Index, index_key(ns, &digest), indexed.encode());
 }
 

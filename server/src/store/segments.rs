@@ -67,6 +67,14 @@ impl SegmentWriter {
         Ok(())
     }
 
+    /// Gives up: nothing refers to it, and its file goes.
+    pub(super) fn abandon(self) {
+        let SegmentWriter { path, writer, .. } = self;
+        drop(writer);
+        // What stays in `staging/` is wiped at open.
+        let _ = std::fs::remove_file(path);
+    }
+
     fn put(&mut self, slot: u32, value: &[u8]) -> Result<(), StoreError> {
         self.writer
             .put(slot_key(self.number, slot), value)
@@ -228,6 +236,11 @@ impl Segments {
         }
         self.observer.step(Step::SegmentDropped);
         Ok(())
+    }
+
+    /// True while a file with this number is in the folder.
+    pub(super) fn has_file(&self, number: u64) -> bool {
+        self.file_path(number).exists()
     }
 
     fn file_path(&self, number: u64) -> PathBuf {

@@ -38,6 +38,12 @@ impl Gauges {
         self.envelope_count.fetch_add(u64::from(segment.envelope_count), Ordering::Relaxed);
     }
 
+    pub(super) fn dropped(&self, segment: &SegmentRow) {
+        self.segment_count.fetch_sub(1, Ordering::Relaxed);
+        self.segment_bytes.fetch_sub(segment.file_bytes, Ordering::Relaxed);
+        self.envelope_count.fetch_sub(u64::from(segment.envelope_count), Ordering::Relaxed);
+    }
+
     pub(super) fn inbox_added(&self, count: u64, bytes: u64) {
         self.inbox_count.fetch_add(count, Ordering::Relaxed);
         self.inbox_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -582,12 +582,12 @@ fn half_a_repository_and_a_newer_schema_are_refused() {
     fs::rename(folder.path().join("elsewhere"), folder.path().join("meta")).unwrap();
     let store = open(folder.path());
     let mut batch = MetaBatch::new();
-    batch.put(Family::Counters, "schema_version", 2u32.to_le_bytes());
+    batch.put(Family::Counters, "schema_version", 3u32.to_le_bytes());
     assert!(matches!(store.write(&batch), Err(StoreError::ReservedFamily("counters"))));
     store.open.meta.write_own(&batch, Step::MetaWritten).unwrap();
     drop(store);
     let error = Store::open(folder.path(), options()).err().unwrap();
-    assert!(matches!(error, StoreError::SchemaNewer { found: 2, known: 1 }), "{error}");
+    assert!(matches!(error, StoreError::SchemaNewer { found: 3, known: 2 }), "{error}");
 }
 
 #[test]

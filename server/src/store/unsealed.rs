@@ -4,11 +4,13 @@
 //! sealer. It is what makes "have" true for them, and what lets two threads append the same new
 //! envelope at once without storing it twice: a slot is *reserved* here, under one lock, before its
 //! bytes are written. A reservation rests on a look at the index; the *generation* changes whenever
-//! index rows appear, so a reservation that rests on an older look is refused and made again.
+//! index rows appear, are quarantined or go, so a reservation that rests on an older look is
+//! refused and made again.
 //!
 //! A small session does not wait for a large one: it stores an envelope in the inbox even if the
 //! map has it, and the map's row is then *superseded*: the sealer leaves it out of the index, and
-//! its slot in the segment is dead from birth.
+//! its slot in the segment is dead from birth. If the inbox' copy is quarantined later, the next
+//! who appends the envelope gets a new slot, and the map's row names that one.
 //!
 //! Segments are counted as they are handed to the sealer and as it is done with them. Nothing here
 //! survives the process, and nothing here needs to: no acknowledged commit rests on it.
@@ -88,7 +90,7 @@ struct UnsealedRow {
 }
 
 impl Unsealed {
-    /// Changes whenever index rows appear.
+    /// Changes whenever index rows appear, are quarantined or go.
     pub(super) fn generation(&self) -> u64 {
         self.state.lock().generation
     }
@@ -105,6 +107,7 @@ impl Unsealed {
                 level: row.level,
                 totals: row.totals,
                 durable: false,
+                quarantined: None,
             })
         };
         digests.iter().map(row).collect()
@@ -129,7 +132,7 @@ impl Unsealed {
             let key = (row.ns, row.digest);
             if let Some(slot) = indexed {
                 made.push(Appended { slot: *slot, duplicate: true });
-            } else if let Some(known) = state.rows.get(&key) {
+            } else if let Some(known) = state.rows.get(&key).filter(|known| !known.superseded) {
                 made.push(Appended { slot: known.slot, duplicate: true });
             } else if state.inbox.contains(&key) {
                 if made.is_empty() {
@@ -169,13 +172,20 @@ impl Unsealed {
         self.changed.notify_all();
     }
 
-    /// Which of `rows` the sealer should list in the index. The caller holds its order lock.
-    pub(super) fn listed(&self, rows: &[TableRow]) -> Vec<bool> {
+    /// Which of a segment's `rows` the sealer should list in the index. The caller holds its order
+    /// lock.
+    pub(super) fn listed(&self, segment: u32, rows: &[TableRow]) -> Vec<bool> {
         let state = self.state.lock();
         let listed = |row: &TableRow| {
-            state.rows.get(&(row.ns, row.digest)).is_some_and(|known| !known.superseded)
+            let known = state.rows.get(&(row.ns, row.digest));
+            known.is_some_and(|known| known.slot.segment == segment && !known.superseded)
         };
         rows.iter().map(listed).collect()
+    }
+
+    /// Says that index rows were quarantined or are gone: who found them must look again.
+    pub(super) fn rows_changed(&self) {
+        self.state.lock().generation += 1;
     }
 
     /// Counts a segment that was handed to the sealer.
@@ -189,10 +199,14 @@ impl Unsealed {
     }
 
     /// The index has the rows of one more segment.
-    pub(super) fn done(&self, rows: &[TableRow], bytes: u64) {
+    pub(super) fn done(&self, segment: u32, rows: &[TableRow], bytes: u64) {
         let mut state = self.state.lock();
         for row in rows {
-            state.rows.remove(&(row.ns, row.digest));
+            // A superseded row may have given way to one of a later segment.
+            let key = (row.ns, row.digest);
+            if state.rows.get(&key).is_some_and(|known| known.slot.segment == segment) {
+                state.rows.remove(&key);
+            }
         }
         state.bytes = state.bytes.saturating_sub(bytes);
         state.generation += 1;
@@ -297,11 +311,11 @@ mod tests {
         let unsealed = Unsealed::default();
         let row = wanted(1).row;
         assert!(unsealed.reserve(0, &[wanted(1)], room(9), &poison()).is_ok());
-        assert_eq!(unsealed.listed(&[row]), [true]);
+        assert_eq!(unsealed.listed(5, &[row]), [true]);
         unsealed.begin_inbox(&[row]);
         assert!(unsealed.lookup(1, &[row.digest])[0].is_some());
         unsealed.end_inbox();
-        assert_eq!(unsealed.listed(&[row]), [false]);
+        assert_eq!(unsealed.listed(5, &[row]), [false]);
         assert!(unsealed.lookup(1, &[row.digest])[0].is_none());
     }
 }
