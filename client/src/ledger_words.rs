@@ -32,6 +32,10 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::SegmentDropIntended { .. } => "segment_drop_intended",
         Event::SegmentDropped { .. } => "segment_dropped",
         Event::Configured { .. } => "configured",
+        Event::PrimaryAdded { .. } => "primary_added",
+        Event::PrimaryFollowed { .. } => "primary_followed",
+        Event::PrimaryRefused { .. } => "primary_refused",
+        Event::PrimaryRemoved { .. } => "primary_removed",
     }
 }
 
@@ -156,6 +160,28 @@ fn collection_words(event: &Event) -> String {
         }
         Event::Configured { configuration } => {
             format!("runs with configuration {}", short(configuration))
+        }
+        other => replica_words(other),
+    }
+}
+
+fn replica_words(event: &Event) -> String {
+    match event {
+        Event::PrimaryAdded { ledger_key, principal, .. } => {
+            format!("follows primary {} from now on, as its {principal}", short(&ledger_key.0))
+        }
+        Event::PrimaryFollowed { ledger_key, size, root } => format!(
+            "took over what primary {} had at {size} entries (root {})",
+            short(&ledger_key.0),
+            short(root)
+        ),
+        Event::PrimaryRefused { ledger_key, known_size, shown_size, .. } => format!(
+            "REFUSED primary {}: its ledger of {shown_size} entries does not continue the \
+             {known_size} that were seen",
+            short(&ledger_key.0)
+        ),
+        Event::PrimaryRemoved { ledger_key } => {
+            format!("follows primary {} no more, by command", short(&ledger_key.0))
         }
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),

@@ -394,7 +394,7 @@ fn ledger_entries() -> Vec<LedgerEntry> {
     events.into_iter().chain(later).map(entry).collect()
 }
 
-/// Events of retention, clock and collection.
+/// Events of retention, clock, collection and replication.
 fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Event> {
     vec![
         Event::Retained { record, lock: Lock { until_seconds: FOREVER, ..lock } },
@@ -431,6 +431,19 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
         Event::SegmentDropIntended { segment: 29, table: [30; 32] },
         Event::SegmentDropped { segment: 29, file_bytes: 31 },
         Event::Configured { configuration: [32; 32] },
+        Event::PrimaryAdded {
+            ledger_key: PublicKey([33; 32]),
+            tls_key: TlsKeyDigest([34; 32]),
+            principal: PRINCIPAL,
+        },
+        Event::PrimaryFollowed { ledger_key: PublicKey([33; 32]), size: 35, root: [36; 32] },
+        Event::PrimaryRefused {
+            ledger_key: PublicKey([33; 32]),
+            known_size: 37,
+            known_root: [38; 32],
+            shown_size: 39,
+        },
+        Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
     ]
 }
 

@@ -104,7 +104,7 @@ fn write_event(out: &mut Writer, event: &Event) {
     }
 }
 
-/// Events of retention, clock and collection.
+/// Events of retention, clock, collection and replication.
 fn write_later_event(out: &mut Writer, event: &Event) {
     match event {
         Event::Retained { record, lock } => {
@@ -149,6 +149,18 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         }
         Event::Configured { configuration } => {
             out.u8(22).raw(configuration);
+        }
+        Event::PrimaryAdded { ledger_key, tls_key, principal } => {
+            out.u8(23).raw(&ledger_key.0).raw(&tls_key.0).raw(&principal.0);
+        }
+        Event::PrimaryFollowed { ledger_key, size, root } => {
+            out.u8(24).raw(&ledger_key.0).u64(*size).raw(root);
+        }
+        Event::PrimaryRefused { ledger_key, known_size, known_root, shown_size } => {
+            out.u8(25).raw(&ledger_key.0).u64(*known_size).raw(known_root).u64(*shown_size);
+        }
+        Event::PrimaryRemoved { ledger_key } => {
+            out.u8(26).raw(&ledger_key.0);
         }
         // The first nine are written by the caller.
         _ => {}
@@ -243,6 +255,23 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         20 => Event::SegmentDropIntended { segment: reader.u32()?, table: reader.array()? },
         21 => Event::SegmentDropped { segment: reader.u32()?, file_bytes: reader.u64()? },
         22 => Event::Configured { configuration: reader.array()? },
+        23 => Event::PrimaryAdded {
+            ledger_key: PublicKey(reader.array()?),
+            tls_key: TlsKeyDigest(reader.array()?),
+            principal: PrincipalId(reader.array()?),
+        },
+        24 => Event::PrimaryFollowed {
+            ledger_key: PublicKey(reader.array()?),
+            size: reader.u64()?,
+            root: reader.array()?,
+        },
+        25 => Event::PrimaryRefused {
+            ledger_key: PublicKey(reader.array()?),
+            known_size: reader.u64()?,
+            known_root: reader.array()?,
+            shown_size: reader.u64()?,
+        },
+        26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
         _ => return reader.refuse(),
     })
 }

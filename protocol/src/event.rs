@@ -196,6 +196,40 @@ pub enum Event {
         /// BLAKE3 of the configuration in force.
         configuration: [u8; 32],
     },
+    /// 23: this server follows another one, the primary.
+    PrimaryAdded {
+        /// The primary's ledger key, which names it.
+        ledger_key: PublicKey,
+        /// Its TLS key.
+        tls_key: TlsKeyDigest,
+        /// What this server is enrolled as there.
+        principal: PrincipalId,
+    },
+    /// 24: snapshots or locks were taken over from a primary, whose ledger went so far then.
+    PrimaryFollowed {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// Size of its ledger.
+        size: u64,
+        /// Root of its ledger.
+        root: [u8; 32],
+    },
+    /// 25: a primary's ledger does not continue what was seen of it; it is followed no more.
+    PrimaryRefused {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// Size of the ledger that it was seen to have, and cannot show any more.
+        known_size: u64,
+        /// Root of that ledger.
+        known_root: [u8; 32],
+        /// Size of the ledger that it shows instead.
+        shown_size: u64,
+    },
+    /// 26: this server follows a primary no more, by command; what it has stays.
+    PrimaryRemoved {
+        /// The primary.
+        ledger_key: PublicKey,
+    },
 }
 
 /// What was asked for and refused.

@@ -117,6 +117,15 @@ pub const LIST_MAX_COUNT: u32 = 1000;
 /// A session that declares at most this many bytes of envelopes is a small one.
 pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
 
+// --- Replication ----------------------------------------------------------------------------
+
+/// Most primaries that a server follows.
+pub const PRIMARIES_MAX: u32 = 64;
+/// Most namespaces that a primary is narrowed to.
+pub const PRIMARY_FILTER_MAX: u32 = 256;
+/// A replica makes no namespace beyond so many, whatever its primaries say they have.
+pub const REPLICA_NAMESPACES_MAX: u32 = 4096;
+
 // --- Retention ------------------------------------------------------------------------------
 
 /// Longest retention that a policy may name, in seconds (200 years).

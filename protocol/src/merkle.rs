@@ -202,6 +202,12 @@ impl Frontier {
         self.subtrees.push((height, hash));
     }
 
+    /// The subtrees with their heights, from left to right: pushed in this order, they make the
+    /// same tree again.
+    pub fn subtrees(&self) -> &[(u32, Hash)] {
+        &self.subtrees
+    }
+
     /// Root of the tree so far.
     pub fn root(&self) -> Hash {
         let mut subtrees = self.subtrees.iter().rev();

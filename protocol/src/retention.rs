@@ -243,6 +243,29 @@ impl RetentionRule {
 }
 
 impl Lock {
+    /// A lock of another server, whose retention clock reads `theirs`, on one where it is `ours`
+    /// now: it ends as long after now as it does there, and not before its own instant. A lock
+    /// that has ended there has ended here too, unless this clock is behind.
+    pub fn carried(&self, theirs: u64, ours: u64) -> Self {
+        let left = self.until_seconds.saturating_sub(theirs);
+        let until_seconds = match (self.until_seconds, left) {
+            (FOREVER, _) => FOREVER,
+            (end, 0) => end,
+            (end, left) => end.max(ours.saturating_add(left)),
+        };
+        Self { until_seconds, ..*self }
+    }
+
+    /// A lock that keeps whatever either of two keeps, for as long and as firmly.
+    pub fn joined(&self, other: &Self) -> Self {
+        Self {
+            mode: self.mode.max(other.mode),
+            until_seconds: self.until_seconds.max(other.until_seconds),
+            until_wall_seconds: self.until_wall_seconds.max(other.until_wall_seconds),
+            is_held: self.is_held || other.is_held,
+        }
+    }
+
     /// Whether the lock, without any hold, lasts. A suspect clock ends nothing.
     pub fn lasts(&self, now: Moment) -> bool {
         !self.is_past_end(now) || now.is_suspect
@@ -388,6 +411,20 @@ mod tests {
         assert_eq!(change(Governance, Compliance, 50).unwrap().mode, Compliance);
         assert_eq!(change(Compliance, Governance, 50), Err(RetentionError::LowersMode));
         assert_eq!(change(Compliance, Governance, 100).unwrap().mode, Governance);
+    }
+
+    #[test]
+    fn a_carried_lock_lasts_as_long_as_at_its_origin_and_keeps_its_instant() {
+        let received = lock(RetentionMode::Governance, 1000);
+        assert_eq!(received.carried(400, 400).until_seconds, 1000);
+        assert_eq!(received.carried(400, 5000).until_seconds, 5600, "this clock is ahead");
+        assert_eq!(received.carried(400, 10).until_seconds, 1000, "this clock is behind");
+        assert_eq!(received.carried(2000, 5000).until_seconds, 1000, "it has ended there");
+        assert_eq!(lock(RetentionMode::Governance, FOREVER).carried(4, 5).until_seconds, FOREVER);
+        let own = Lock { is_held: true, ..lock(RetentionMode::Compliance, 500) };
+        let joined = Lock { is_held: true, ..lock(RetentionMode::Compliance, 1000) };
+        assert_eq!(own.joined(&received), joined);
+        assert_eq!(received.joined(&own), joined);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Garbage collection.
     pub gc: GcConfig,
+    /// Following other servers.
+    pub replica: ReplicaConfig,
     /// Limits against hostile or broken peers.
     pub limits: LimitConfig,
 }
@@ -79,6 +81,18 @@ pub struct GcConfig {
     pub pace: f64,
 }
 
+/// Following other servers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicaConfig {
+    /// A primary that had nothing new is asked again after so long.
+    pub poll_interval: Period,
+    /// Envelopes are fetched over so many connections at a time.
+    pub connections: u32,
+    /// Bytes of envelopes that are fetched a second at most, from all primaries; 0 is no bound.
+    pub bytes_per_second: Size,
+}
+
 /// Limits against hostile or broken peers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -121,6 +135,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             store: StoreConfig::default(),
             gc: GcConfig::default(),
+            replica: ReplicaConfig::default(),
             limits: LimitConfig::default(),
         }
     }
@@ -154,6 +169,12 @@ impl Default for StoreConfig {
 impl Default for GcConfig {
     fn default() -> Self {
         Self { interval: Period::seconds(DAY), quarantine: Period::seconds(7 * DAY), pace: 0.5 }
+    }
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        Self { poll_interval: Period::seconds(1), connections: 4, bytes_per_second: Size(0) }
     }
 }
 
@@ -208,6 +229,12 @@ impl Config {
         }
         if !(0.01..=1.0).contains(&config.gc.pace) {
             return Err("gc.pace: must be between 0.01 and 1".into());
+        }
+        if config.replica.poll_interval.0 < Duration::from_millis(10) {
+            return Err("replica.poll_interval: needs at least 10ms".into());
+        }
+        if !(1..=16).contains(&config.replica.connections) {
+            return Err("replica.connections: must be between 1 and 16".into());
         }
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
             return Err("limits: connections and sessions_per_principal must not be 0".into());
@@ -281,6 +308,8 @@ mod tests {
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
+        assert!(Config::parse("[replica]\nconnections = 17").is_err());
+        assert!(Config::parse("[replica]\npoll_interval = \"0s\"").is_err());
         assert!(Config::parse("[store]\nsegment = \"12 parsecs\"").is_err());
     }
 }

@@ -21,6 +21,7 @@ pub mod auth;
 pub mod handler;
 
 pub mod gc;
+pub mod replica;
 pub mod repository;
 
 pub mod ledger;
@@ -32,6 +33,7 @@ pub mod session;
 pub mod writer;
 
 pub mod noted;
+pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;
 pub mod store;
@@ -41,4 +43,5 @@ pub mod clock_state;
 pub mod config;
 pub mod durable;
 pub mod error;
+pub mod followers;
 pub mod metrics;

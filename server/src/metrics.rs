@@ -55,6 +55,49 @@ pub struct Metrics {
     pub namespace_snapshots: IntGaugeVec,
     /// The retention clock.
     pub clock: ClockMetrics,
+    /// Following other servers.
+    pub replica: ReplicaMetrics,
+}
+
+/// Metrics of following primaries, by their names here.
+#[derive(Debug)]
+pub struct ReplicaMetrics {
+    /// How long ago everything was here, in seconds.
+    pub lag: IntGaugeVec,
+    /// Snapshots whose trees are not here yet.
+    pub pending_snapshots: IntGaugeVec,
+    /// Bytes of their trees.
+    pub pending_bytes: IntGaugeVec,
+    /// 1 while a primary is refused because of its history.
+    pub refused: IntGaugeVec,
+    /// Bytes of envelopes that came.
+    pub received_bytes: IntCounterVec,
+    /// Cycles that did not go through.
+    pub failures: IntCounterVec,
+}
+
+impl ReplicaMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        let of_primary = |name, help| gauges_by(r, name, help, "primary");
+        Ok(Self {
+            lag: of_primary("replica_lag_seconds", "How long ago everything was here")?,
+            pending_snapshots: of_primary("replica_pending_snapshots", "Snapshots to fetch")?,
+            pending_bytes: of_primary("replica_pending_bytes", "Bytes of trees to fetch")?,
+            refused: of_primary("replica_refused", "1 while a primary is refused")?,
+            received_bytes: counters(
+                r,
+                "replica_received_bytes_total",
+                "Bytes of envelopes that came from a primary",
+                &["primary"],
+            )?,
+            failures: counters(
+                r,
+                "replica_failures_total",
+                "Cycles of following that did not go through",
+                &["primary"],
+            )?,
+        })
+    }
 }
 
 /// Metrics of the retention clock.
@@ -177,6 +220,7 @@ impl Metrics {
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
         let clock = ClockMetrics::register(r)?;
+        let replica = ReplicaMetrics::register(r)?;
         Ok(Self {
             requests,
             request_seconds,
@@ -199,6 +243,7 @@ impl Metrics {
             namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
             namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
             clock,
+            replica,
             registry,
         })
     }
@@ -248,7 +293,16 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, promet
 
 /// Gauges by namespace.
 fn gauges(registry: &Registry, name: &str, help: &str) -> Result<IntGaugeVec, prometheus::Error> {
-    let metric = IntGaugeVec::new(Opts::new(full_name(name), help), &["namespace"])?;
+    gauges_by(registry, name, help, "namespace")
+}
+
+fn gauges_by(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<IntGaugeVec, prometheus::Error> {
+    let metric = IntGaugeVec::new(Opts::new(full_name(name), help), &[label])?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

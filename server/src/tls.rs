@@ -2,18 +2,21 @@
 //!
 //! There is no CA. The server shows its self-signed certificate, which clients pin. It demands a
 //! certificate of the client, checks that the client holds its private key (the handshake's
-//! signature), and nothing else: whose key it is, `auth.rs` looks up for each request.
+//! signature), and nothing else: whose key it is, `auth.rs` looks up for each request. Where this
+//! server is itself a client, of a primary that it follows, it pins that one's key.
 
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
+    ServerConfig, SignatureScheme,
 };
+use strongroom_protocol::id::TlsKeyDigest;
 
 use crate::error::ServerError;
 use crate::server_keys::{ServerKeys, pin_of_certificate};
@@ -59,6 +62,74 @@ impl ClientCertVerifier for AnyKeyVerifier {
             true => Ok(ClientCertVerified::assertion()),
             false => Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
         }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The configuration of connections from here to the server whose TLS key has this pin.
+pub fn client_config(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    pin: TlsKeyDigest,
+) -> Result<Arc<ClientConfig>, ServerError> {
+    let bad = |error: Error| ServerError::Operator(format!("TLS key or certificate: {error}"));
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(PinVerifier { pin, provider: provider.clone() });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(bad)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(vec![certificate], key)
+        .map_err(bad)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // No resumption: no connection skips the check of the pin.
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Accepts one key, which the handshake must prove; names, dates and issuers mean nothing.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: TlsKeyDigest,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if pin_of_certificate(end_entity) == Some(self.pin) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
     }
 
     fn verify_tls12_signature(

@@ -224,6 +224,15 @@ fn entries() -> Seeds {
         Event::SegmentDropIntended { segment: 1, table: [2; 32] },
         Event::SegmentDropped { segment: 1, file_bytes: 2 },
         Event::Configured { configuration: [1; 32] },
+        Event::PrimaryAdded { ledger_key: signing_key, tls_key, principal },
+        Event::PrimaryFollowed { ledger_key: signing_key, size: 1, root: [2; 32] },
+        Event::PrimaryRefused {
+            ledger_key: signing_key,
+            known_size: 2,
+            known_root: [3; 32],
+            shown_size: 1,
+        },
+        Event::PrimaryRemoved { ledger_key: signing_key },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()

@@ -21,7 +21,8 @@ use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, SessionId};
 use strongroom_protocol::receipt::Receipt;
-use strongroom_protocol::record::Record;
+use strongroom_protocol::record::{Record, RecordBody};
+use strongroom_protocol::retention::Lock;
 
 use crate::error::ServerError;
 use crate::lock::{Plan, Tree, lock_tree, node_lock_end};
@@ -91,15 +92,24 @@ impl Repository {
         }
         let head_key = head_key(ns, &body.principal, &body.source);
         terms.check_sequence(self.store.get(Family::Heads, &head_key)?)?;
-        let now = self.moment();
         let rule = terms.namespace.row.policy.rule_for(&body.source);
-        let lock = rule.new_lock(now, body.lock_wanted).map_err(refused_wish)?;
-        let now = now.retention_seconds;
-        let until = node_lock_end(&lock, now).saturating_add(DAY_SECONDS);
-        let is_pinned = |digest: &_, row: &IndexRow| terms.session.is_pinned(digest, row);
-        let plan = Plan::make(&self.store, terms.tree(), now, until, &is_pinned)?;
+        let lock = rule.new_lock(self.moment(), body.lock_wanted).map_err(refused_wish)?;
+        self.lock_tree_ahead(terms.tree(), &terms.session, &lock)
+    }
+
+    /// Locks a tree of a session ahead, if it is not small.
+    pub(super) fn lock_tree_ahead(
+        &self,
+        tree: Tree,
+        session: &Arc<Session>,
+        lock: &Lock,
+    ) -> Result<(), ServerError> {
+        let now = self.moment().retention_seconds;
+        let until = node_lock_end(lock, now).saturating_add(DAY_SECONDS);
+        let is_pinned = |digest: &_, row: &IndexRow| session.is_pinned(digest, row);
+        let plan = Plan::make(&self.store, tree, now, until, &is_pinned)?;
         if plan.len() > ROWS_AT_ONCE {
-            let session = terms.session.clone();
+            let session = session.clone();
             self.writer.lock_in_slices(plan, move || refuse_ended(&session))?;
         }
         Ok(())
@@ -125,6 +135,18 @@ impl Repository {
         if body.session_nonce != session.terms.nonce || body.source != session.terms.source {
             return bad("the record was made for another session or source");
         }
+        self.check_root(namespace, session, body)
+    }
+
+    /// The root must be known to the session, and the record must say of its tree what was counted
+    /// here.
+    pub(super) fn check_root(
+        &self,
+        namespace: &Namespace,
+        session: &Session,
+        body: &RecordBody,
+    ) -> Result<(), ServerError> {
+        let bad = |message: &str| Err(ServerError::peer(ErrorCode::BadRecord, message));
         let row = self.store.lookup(namespace.number, &[body.root])?.pop().flatten();
         let is_known = |row: &IndexRow| row.is_usable() && session.is_pinned(&body.root, row);
         let Some(row) = row.filter(is_known) else {
@@ -252,7 +274,7 @@ impl CommitTerms {
 }
 
 /// The pins of a session that has ended protect nothing any more.
-fn refuse_ended(session: &Session) -> Result<(), ServerError> {
+pub(super) fn refuse_ended(session: &Session) -> Result<(), ServerError> {
     if session.is_live() {
         return Ok(());
     }
@@ -262,7 +284,7 @@ fn refuse_ended(session: &Session) -> Result<(), ServerError> {
     ))
 }
 
-fn next_commit(decision: &mut Decision<'_>) -> Result<u64, ServerError> {
+pub(super) fn next_commit(decision: &mut Decision<'_>) -> Result<u64, ServerError> {
     let commit = read_counter(decision.store, COMMIT_COUNTER)?.saturating_add(1);
     let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_add(1);
     decision.batch.put(Family::Ledger, COMMIT_COUNTER, commit.to_be_bytes());

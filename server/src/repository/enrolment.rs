@@ -314,29 +314,44 @@ impl Repository {
         if !contents.ledger_keys.contains(&self.keys.ledger_public()) {
             return refuse("the descriptor does not name this server's ledger key".into());
         }
+        // A key has one owner: a descriptor that names the writer's own would outlive its revocation.
+        if pin_of_ed25519(&contents.access_key) == request.tls_key {
+            return refuse("the descriptor's access key is in use already".into());
+        }
+        self.insert_namespace(decision, name.clone(), principal, descriptor)
+    }
+
+    /// Adds a namespace with its first descriptor here and this server's policy.
+    pub(super) fn insert_namespace(
+        &self,
+        decision: &mut Decision<'_>,
+        name: Label,
+        actor: PrincipalId,
+        descriptor: VerifiedDescriptor,
+    ) -> Result<NamespaceId, ServerError> {
+        let refuse = |message: &str| Err(ServerError::peer(ErrorCode::BadDescriptor, message));
+        let contents = descriptor.contents();
         let namespace = descriptor.namespace();
         let taken = self.registry.namespace(&namespace).is_some()
-            || self.registry.namespace_named(name).is_some();
+            || self.registry.namespace_named(&name).is_some();
         if taken {
-            return refuse("a namespace of this name or id exists already".into());
+            return refuse("a namespace of this name or id exists already");
         }
-        // A key has one owner: a descriptor that names somebody else's would shut him out, and one
-        // that names the writer's own would outlive its revocation.
-        let access_pin = pin_of_ed25519(&contents.access_key);
-        if self.registry.principal(&access_pin).is_some() || access_pin == request.tls_key {
-            return refuse("the descriptor's access key is in use already".into());
+        // A key has one owner: a descriptor that names somebody else's would shut him out.
+        if self.registry.principal(&pin_of_ed25519(&contents.access_key)).is_some() {
+            return refuse("the descriptor's access key is in use already");
         }
         let last = decision.store.last(Family::Namespaces, &[])?;
         let last = last.and_then(|(key, _)| key.try_into().ok()).map_or(0, u32::from_be_bytes);
         let number = last.saturating_add(1);
         let policy = self.config.retention.policy();
         let rule = policy.rule;
-        let row = NamespaceRow { namespace, name: name.clone(), policy, is_dropped: false };
+        let row = NamespaceRow { namespace, name, policy, is_dropped: false };
         let key = descriptor_key(number, contents.version);
         decision.batch.put(Family::Namespaces, NamespaceRow::key(number), row.encode());
         decision.batch.put(Family::Descriptors, key, descriptor.encoded());
         let event = Event::NamespaceCreated { descriptor: descriptor.digest(), rule };
-        decision.enter(principal, namespace, event);
+        decision.enter(actor, namespace, event);
         self.registry.add_namespace(Namespace { number, row, descriptor });
         Ok(namespace)
     }

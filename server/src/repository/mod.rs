@@ -14,12 +14,16 @@
 //! | `retention.rs` | retain, hold, release, policy, drop a namespace |
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
 //! | `quota.rs` | what a namespace holds and may hold |
+//! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
+//! | `replicated.rs` | commit of a snapshot that a primary has |
 
 pub mod clock;
 pub mod commit;
 pub mod enrolment;
 pub mod proposals;
 pub mod quota;
+pub mod replicated;
+pub mod replication;
 pub mod retention;
 pub mod snapshots;
 pub mod upload;
@@ -39,6 +43,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::durable;
 use crate::error::ServerError;
+use crate::followers::Followers;
 use crate::ledger::Ledger;
 use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
@@ -94,6 +99,8 @@ pub struct Repository {
     identification: Identification,
     config: Config,
     readers: Arc<Readers>,
+    followers: Arc<Followers>,
+    folder: PathBuf,
     /// Last, so that it ends after nobody can ask it for anything.
     writer: Arc<Writer>,
 }
@@ -218,6 +225,8 @@ impl Repository {
             keys,
             identification,
             readers: Arc::new(Readers::default()),
+            followers: Arc::new(Followers::default()),
+            folder: folder.to_path_buf(),
             config,
             writer: Arc::new(writer),
         };
@@ -258,6 +267,16 @@ impl Repository {
     /// Who streams envelopes now; each holds a thread.
     pub fn readers(&self) -> &Arc<Readers> {
         &self.readers
+    }
+
+    /// How following each primary goes.
+    pub fn followers(&self) -> &Arc<Followers> {
+        &self.followers
+    }
+
+    /// The data folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Live sessions and their pins.

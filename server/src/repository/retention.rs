@@ -99,7 +99,7 @@ impl Repository {
     /// Locks the nodes of a snapshot as far as its new lock will need, in slices, so that a huge
     /// tree keeps no other decision waiting. A day more makes up for the time until the decision.
     /// If that is refused after all, the nodes stay locked for longer, which harms nobody.
-    fn lock_ahead_of(
+    pub(super) fn lock_ahead_of(
         &self,
         namespace: &Arc<Namespace>,
         record: &RecordDigest,
@@ -245,7 +245,7 @@ impl Found {
     }
 
     /// Writes a lock that is not weaker than the one before: nodes and row in one batch.
-    fn set_lock(
+    pub(super) fn set_lock(
         &mut self,
         decision: &mut Decision<'_>,
         namespace: &Namespace,

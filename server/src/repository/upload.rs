@@ -94,17 +94,27 @@ impl Repository {
         let session = self.session(principal, namespace, session)?;
         self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
         let namespace = self.namespace(namespace)?;
-        let answers = loop {
-            let move_count = self.sessions.move_count();
-            let answers = self.pin_known(&namespace, &session, digests)?;
-            if self.sessions.move_count() == move_count {
-                break answers;
-            }
-        };
+        let answers = self.find_and_pin(&namespace, &session, digests)?;
         let hit_count: u64 = answers.iter().map(|answer| u64::from(*answer)).sum();
         self.metrics.envelopes_deduplicated.inc_by(hit_count);
         session.count_hits(hit_count);
         Ok(answers)
+    }
+
+    /// What is known of `digests`, pinned where it lies now.
+    pub(super) fn find_and_pin(
+        &self,
+        namespace: &Namespace,
+        session: &Session,
+        digests: &[SealedDigest],
+    ) -> Result<Vec<u8>, ServerError> {
+        loop {
+            let move_count = self.sessions.move_count();
+            let answers = self.pin_known(namespace, session, digests)?;
+            if self.sessions.move_count() == move_count {
+                return Ok(answers);
+            }
+        }
     }
 
     /// Finds and pins, behind the gate.

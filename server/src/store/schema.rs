@@ -53,11 +53,13 @@ pub enum Family {
     Clock,
     Ledger,
     Counters,
+    Primaries,
+    Pending,
 }
 
 impl Family {
     /// Every family, in the order in which they are created.
-    pub const ALL: [Family; 17] = [
+    pub const ALL: [Family; 19] = [
         Family::Index,
         Family::Inbox,
         Family::Locks,
@@ -75,6 +77,8 @@ impl Family {
         Family::Clock,
         Family::Ledger,
         Family::Counters,
+        Family::Primaries,
+        Family::Pending,
     ];
 
     /// Name of the family on disk.
@@ -97,6 +101,8 @@ impl Family {
             Family::Clock => "clock",
             Family::Ledger => "ledger",
             Family::Counters => "counters",
+            Family::Primaries => "primaries",
+            Family::Pending => "pending",
         }
     }
 

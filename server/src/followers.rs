@@ -1,0 +1,107 @@
+//! How following each primary goes: state in memory, for `replica status` and metrics. What must
+//! survive a restart is in the rows (`replica_rows.rs`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
+
+/// How it stands with a primary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FollowState {
+    /// No server runs on the folder, or it has not asked the primary yet.
+    #[default]
+    Waiting,
+    /// Everything that the primary's ledger showed last is here.
+    InSync,
+    /// There is more to fetch.
+    CatchingUp,
+    /// Something of the primary could not be taken over; it is tried again.
+    Failing,
+    /// The primary cannot be reached.
+    Unreachable,
+    /// The primary does not know this server any more.
+    Revoked,
+    /// Paused by command.
+    Paused,
+    /// The primary's history is not the one that was seen.
+    Refused,
+}
+
+/// What is known in memory of one primary.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// How it stands.
+    pub state: FollowState,
+    /// When this server began to follow it, by the machine's clock.
+    pub began: Duration,
+    /// When it had everything last, by the machine's clock; nothing since the start.
+    pub in_sync_at: Option<Duration>,
+    /// When the primary answered last, milliseconds since 1970; 0 since the start.
+    pub contact_ms: u64,
+    /// Entries of the primary's newest checkpoint.
+    pub known_entries: u64,
+    /// Bytes of envelopes that came from it since the start.
+    pub received_bytes: u64,
+    /// What went wrong last, in plain words; empty, if nothing did since all went well.
+    pub trouble: String,
+}
+
+/// A primary, for `replica list` and `replica status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PrimaryStatus {
+    /// Its name here.
+    pub name: Label,
+    /// Where it is asked.
+    pub addresses: String,
+    /// Its ledger key.
+    pub ledger_key: PublicKey,
+    /// What this server is enrolled as there.
+    pub principal: PrincipalId,
+    /// Namespaces that are followed, by their names there; all, where it is empty.
+    pub only: Vec<Label>,
+    /// How it stands.
+    pub state: FollowState,
+    /// Entries of its ledger that are taken over.
+    pub followed_entries: u64,
+    /// Entries of its newest checkpoint.
+    pub known_entries: u64,
+    /// Snapshots whose trees are not here yet.
+    pub pending_snapshots: u64,
+    /// Bytes of their trees, what is here already included.
+    pub pending_bytes: u64,
+    /// How long ago this server had everything; nothing, if not since it was started.
+    pub lag_seconds: Option<u64>,
+    /// When the primary answered last, milliseconds since 1970; 0 if not since the start.
+    pub contact_ms: u64,
+    /// Bytes of envelopes that came from it since the start.
+    pub received_bytes: u64,
+    /// What went wrong last, in plain words.
+    pub trouble: String,
+}
+
+/// Progress of all primaries.
+#[derive(Debug, Default)]
+pub struct Followers {
+    progress: Mutex<BTreeMap<Label, Progress>>,
+}
+
+impl Followers {
+    /// What is known of a primary.
+    pub fn progress(&self, name: &Label) -> Progress {
+        self.progress.lock().get(name).cloned().unwrap_or_default()
+    }
+
+    /// Changes what is known.
+    pub fn note(&self, name: &Label, change: impl FnOnce(&mut Progress)) {
+        change(self.progress.lock().entry(name.clone()).or_default());
+    }
+
+    /// Forgets a primary.
+    pub fn forget(&self, name: &Label) {
+        self.progress.lock().remove(name);
+    }
+}

@@ -1,0 +1,137 @@
+//! How this server becomes a replica of another: `strongroomd replica add`.
+//!
+//! 1. Keys for this primary are written (`keys.rs`). *Crash: they wait for the next try.*
+//! 2. The primary is asked who it is; its TLS key and ledger key must be those of the token.
+//! 3. The token is proven on the same connection. *Crash: the primary has a principal that nobody
+//!    uses; the same command with the same token goes on from here.*
+//! 4. The primary's row and the ledger entry, in one decision. *From here on it is followed.*
+
+use std::sync::Arc;
+
+use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::Label;
+use strongroom_protocol::limits::{ANSWER_MAX_BYTES, PRIMARY_FILTER_MAX, PROTOCOL_VERSION};
+use strongroom_protocol::merkle::Frontier;
+use strongroom_protocol::message::{EnrollAnswer, Identity};
+use strongroom_protocol::role::Role;
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::{EnrollRequest, Token};
+
+use super::error::ReplicaError;
+use super::keys::PrimaryKeys;
+use super::peer::{Peer, parse_json};
+use super::throttle::Throttle;
+use crate::error::ServerError;
+use crate::replica_rows::PrimaryRow;
+use crate::repository::Repository;
+use crate::stop::Stop;
+
+/// What an operator asks for.
+#[derive(Debug, Clone)]
+pub struct NewPrimary {
+    /// The token's text, made by the primary for role `replica`.
+    pub token: String,
+    /// What to call the primary; its first host name, where nothing is said.
+    pub name: Option<Label>,
+    /// Namespaces to follow, by their names there; all, where it is empty.
+    pub only: Vec<Label>,
+}
+
+/// Enrols at a primary and begins to follow it; gives its name here.
+pub async fn add(
+    repository: &Arc<Repository>,
+    wanted: NewPrimary,
+    stop: Stop,
+) -> Result<Label, ReplicaError> {
+    let token = Token::from_text(&wanted.token)
+        .map_err(|error| operator(format!("{error}: copy the whole token")))?;
+    if token.role != Role::Replica {
+        return Err(operator(format!(
+            "the token is for role {}; make one with: strongroomd token --data DIR --role replica",
+            token.role
+        )));
+    }
+    let name = match wanted.name {
+        Some(name) => name,
+        None => name_of(&token.addresses)?,
+    };
+    let is_known = |row: &PrimaryRow| row.name == name;
+    if repository.primaries()?.iter().any(is_known) {
+        return Err(operator(format!("primary {name} is followed already; give another --name")));
+    }
+    if u32::try_from(wanted.only.len()).map_or(true, |count| count > PRIMARY_FILTER_MAX) {
+        return Err(operator(format!("--only takes at most {PRIMARY_FILTER_MAX} names")));
+    }
+    let keys = PrimaryKeys::load_or_create(repository.folder(), &name)?;
+    let throttle = Arc::new(Throttle::new(0));
+    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, stop)?;
+    let (ledger_key, answer) = enrol(&peer, &keys, &token).await?;
+    let row = PrimaryRow {
+        name: name.clone(),
+        addresses: token.addresses,
+        tls_key: token.tls_key,
+        ledger_key,
+        principal: answer.principal,
+        only: wanted.only,
+        is_paused: false,
+        is_refused: false,
+        checkpoint: String::new(),
+        followed: Frontier::default(),
+        clock_seconds: 0,
+        owes_entry: false,
+    };
+    let adding = repository.clone();
+    let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;
+    added.map_err(|error| ServerError::Bug(error.to_string()))??;
+    Ok(name)
+}
+
+async fn enrol(
+    peer: &Peer,
+    keys: &PrimaryKeys,
+    token: &Token,
+) -> Result<(strongroom_protocol::id::PublicKey, EnrollAnswer), ReplicaError> {
+    let mut connection = peer.connect().await?;
+    let (route, max) = (Route::Identity, u64::from(ANSWER_MAX_BYTES));
+    let said = peer.call_on(&mut connection, &route, bytes::Bytes::new(), max).await?;
+    let said: Identity = parse_json(&route, &said)?;
+    if said.protocol != PROTOCOL_VERSION {
+        return Err(ReplicaError::Wrong(format!("it speaks version {}", said.protocol)));
+    }
+    if *blake3::hash(&said.ledger_key.0).as_bytes() != token.ledger_key_digest {
+        let message = "its ledger key is not the one that the token names";
+        return Err(ReplicaError::Wrong(message.into()));
+    }
+    let request = EnrollRequest {
+        token: token.id,
+        tls_key: keys.tls_key_digest,
+        signing_key: keys.signing_key,
+        display_name: "replica".into(),
+        descriptor: Vec::new(),
+    };
+    let body = request.encode(&token.secret, connection.exporter());
+    let route = Route::Enroll;
+    let answer = match peer.call_on(&mut connection, &route, body.into(), max).await {
+        Err(ReplicaError::Primary(body)) if body.code == ErrorCode::BadToken => {
+            return Err(operator(body.message));
+        }
+        answer => answer?,
+    };
+    let answer: EnrollAnswer = parse_json(&route, &answer)?;
+    if answer.role != Role::Replica || answer.ledger_key != said.ledger_key {
+        let message = "it enrolled this server as something else than the token says";
+        return Err(ReplicaError::Wrong(message.into()));
+    }
+    Ok((said.ledger_key, answer))
+}
+
+/// The first host name of a token's addresses, where that is a name that can be typed.
+fn name_of(addresses: &str) -> Result<Label, ReplicaError> {
+    let first = addresses.split(',').next().unwrap_or_default();
+    let host = first.rsplit_once(':').map_or(first, |(host, _)| host).to_ascii_lowercase();
+    host.parse().map_err(|_| operator("give the primary a name with --name NAME".into()))
+}
+
+fn operator(message: String) -> ReplicaError {
+    ReplicaError::Here(ServerError::Operator(message))
+}

@@ -1,0 +1,85 @@
+//! What this server shows a primary: a TLS key and a signing key of their own for each, so that
+//! primaries cannot tell each other who follows them, and one is revoked without the others.
+//!
+//! Files below `keys/primaries/NAME/`, mode 0600, written before they are enrolled. *Crash before
+//! the enrolment: the next `replica add` of that name uses them. Crash after it: the same token is
+//! answered again, because the keys are the same.*
+
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::SigningKey;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use strongroom_protocol::id::{Label, PublicKey, TlsKeyDigest};
+
+use crate::durable;
+use crate::error::ServerError;
+use crate::server_keys::{pin_of_certificate, random_bytes};
+
+/// The keys for one primary.
+pub struct PrimaryKeys {
+    /// Private key of the certificate.
+    pub tls_key: PrivateKeyDer<'static>,
+    /// Self-signed.
+    pub certificate: CertificateDer<'static>,
+    /// What the primary pins.
+    pub tls_key_digest: TlsKeyDigest,
+    /// Public half of the signing key.
+    pub signing_key: PublicKey,
+}
+
+impl PrimaryKeys {
+    /// Loads the keys for a primary, or makes them.
+    pub fn load_or_create(folder: &Path, primary: &Label) -> Result<Self, ServerError> {
+        let folder = folder_of(folder, primary);
+        if !folder.join("signing.key").exists() {
+            Self::create(&folder)?;
+        }
+        Self::load(&folder)
+    }
+
+    /// Removes the keys for a primary.
+    pub fn remove(folder: &Path, primary: &Label) -> Result<(), ServerError> {
+        let folder = folder_of(folder, primary);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(ServerError::file(format!("remove {}", folder.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn create(folder: &Path) -> Result<(), ServerError> {
+        let bad = |error: rcgen::Error| ServerError::Bug(format!("make certificate: {error}"));
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(bad)?;
+        let params = CertificateParams::new(vec!["strongroom".into()]).map_err(bad)?;
+        let certificate = params.self_signed(&key).map_err(bad)?;
+        durable::make_folder(folder)?;
+        durable::write(&folder.join("tls.key"), key.serialize_pem().as_bytes())?;
+        durable::write(&folder.join("tls.crt"), certificate.pem().as_bytes())?;
+        // Last, because its presence says that all are there.
+        durable::write(&folder.join("signing.key"), &random_bytes::<32>()?)
+    }
+
+    fn load(folder: &Path) -> Result<Self, ServerError> {
+        let bad = || {
+            let message = "keys are not readable; remove the primary and add it again";
+            ServerError::Operator(format!("{}: {message}", folder.display()))
+        };
+        let key = durable::read(&folder.join("tls.key"))?;
+        let tls_key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| bad())?;
+        let certificate = durable::read(&folder.join("tls.crt"))?;
+        let certificate =
+            CertificateDer::from_pem_slice(&certificate).map_err(|_| bad())?.into_owned();
+        let seed = durable::read(&folder.join("signing.key"))?;
+        let seed: [u8; 32] = seed.try_into().map_err(|_| bad())?;
+        let signing_key = PublicKey(SigningKey::from_bytes(&seed).verifying_key().to_bytes());
+        let tls_key_digest = pin_of_certificate(&certificate).ok_or_else(bad)?;
+        Ok(Self { tls_key, certificate, tls_key_digest, signing_key })
+    }
+}
+
+fn folder_of(folder: &Path, primary: &Label) -> PathBuf {
+    folder.join("keys/primaries").join(primary.as_str())
+}

@@ -1,0 +1,260 @@
+//! This server as the replica of others: it asks, and they have no credential for it.
+//!
+//! One task a primary looks at it now and then (`follow.rs`). What it finds becomes decisions of
+//! this server (`repository/replication.rs`, `repository/replicated.rs`); the tasks themselves keep
+//! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
+//! captured primary can do.
+//!
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`.
+
+pub mod enrol;
+pub mod error;
+mod follow;
+mod keys;
+mod peer;
+mod throttle;
+mod tree;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use strongroom_protocol::id::Label;
+use strongroom_protocol::limits::CHECKPOINT_MAX_BYTES;
+use strongroom_protocol::route::Route;
+use tokio::task::JoinSet;
+
+use self::error::ReplicaError;
+use self::follow::Follower;
+use self::keys::PrimaryKeys;
+use self::peer::Peer;
+use self::throttle::Throttle;
+use crate::error::ServerError;
+use crate::followers::FollowState;
+use crate::replica_rows::PrimaryRow;
+use crate::repository::Repository;
+use crate::server_keys::random_bytes;
+use crate::stop::Stop;
+
+/// New primaries are found within this time.
+const TICK: Duration = Duration::from_millis(500);
+/// A primary that fails is asked again after at most this, and half as much at random.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Follows all primaries until `stop` says so.
+pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
+    let rate = repository.config().replica.bytes_per_second.0;
+    let throttle = Arc::new(Throttle::new(rate));
+    let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
+    loop {
+        while let Some(ended) = tasks.try_join_next_with_id() {
+            let id = match ended {
+                Ok((id, ())) => id,
+                Err(error) => {
+                    tracing::error!(%error, "following a primary ended badly");
+                    error.id()
+                }
+            };
+            running.retain(|_, running| *running != id);
+        }
+        for name in names(&repository).await {
+            if !running.contains_key(&name) {
+                let task = follow(repository.clone(), name.clone(), throttle.clone(), stop.clone());
+                running.insert(name, tasks.spawn(task).id());
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            () = stop.wait() => break,
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Removes a primary and the keys that were shown to it.
+pub fn remove(repository: &Repository, name: &Label) -> Result<(), ServerError> {
+    repository.remove_primary(name)?;
+    PrimaryKeys::remove(repository.folder(), name)?;
+    let metrics = &repository.metrics().replica;
+    for gauge in
+        [&metrics.lag, &metrics.pending_snapshots, &metrics.pending_bytes, &metrics.refused]
+    {
+        // It is an error only if it never had a value.
+        let _ = gauge.remove_label_values(&[name.as_str()]);
+    }
+    Ok(())
+}
+
+/// Runs `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ReplicaError> + Send + 'static,
+) -> Result<T, ReplicaError> {
+    let outcome = tokio::task::spawn_blocking(work).await;
+    outcome.unwrap_or_else(|error| Err(ServerError::Bug(error.to_string()).into()))
+}
+
+async fn names(repository: &Arc<Repository>) -> Vec<Label> {
+    let repository = repository.clone();
+    match blocking(move || Ok(repository.primaries()?)).await {
+        Ok(rows) => rows.into_iter().map(|row| row.name).collect(),
+        Err(error) => {
+            tracing::error!(%error, "primaries cannot be read");
+            Vec::new()
+        }
+    }
+}
+
+/// Follows one primary until it is removed or `stop` says so.
+async fn follow(
+    repository: Arc<Repository>,
+    name: Label,
+    throttle: Arc<Throttle>,
+    mut stop: Stop,
+) {
+    let began = repository.clock().monotonic();
+    repository.followers().note(&name, |progress| progress.began = began);
+    let (mut follower, mut failures) = (None, 0u32);
+    loop {
+        let (reading, wanted) = (repository.clone(), name.clone());
+        let Ok(row) = blocking(move || Ok(reading.primary(&wanted)?)).await else { return };
+        let is_asked = !row.is_paused && !row.is_refused;
+        if is_asked {
+            let (throttle, stopping) = (throttle.clone(), stop.clone());
+            let outcome = match follower.take() {
+                Some(follower) => Ok(follower),
+                None => open(&repository, &row, throttle, stopping),
+            };
+            let outcome = match outcome {
+                Ok(mut opened) => {
+                    let outcome = opened.look().await;
+                    follower = Some(opened);
+                    outcome
+                }
+                Err(error) => Err(error),
+            };
+            failures = if outcome.is_ok() { 0 } else { failures.saturating_add(1) };
+            if let Err(ReplicaError::Stopping) = outcome {
+                return;
+            }
+            settle(&repository, &row, follower.as_ref(), outcome).await;
+        } else {
+            follower = None;
+        }
+        show(&repository, &name).await;
+        let pause = pause_after(repository.config().replica.poll_interval.0, failures);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.wait() => return,
+        }
+    }
+}
+
+fn open(
+    repository: &Arc<Repository>,
+    row: &PrimaryRow,
+    throttle: Arc<Throttle>,
+    stop: Stop,
+) -> Result<Follower, ReplicaError> {
+    let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
+    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
+    Ok(Follower::new(repository.clone(), row.name.clone(), Arc::new(peer)))
+}
+
+/// Says what came of a look: in memory, in the log, and on record where the history is wrong.
+async fn settle(
+    repository: &Arc<Repository>,
+    row: &PrimaryRow,
+    follower: Option<&Follower>,
+    outcome: Result<Option<String>, ReplicaError>,
+) {
+    let (name, now) = (&row.name, repository.clock().monotonic());
+    let (state, trouble) = match &outcome {
+        Ok(None) => (FollowState::InSync, String::new()),
+        Ok(Some(trouble)) => (FollowState::Failing, trouble.clone()),
+        Err(error) => {
+            let state = match error {
+                ReplicaError::Unreachable(_) => FollowState::Unreachable,
+                ReplicaError::History { .. } => FollowState::Refused,
+                error if error.is_revoked() => FollowState::Revoked,
+                _ => FollowState::Failing,
+            };
+            (state, error.to_string())
+        }
+    };
+    if let Err(error) = &outcome {
+        repository.metrics().replica.failures.with_label_values(&[name.as_str()]).inc();
+        let before = repository.followers().progress(name).trouble;
+        if before != trouble {
+            tracing::warn!(primary = %name, %error, "a primary could not be followed");
+        }
+    }
+    repository.followers().note(name, |progress| {
+        progress.state = state;
+        progress.trouble = trouble;
+        if state == FollowState::InSync {
+            progress.in_sync_at = Some(now);
+        }
+    });
+    let Err(ReplicaError::History { known, shown_size }) = outcome else { return };
+    tracing::error!(
+        primary = %name, known_size = known.size, shown_size,
+        "ALARM: the primary was rolled back or shows another history; it is followed no more"
+    );
+    let (refusing, primary) = (repository.clone(), name.clone());
+    let refused =
+        blocking(move || Ok(refusing.refuse_primary(&primary, &known, shown_size)?)).await;
+    if let Err(error) = refused {
+        tracing::error!(primary = %name, %error, "the refusal was not written");
+    }
+    if let Some(follower) = follower {
+        let (route, note) = (Route::ReportHead, Bytes::from(row.checkpoint.clone()));
+        let told = follower.peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
+        if let Err(error) = told {
+            tracing::warn!(primary = %name, %error, "the primary was not told which head is known");
+        }
+    }
+}
+
+/// Refreshes the gauges of a primary.
+async fn show(repository: &Arc<Repository>, name: &Label) {
+    let reading = repository.clone();
+    let Ok(statuses) = blocking(move || Ok(reading.primary_statuses()?)).await else { return };
+    let Some(status) = statuses.into_iter().find(|status| status.name == *name) else { return };
+    let (metrics, label) = (&repository.metrics().replica, [name.as_str()]);
+    let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let began = repository.followers().progress(name).began;
+    let since_began = repository.clock().monotonic().saturating_sub(began).as_secs();
+    let lag = status.lag_seconds.unwrap_or(since_began);
+    metrics.lag.with_label_values(&label).set(gauge(lag));
+    metrics.pending_snapshots.with_label_values(&label).set(gauge(status.pending_snapshots));
+    metrics.pending_bytes.with_label_values(&label).set(gauge(status.pending_bytes));
+    let is_refused = status.state == FollowState::Refused;
+    metrics.refused.with_label_values(&label).set(i64::from(is_refused));
+}
+
+/// The poll interval; longer after failures, and then shortened at random by up to half.
+fn pause_after(poll: Duration, failures: u32) -> Duration {
+    if failures == 0 {
+        return poll;
+    }
+    let longest = poll.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX));
+    let longest = longest.min(RETRY_MAX.max(poll));
+    let [random] = random_bytes::<1>().unwrap_or([255]);
+    longest.mul_f64(0.5 + f64::from(random) / 510.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures_and_stay_bounded() {
+        let poll = Duration::from_secs(1);
+        assert_eq!(pause_after(poll, 0), poll);
+        for failures in 1..100 {
+            let pause = pause_after(poll, failures);
+            assert!(pause <= RETRY_MAX && pause >= poll, "{pause:?} after {failures}");
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Requests to a primary: HTTP/1.1 over TLS 1.3 with the pinned key, a few connections that are
+//! used again, a bound on every wait and every answer.
+//!
+//! All requests but the enrolment may be repeated, so one that fails on a connection that had been
+//! idle is sent once more on a new one. Every wait ends at once when this server stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{CONTENT_LENGTH, HOST};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use serde::de::DeserializeOwned;
+use strongroom_protocol::error::ErrorBody;
+use strongroom_protocol::frame::FrameDecoder;
+use strongroom_protocol::id::{NamespaceId, SealedDigest, TlsKeyDigest};
+use strongroom_protocol::limits::{ANSWER_MAX_BYTES, CONTROL_MAX_BYTES};
+use strongroom_protocol::route::Route;
+use strongroom_protocol::token::EXPORTER_LABEL;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::error::ReplicaError;
+use super::keys::PrimaryKeys;
+use super::throttle::Throttle;
+use crate::stop::Stop;
+use crate::tls::client_config;
+
+/// TCP and TLS handshake with one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a request to the head of its answer, and between two pieces of its body.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A primary, as it is reached.
+pub struct Peer {
+    addresses: Vec<String>,
+    tls: Arc<ClientConfig>,
+    idle: Mutex<Vec<Connection>>,
+    throttle: Arc<Throttle>,
+    stop: Stop,
+}
+
+/// An open connection.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+    exporter: [u8; 32],
+}
+
+/// Envelopes that arrive, in the order in which they were asked for. Nothing of them is checked.
+pub struct Reading<'a> {
+    peer: &'a Peer,
+    connection: Option<Connection>,
+    body: Incoming,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    /// A primary at `addresses` (`host:port`, several with commas), whose TLS key has this pin.
+    pub fn new(
+        addresses: &str,
+        keys: &PrimaryKeys,
+        pin: TlsKeyDigest,
+        throttle: Arc<Throttle>,
+        stop: Stop,
+    ) -> Result<Self, ReplicaError> {
+        let addresses = addresses.split(',').map(|address| address.trim().to_owned()).collect();
+        let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), pin)?;
+        Ok(Self { addresses, tls, idle: Mutex::default(), throttle, stop })
+    }
+
+    /// Opens a connection to the first address that answers.
+    pub async fn connect(&self) -> Result<Connection, ReplicaError> {
+        let mut last = ReplicaError::Unreachable("no address is known".into());
+        for address in &self.addresses {
+            let attempt = timeout(CONNECT_TIMEOUT, handshake(address, self.tls.clone()));
+            match self.unless_stopping(attempt).await? {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => last = error,
+                Err(_) => {
+                    let message = format!("{address} does not answer in time");
+                    last = ReplicaError::Unreachable(message);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Sends a request and reads its whole answer, at most `max_bytes`.
+    pub async fn call(
+        &self,
+        route: &Route,
+        query: &str,
+        body: Bytes,
+        max_bytes: u64,
+    ) -> Result<Bytes, ReplicaError> {
+        let (connection, answer) = self.exchange(route, query, body).await?;
+        let bytes = self.whole(answer.into_body(), max_bytes).await?;
+        self.idle.lock().push(connection);
+        Ok(bytes)
+    }
+
+    /// Sends a request on this connection, once, and reads its whole answer.
+    pub async fn call_on(
+        &self,
+        connection: &mut Connection,
+        route: &Route,
+        body: Bytes,
+        max_bytes: u64,
+    ) -> Result<Bytes, ReplicaError> {
+        let answer = self.send(connection, route, "", body).await?;
+        self.whole(answer.into_body(), max_bytes).await
+    }
+
+    /// Asks for a JSON answer.
+    pub async fn json<T: DeserializeOwned>(
+        &self,
+        route: &Route,
+        query: &str,
+    ) -> Result<T, ReplicaError> {
+        let bytes = self.call(route, query, Bytes::new(), u64::from(ANSWER_MAX_BYTES)).await?;
+        parse_json(route, &bytes)
+    }
+
+    /// Asks for envelopes.
+    pub async fn read(
+        &self,
+        namespace: NamespaceId,
+        digests: &[SealedDigest],
+    ) -> Result<Reading<'_>, ReplicaError> {
+        let mut body = BytesMut::with_capacity(digests.len().saturating_mul(SealedDigest::BYTES));
+        for digest in digests {
+            body.extend_from_slice(&digest.0);
+        }
+        let (connection, answer) =
+            self.exchange(&Route::Read(namespace), "", body.freeze()).await?;
+        let (body, decoder) = (answer.into_body(), FrameDecoder::default());
+        Ok(Reading { peer: self, connection: Some(connection), body, decoder })
+    }
+
+    /// Sends on an idle connection, or on a new one.
+    async fn exchange(
+        &self,
+        route: &Route,
+        query: &str,
+        body: Bytes,
+    ) -> Result<(Connection, Response<Incoming>), ReplicaError> {
+        let idle = self.idle.lock().pop();
+        if let Some(mut connection) = idle.filter(|idle| !idle.sender.is_closed()) {
+            match self.send(&mut connection, route, query, body.clone()).await {
+                Ok(answer) => return Ok((connection, answer)),
+                Err(ReplicaError::Unreachable(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut connection = self.connect().await?;
+        let answer = self.send(&mut connection, route, query, body).await?;
+        Ok((connection, answer))
+    }
+
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        route: &Route,
+        query: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ReplicaError> {
+        let path = route.path();
+        let target = if query.is_empty() { path } else { format!("{path}?{query}") };
+        let request = Request::builder()
+            .method(route.method())
+            .uri(target)
+            .header(HOST, &connection.host)
+            .header(CONTENT_LENGTH, body.len())
+            .body(Full::new(body))
+            .map_err(|error| ReplicaError::Wrong(format!("request: {error}")))?;
+        let exchange = async {
+            connection.sender.ready().await?;
+            connection.sender.send_request(request).await
+        };
+        let answer = match self.unless_stopping(timeout(ANSWER_TIMEOUT, exchange)).await? {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                let message = format!("connection broke during {}: {error}", route.name());
+                return Err(ReplicaError::Unreachable(message));
+            }
+            Err(_) => {
+                let message = format!("no answer to {} in time", route.name());
+                return Err(ReplicaError::Unreachable(message));
+            }
+        };
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return Ok(answer);
+        }
+        let body = self.whole(answer.into_body(), u64::from(CONTROL_MAX_BYTES)).await?;
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(error) => Err(ReplicaError::Primary(Box::new(error))),
+            Err(_) => Err(ReplicaError::Wrong(format!("{} answers {status}", route.name()))),
+        }
+    }
+
+    async fn whole(&self, mut body: Incoming, max_bytes: u64) -> Result<Bytes, ReplicaError> {
+        let mut whole = BytesMut::new();
+        while let Some(part) = self.next_part(&mut body).await? {
+            let length = whole.len().saturating_add(part.len());
+            if u64::try_from(length).map_or(true, |length| length > max_bytes) {
+                return Err(ReplicaError::Wrong("an answer is too long".into()));
+            }
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn next_part(&self, body: &mut Incoming) -> Result<Option<Bytes>, ReplicaError> {
+        loop {
+            let frame = self.unless_stopping(timeout(ANSWER_TIMEOUT, body.frame())).await?;
+            let frame = match frame {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(Some(Err(error))) => {
+                    let message = format!("an answer was cut off: {error}");
+                    return Err(ReplicaError::Unreachable(message));
+                }
+                Ok(None) => return Ok(None),
+                Err(_) => {
+                    return Err(ReplicaError::Unreachable("an answer stopped coming".into()));
+                }
+            };
+            if let Ok(part) = frame.into_data() {
+                return Ok(Some(part));
+            }
+        }
+    }
+
+    async fn unless_stopping<T>(&self, work: impl Future<Output = T>) -> Result<T, ReplicaError> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            outcome = work => Ok(outcome),
+            () = stop.wait() => Err(ReplicaError::Stopping),
+        }
+    }
+}
+
+impl Connection {
+    /// The TLS exporter, which an enrolment binds itself to.
+    pub fn exporter(&self) -> &[u8; 32] {
+        &self.exporter
+    }
+}
+
+impl Reading<'_> {
+    /// The next envelope, or nothing at the end of the answer.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ReplicaError> {
+        loop {
+            if let Some(envelope) = self.decoder.next_frame()? {
+                return Ok(Some(envelope));
+            }
+            let Some(part) = self.peer.next_part(&mut self.body).await? else {
+                self.decoder.finish()?;
+                self.peer.idle.lock().extend(self.connection.take());
+                return Ok(None);
+            };
+            self.peer.unless_stopping(self.peer.throttle.take(part.len())).await?;
+            self.decoder.push(&part);
+        }
+    }
+
+    /// Lets go of the memory that envelopes given so far share with what is still arriving.
+    pub fn detach(&mut self) {
+        self.decoder.detach();
+    }
+}
+
+/// Reads a JSON answer.
+pub fn parse_json<T: DeserializeOwned>(route: &Route, bytes: &[u8]) -> Result<T, ReplicaError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ReplicaError::Wrong(format!("answer to {}: {error}", route.name())))
+}
+
+async fn handshake(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, ReplicaError> {
+    let unreachable =
+        |error: std::io::Error| ReplicaError::Unreachable(format!("{address}: {error}"));
+    let socket = TcpStream::connect(address).await.map_err(unreachable)?;
+    socket.set_nodelay(true).map_err(unreachable)?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+        .map_err(|_| ReplicaError::Unreachable(format!("{address}: not HOST:PORT")))?;
+    let stream = TlsConnector::from(tls).connect(name, socket).await.map_err(unreachable)?;
+    let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
+    let exporter =
+        exporter.map_err(|error| ReplicaError::Unreachable(format!("TLS exporter: {error}")))?;
+    let (sender, driver) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| ReplicaError::Unreachable(format!("{address}: {error}")))?;
+    tokio::spawn(async move {
+        // Whoever waits for an answer sees the error; here it has no reader.
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "connection to a primary ended");
+        }
+    });
+    Ok(Connection { sender, host: address.to_owned(), exporter })
+}

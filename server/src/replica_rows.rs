@@ -1,0 +1,231 @@
+//! Rows of `meta/` that belong to replication.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | primaries | name | [`PrimaryRow`] |
+//! | pending | ledger key of the primary(32), leaf u64 | [`PendingRow`] |
+
+use strongroom_protocol::codec::{DecodeError, Reader, Writer};
+use strongroom_protocol::entry::{read_lock, write_lock};
+use strongroom_protocol::id::{
+    Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, TlsKeyDigest,
+};
+use strongroom_protocol::limits::{
+    ADDRESS_MAX_BYTES, CHECKPOINT_MAX_BYTES, LABEL_MAX_BYTES, PRIMARY_FILTER_MAX, PROOF_HASHES_MAX,
+    RECORD_MAX_BYTES,
+};
+use strongroom_protocol::merkle::Frontier;
+use strongroom_protocol::retention::Lock;
+
+const WHAT: &str = "primary row";
+
+/// A server that this one follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrimaryRow {
+    /// Its name here.
+    pub name: Label,
+    /// `host:port`, several with commas.
+    pub addresses: String,
+    /// Pin of its TLS key.
+    pub tls_key: TlsKeyDigest,
+    /// Its ledger's key, which names it everywhere.
+    pub ledger_key: PublicKey,
+    /// What this server is enrolled as there.
+    pub principal: PrincipalId,
+    /// Namespaces that are followed, by their names there; all, where it is empty.
+    pub only: Vec<Label>,
+    /// Nothing is asked while it is set.
+    pub is_paused: bool,
+    /// Its history is not the one that was seen; nothing is asked while it is set.
+    pub is_refused: bool,
+    /// Newest checkpoint that was proven to continue all before; empty before the first.
+    pub checkpoint: String,
+    /// The ledger up to the position: all entries before it are taken over.
+    pub followed: Frontier,
+    /// The latest time of its retention clock that an entry showed, seconds since 1970.
+    pub clock_seconds: u64,
+    /// Something was taken over since the own ledger named the primary's last.
+    pub owes_entry: bool,
+}
+
+/// A snapshot of a primary whose tree is not here yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingRow {
+    /// Where.
+    pub namespace: NamespaceId,
+    /// Which.
+    pub record_digest: RecordDigest,
+    /// Its lock there, as of the position.
+    pub lock: Lock,
+    /// It was forgotten there since.
+    pub is_forgotten: bool,
+    /// The verified record; empty where the primary did not give it.
+    pub record: Vec<u8>,
+}
+
+impl PrimaryRow {
+    /// Key of a primary.
+    pub fn key(name: &Label) -> Vec<u8> {
+        name.as_str().as_bytes().to_vec()
+    }
+
+    /// Who stands in this server's ledger for what a primary caused: an id that no enrolment gives.
+    pub fn actor(&self) -> PrincipalId {
+        derived_id("strongroom v1 primary", &self.ledger_key.0)
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RPM1");
+        out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
+        out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
+        out.count(self.only.len());
+        for name in &self.only {
+            out.bytes(name.as_str().as_bytes());
+        }
+        out.bool(self.is_paused).bool(self.is_refused).bytes(self.checkpoint.as_bytes());
+        out.count(self.followed.subtrees().len());
+        for (height, hash) in self.followed.subtrees() {
+            out.u32(*height).raw(hash);
+        }
+        out.u64(self.clock_seconds).bool(self.owes_entry);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(WHAT, bytes);
+        reader.magic(b"RPM1")?;
+        let name = read_label(&mut reader)?;
+        let addresses = reader.text(ADDRESS_MAX_BYTES)?.to_owned();
+        let tls_key = TlsKeyDigest(reader.array()?);
+        let ledger_key = PublicKey(reader.array()?);
+        let principal = PrincipalId(reader.array()?);
+        let mut only = Vec::new();
+        for _ in 0..reader.count(PRIMARY_FILTER_MAX)? {
+            only.push(read_label(&mut reader)?);
+        }
+        let (is_paused, is_refused) = (reader.bool()?, reader.bool()?);
+        let checkpoint = reader.text(CHECKPOINT_MAX_BYTES)?.to_owned();
+        let mut followed = Frontier::default();
+        for _ in 0..reader.count(PROOF_HASHES_MAX)? {
+            followed.push(reader.u32()?, reader.array()?);
+        }
+        let (clock_seconds, owes_entry) = (reader.u64()?, reader.bool()?);
+        reader.finish()?;
+        Ok(Self {
+            name,
+            addresses,
+            tls_key,
+            ledger_key,
+            principal,
+            only,
+            is_paused,
+            is_refused,
+            checkpoint,
+            followed,
+            clock_seconds,
+            owes_entry,
+        })
+    }
+}
+
+impl PendingRow {
+    /// Key of what entry `leaf` of a primary's ledger committed.
+    pub fn key(primary: &PublicKey, leaf: u64) -> Vec<u8> {
+        [&primary.0[..], &leaf.to_be_bytes()].concat()
+    }
+
+    /// The leaf in a key.
+    pub fn leaf_of(key: &[u8]) -> Result<u64, DecodeError> {
+        let bytes = key.last_chunk::<8>().ok_or(DecodeError::Short("pending key"))?;
+        Ok(u64::from_be_bytes(*bytes))
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RPN1");
+        out.raw(&self.namespace.0).raw(&self.record_digest.0);
+        write_lock(&mut out, &self.lock);
+        out.bool(self.is_forgotten).bytes(&self.record);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("pending row", bytes);
+        reader.magic(b"RPN1")?;
+        let row = Self {
+            namespace: NamespaceId(reader.array()?),
+            record_digest: RecordDigest(reader.array()?),
+            lock: read_lock(&mut reader)?,
+            is_forgotten: reader.bool()?,
+            record: reader.bytes(RECORD_MAX_BYTES)?.to_vec(),
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+/// Under which id the head of a replicated source is kept: not the writer's own, whose chain here
+/// is another.
+pub fn replicated_writer(primary: &PublicKey, writer: &PrincipalId) -> PrincipalId {
+    derived_id("strongroom v1 replicated head", &[&primary.0[..], &writer.0].concat())
+}
+
+fn derived_id(context: &str, material: &[u8]) -> PrincipalId {
+    let digest = blake3::derive_key(context, material);
+    let mut id = [0; 16];
+    id.copy_from_slice(digest.first_chunk::<16>().unwrap_or(&[0; 16]));
+    PrincipalId(id)
+}
+
+fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
+    reader.text(LABEL_MAX_BYTES)?.parse().map_err(|_| DecodeError::Value("label"))
+}
+
+#[cfg(test)]
+mod tests {
+    use strongroom_protocol::retention::RetentionMode;
+
+    use super::*;
+
+    #[test]
+    fn rows_come_back() {
+        let mut followed = Frontier::default();
+        for leaf in 0..11 {
+            followed.push(0, [leaf; 32]);
+        }
+        let row = PrimaryRow {
+            name: "head-office".parse().unwrap(),
+            addresses: "10.0.0.1:7443".into(),
+            tls_key: TlsKeyDigest([1; 32]),
+            ledger_key: PublicKey([2; 32]),
+            principal: PrincipalId([3; 16]),
+            only: vec!["erp".parse().unwrap()],
+            is_paused: true,
+            is_refused: false,
+            checkpoint: "note".into(),
+            followed,
+            clock_seconds: 4,
+            owes_entry: true,
+        };
+        let back = PrimaryRow::decode(&row.encode()).unwrap();
+        assert_eq!(back, row);
+        assert_eq!(back.followed.root(), row.followed.root());
+        let pending = PendingRow {
+            namespace: NamespaceId([5; 32]),
+            record_digest: RecordDigest([6; 32]),
+            lock: Lock {
+                mode: RetentionMode::Compliance,
+                until_seconds: 7,
+                until_wall_seconds: 8,
+                is_held: true,
+            },
+            is_forgotten: true,
+            record: vec![9; 100],
+        };
+        assert_eq!(PendingRow::decode(&pending.encode()).unwrap(), pending);
+        assert_eq!(PendingRow::leaf_of(&PendingRow::key(&row.ledger_key, 77)), Ok(77));
+    }
+}

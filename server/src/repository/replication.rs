@@ -1,0 +1,445 @@
+//! Servers that this one follows: their rows, how far they were followed, and what their ledgers
+//! lead to here, but for the commit of a snapshot (`replicated.rs`).
+//!
+//! **The position is written in the same batch as what it led to.** Each verb that takes a [`Step`]
+//! moves the primary's row to the place after one entry, together with the pending snapshot, the
+//! lock or the hold that the entry led to. A crash leaves the row before an entry or after it, with
+//! all that belongs to it; an entry that is taken over twice changes nothing the second time.
+//!
+//! Nothing here ends a lock earlier: a received lock is joined with the own one
+//! ([`Lock::joined`]), and a release or a forget of the primary releases and forgets nothing.
+
+use std::ops::ControlFlow;
+
+use strongroom_protocol::checkpoint::Checkpoint;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::entry::Event;
+use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, RecordDigest};
+use strongroom_protocol::limits::{LABEL_MAX_BYTES, PRIMARIES_MAX, REPLICA_NAMESPACES_MAX};
+use strongroom_protocol::merkle::Frontier;
+use strongroom_protocol::record::Record;
+use strongroom_protocol::retention::Lock;
+
+use crate::error::ServerError;
+use crate::followers::{FollowState, PrimaryStatus};
+use crate::registry::{Namespace, all_rows};
+use crate::replica_rows::{PendingRow, PrimaryRow};
+use crate::repository::Repository;
+use crate::repository::retention::Found;
+use crate::rows::{HoldRow, SeenRow};
+use crate::store::Store;
+use crate::store::schema::Family;
+use crate::writer::Decision;
+
+const NOWHERE: NamespaceId = NamespaceId([0; 32]);
+
+/// The place after one entry of a primary's ledger.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// The ledger up to there.
+    pub followed: Frontier,
+    /// The primary's retention clock, as the entry shows it, seconds since 1970.
+    pub clock_seconds: u64,
+}
+
+/// What an entry of a primary says about a snapshot that is here or on its way.
+#[derive(Debug, Clone, Copy)]
+pub enum Received {
+    /// It is locked so there.
+    Lock(Lock),
+    /// It is held there; the digest is that of the reason.
+    Hold([u8; 32]),
+    /// It was forgotten there.
+    Forgotten,
+}
+
+impl Repository {
+    /// All primaries, by name.
+    pub fn primaries(&self) -> Result<Vec<PrimaryRow>, ServerError> {
+        let rows = all_rows(&self.store, Family::Primaries)?;
+        rows.iter().map(|(_, value)| Ok(PrimaryRow::decode(value)?)).collect()
+    }
+
+    /// A primary; refuses names that are none.
+    pub fn primary(&self, name: &Label) -> Result<PrimaryRow, ServerError> {
+        read_primary(&self.store, name)
+    }
+
+    /// All primaries and how following them goes.
+    pub fn primary_statuses(&self) -> Result<Vec<PrimaryStatus>, ServerError> {
+        self.primaries()?.into_iter().map(|row| self.status_of(row)).collect()
+    }
+
+    fn status_of(&self, row: PrimaryRow) -> Result<PrimaryStatus, ServerError> {
+        let progress = self.followers.progress(&row.name);
+        let (mut pending_snapshots, mut pending_bytes) = (0u64, 0u64);
+        for (_, pending) in self.pending(&row)? {
+            let record = Record::decode(&pending.record).ok();
+            let bytes = record.map_or(0, |record| record.body.totals.sealed_bytes);
+            pending_snapshots = pending_snapshots.saturating_add(1);
+            pending_bytes = pending_bytes.saturating_add(bytes);
+        }
+        let now = self.clock.monotonic();
+        let lag = progress.in_sync_at.map(|at| now.saturating_sub(at).as_secs());
+        let state = match (row.is_refused, row.is_paused) {
+            (true, _) => FollowState::Refused,
+            (false, true) => FollowState::Paused,
+            (false, false) => progress.state,
+        };
+        Ok(PrimaryStatus {
+            state,
+            followed_entries: row.followed.size(),
+            known_entries: progress.known_entries.max(row.followed.size()),
+            pending_snapshots,
+            pending_bytes,
+            lag_seconds: lag,
+            contact_ms: progress.contact_ms,
+            received_bytes: progress.received_bytes,
+            trouble: progress.trouble,
+            name: row.name,
+            addresses: row.addresses,
+            ledger_key: row.ledger_key,
+            principal: row.principal,
+            only: row.only,
+        })
+    }
+
+    /// Begins to follow a primary, from the beginning of its ledger.
+    pub fn add_primary(&self, row: PrimaryRow) -> Result<(), ServerError> {
+        if row.ledger_key == self.keys.ledger_public() {
+            return Err(ServerError::Operator("this server cannot follow itself".into()));
+        }
+        self.writer.decide(move |decision| {
+            let others = all_rows(decision.store, Family::Primaries)?;
+            if u32::try_from(others.len()).map_or(true, |count| count >= PRIMARIES_MAX) {
+                let message = format!("at most {PRIMARIES_MAX} primaries can be followed");
+                return Err(ServerError::Operator(message));
+            }
+            for (_, value) in others {
+                let other = PrimaryRow::decode(&value)?;
+                if other.name == row.name || other.ledger_key == row.ledger_key {
+                    return Err(ServerError::Operator(format!(
+                        "primary {} is followed already; remove it first",
+                        other.name
+                    )));
+                }
+            }
+            let PrimaryRow { ledger_key, tls_key, principal, .. } = row;
+            let event = Event::PrimaryAdded { ledger_key, tls_key, principal };
+            decision.enter(PrincipalId::LOCAL, NOWHERE, event);
+            put_primary(decision, &row);
+            Ok(())
+        })
+    }
+
+    /// Pauses following, or goes on. Going on after a refusal asks the primary again whether its
+    /// ledger continues what was seen; nothing is forgiven.
+    pub fn pause_primary(&self, name: &Label, is_paused: bool) -> Result<(), ServerError> {
+        self.change_primary(name, move |_, row| {
+            row.is_paused = is_paused;
+            row.is_refused &= is_paused;
+            Ok(())
+        })
+    }
+
+    /// Follows a primary no more. What came from it stays, with its locks.
+    pub fn remove_primary(&self, name: &Label) -> Result<(), ServerError> {
+        let name = name.clone();
+        let followers = self.followers.clone();
+        self.writer.decide(move |decision| {
+            let row = read_primary(decision.store, &name)?;
+            for (key, _) in pending_rows(decision.store, &row)? {
+                decision.batch.delete(Family::Pending, key);
+            }
+            decision.batch.delete(Family::Primaries, PrimaryRow::key(&name));
+            let event = Event::PrimaryRemoved { ledger_key: row.ledger_key };
+            decision.enter(PrincipalId::LOCAL, NOWHERE, event);
+            followers.forget(&name);
+            Ok(())
+        })
+    }
+
+    /// Remembers a checkpoint that was proven to continue the one before.
+    pub fn remember_checkpoint(&self, name: &Label, note: String) -> Result<(), ServerError> {
+        self.change_primary(name, move |_, row| {
+            row.checkpoint = note;
+            Ok(())
+        })
+    }
+
+    /// Ends following a primary whose ledger does not continue what was seen of it, on record.
+    pub fn refuse_primary(
+        &self,
+        name: &Label,
+        known: &Checkpoint,
+        shown_size: u64,
+    ) -> Result<(), ServerError> {
+        let (known_size, known_root) = (known.size, known.root);
+        self.change_primary(name, move |decision, row| {
+            if !std::mem::replace(&mut row.is_refused, true) {
+                let ledger_key = row.ledger_key;
+                let event =
+                    Event::PrimaryRefused { ledger_key, known_size, known_root, shown_size };
+                decision.enter(row.actor(), NOWHERE, event);
+            }
+            Ok(())
+        })
+    }
+
+    /// Enters how far the primary's ledger was followed, if that led to anything here.
+    pub fn enter_followed(&self, name: &Label) -> Result<(), ServerError> {
+        self.change_primary(name, |decision, row| {
+            if std::mem::take(&mut row.owes_entry) {
+                let (size, root) = (row.followed.size(), row.followed.root());
+                let event = Event::PrimaryFollowed { ledger_key: row.ledger_key, size, root };
+                decision.enter(row.actor(), NOWHERE, event);
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether a record was committed here once, by whatever way.
+    pub fn has_seen(
+        &self,
+        namespace: &NamespaceId,
+        record: &RecordDigest,
+    ) -> Result<bool, ServerError> {
+        let Some(namespace) = self.registry.namespace(namespace) else { return Ok(false) };
+        Ok(self.store.get(Family::Seen, &SeenRow::key(namespace.number, record))?.is_some())
+    }
+
+    /// Passes entries that lead to nothing here.
+    pub fn pass_entries(&self, name: &Label, step: Step) -> Result<(), ServerError> {
+        self.change_primary(name, move |_, row| {
+            take_step(row, step);
+            Ok(())
+        })
+    }
+
+    /// Takes over that a snapshot was committed at `leaf`; its tree is still to come.
+    pub fn put_pending(
+        &self,
+        name: &Label,
+        step: Step,
+        leaf: u64,
+        pending: PendingRow,
+    ) -> Result<(), ServerError> {
+        self.change_primary(name, move |decision, row| {
+            take_step(row, step);
+            let key = PendingRow::key(&row.ledger_key, leaf);
+            decision.batch.put(Family::Pending, key, pending.encode());
+            Ok(())
+        })
+    }
+
+    /// Adds the record to a pending snapshot that had none.
+    pub fn complete_pending(
+        &self,
+        name: &Label,
+        leaf: u64,
+        record: Vec<u8>,
+    ) -> Result<(), ServerError> {
+        self.change_primary(name, move |decision, row| {
+            let key = PendingRow::key(&row.ledger_key, leaf);
+            if let Some(value) = decision.store.get(Family::Pending, &key)? {
+                let pending = PendingRow { record, ..PendingRow::decode(&value)? };
+                decision.batch.put(Family::Pending, key, pending.encode());
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives up a pending snapshot: the primary has forgotten it and its bytes.
+    pub fn drop_pending(&self, name: &Label, leaf: u64) -> Result<(), ServerError> {
+        self.change_primary(name, move |decision, row| {
+            let key = PendingRow::key(&row.ledger_key, leaf);
+            decision.batch.delete(Family::Pending, key);
+            Ok(())
+        })
+    }
+
+    /// Snapshots of a primary whose trees are not here yet, in the order of its ledger.
+    pub fn pending(&self, row: &PrimaryRow) -> Result<Vec<(u64, PendingRow)>, ServerError> {
+        let rows = pending_rows(&self.store, row)?.into_iter();
+        rows.map(|(key, pending)| Ok((PendingRow::leaf_of(&key)?, pending))).collect()
+    }
+
+    /// Takes over what an entry says about a snapshot. Locks grow, holds are placed; a forget only
+    /// marks what is not here yet.
+    pub fn receive(
+        &self,
+        name: &Label,
+        step: Step,
+        namespace: &NamespaceId,
+        record: &RecordDigest,
+        received: Received,
+    ) -> Result<(), ServerError> {
+        let (id, record) = (*namespace, *record);
+        let here = self.registry.namespace(&id);
+        let (theirs, actor) = (step.clock_seconds, self.primary(name)?.actor());
+        let primary_name = name.clone();
+        if let Some(namespace) = &here
+            && self.snapshot(namespace, &record).is_ok()
+        {
+            self.lock_ahead_of(namespace, &record, |_, own, now| {
+                grown(&own, received, theirs, now.retention_seconds)
+            })?;
+        }
+        self.change_primary(name, move |decision, row| {
+            take_step(row, step);
+            let waiting = pending_rows(decision.store, row)?.into_iter();
+            for (key, mut pending) in waiting.filter(|(_, row)| row.record_digest == record) {
+                pending.receive(received);
+                decision.batch.put(Family::Pending, key, pending.encode());
+            }
+            let Some(namespace) = here else { return Ok(()) };
+            let Ok(mut found) = Found::look_up(decision, &namespace, &record) else {
+                return Ok(());
+            };
+            let (own, now) = (found.row.lock, decision.retention_seconds);
+            let Some(lock) = grown(&own, received, theirs, now) else { return Ok(()) };
+            found.set_lock(decision, &namespace, lock)?;
+            let event = match received {
+                Received::Hold(reason) => Event::HoldPlaced { record, reason },
+                _ => Event::Retained { record, lock },
+            };
+            decision.enter(actor, id, event);
+            if lock.is_held && !own.is_held {
+                put_hold(decision, &namespace, &record, actor, &primary_name);
+            }
+            row.owes_entry = true;
+            Ok(())
+        })
+    }
+
+    /// Takes over that a namespace is gone there: what is still to come of it was forgotten.
+    pub fn receive_drop(
+        &self,
+        name: &Label,
+        step: Step,
+        namespace: &NamespaceId,
+    ) -> Result<(), ServerError> {
+        let namespace = *namespace;
+        self.change_primary(name, move |decision, row| {
+            take_step(row, step);
+            let waiting = pending_rows(decision.store, row)?.into_iter();
+            for (key, mut pending) in waiting.filter(|(_, row)| row.namespace == namespace) {
+                pending.is_forgotten = true;
+                decision.batch.put(Family::Pending, key, pending.encode());
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a namespace that a primary has, with the descriptor that was verified, unless it is
+    /// here. It gets the same name, or another where that is taken, and this server's own policy.
+    pub fn receive_namespace(
+        self: &std::sync::Arc<Self>,
+        primary: &PrimaryRow,
+        name: &Label,
+        descriptor: VerifiedDescriptor,
+    ) -> Result<(), ServerError> {
+        let (repository, actor, name) = (self.clone(), primary.actor(), name.clone());
+        self.writer.decide(move |decision| {
+            let id = descriptor.namespace();
+            if repository.registry.namespace(&id).is_some() {
+                return Ok(());
+            }
+            let count = repository.registry.namespaces().len();
+            if u32::try_from(count).map_or(true, |count| count >= REPLICA_NAMESPACES_MAX) {
+                let message = format!("a replica makes at most {REPLICA_NAMESPACES_MAX} namespaces");
+                return Err(ServerError::Operator(message));
+            }
+            let name = match repository.registry.namespace_named(&name) {
+                Some(_) => distinct_name(&name, &id)?,
+                None => name,
+            };
+            repository.insert_namespace(decision, name, actor, descriptor).map(drop)
+        })
+    }
+
+    /// Changes a primary's row, and whatever belongs to it, in one decision.
+    pub(super) fn change_primary<T: Send + 'static>(
+        &self,
+        name: &Label,
+        change: impl FnOnce(&mut Decision<'_>, &mut PrimaryRow) -> Result<T, ServerError>
+        + Send
+        + 'static,
+    ) -> Result<T, ServerError> {
+        let name = name.clone();
+        self.writer.decide(move |decision| {
+            let mut row = read_primary(decision.store, &name)?;
+            let outcome = change(decision, &mut row)?;
+            put_primary(decision, &row);
+            Ok(outcome)
+        })
+    }
+}
+
+impl PendingRow {
+    fn receive(&mut self, received: Received) {
+        match received {
+            Received::Lock(lock) => self.lock = self.lock.joined(&lock),
+            Received::Hold(_) => self.lock.is_held = true,
+            Received::Forgotten => self.is_forgotten = true,
+        }
+    }
+}
+
+/// What a lock becomes by what was received; nothing, if it keeps as much already.
+fn grown(own: &Lock, received: Received, theirs: u64, ours: u64) -> Option<Lock> {
+    let lock = match received {
+        Received::Lock(lock) => own.joined(&lock.carried(theirs, ours)),
+        Received::Hold(_) => Lock { is_held: true, ..*own },
+        Received::Forgotten => return None,
+    };
+    (lock != *own).then_some(lock)
+}
+
+/// Writes down that a hold came from a primary; its words stay there.
+pub(super) fn put_hold(
+    decision: &mut Decision<'_>,
+    namespace: &Namespace,
+    record: &RecordDigest,
+    actor: PrincipalId,
+    primary: &Label,
+) {
+    let reason = format!("held at primary {primary}");
+    let hold = HoldRow { placed_ms: decision.now_ms, principal: actor, reason };
+    decision.batch.put(Family::Holds, HoldRow::key(namespace.number, record), hold.encode());
+}
+
+fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> {
+    let unknown = || ServerError::Operator(format!("no primary is called {name}"));
+    let value = store.get(Family::Primaries, &PrimaryRow::key(name))?;
+    Ok(PrimaryRow::decode(&value.ok_or_else(unknown)?)?)
+}
+
+fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
+    decision.batch.put(Family::Primaries, PrimaryRow::key(&row.name), row.encode());
+}
+
+fn pending_rows(
+    store: &Store,
+    row: &PrimaryRow,
+) -> Result<Vec<(Vec<u8>, PendingRow)>, ServerError> {
+    let mut rows = Vec::new();
+    store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, value| {
+        rows.push((key.to_vec(), PendingRow::decode(value)));
+        ControlFlow::Continue(())
+    })?;
+    rows.into_iter().map(|(key, row)| Ok((key, row?))).collect()
+}
+
+fn take_step(row: &mut PrimaryRow, step: Step) {
+    row.followed = step.followed;
+    row.clock_seconds = row.clock_seconds.max(step.clock_seconds);
+}
+
+/// The name with the start of the id behind it.
+fn distinct_name(name: &Label, id: &NamespaceId) -> Result<Label, ServerError> {
+    let id: String = id.to_string().chars().take(8).collect();
+    let room = usize::try_from(LABEL_MAX_BYTES).unwrap_or(0).saturating_sub(id.len() + 1);
+    let head: String = name.as_str().chars().take(room).collect();
+    format!("{head}-{id}").parse().map_err(|_| ServerError::Bug("name of a namespace".into()))
+}
