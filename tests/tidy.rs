@@ -51,6 +51,7 @@ const BANS: [Ban; 13] = [
             "server/src/handler/",
             "server/src/listener.rs",
             "server/src/probes.rs",
+            "server/src/replica/peer.rs",
             "server/src/router.rs",
         ],
         reason: "HTTP stays at the edge",

@@ -71,6 +71,10 @@ pub struct Reading {
     /// Recovery kit; no profile is needed then
     #[arg(long, value_name = "FILE", conflicts_with_all = ["identity", "namespace"])]
     pub kit: Option<PathBuf>,
+    /// Read from a replica (with --server): a server that the namespace's descriptor does not name.
+    /// Snapshots are verified as ever; how new its state is, nothing proves
+    #[arg(long, requires = "kit")]
+    pub from_replica: bool,
     /// age identity file, with a profile of role restore
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,

@@ -133,6 +133,12 @@ pub fn restore_text(summary: &RestoreSummary) -> String {
              only up to the day the kit was made.\n",
         );
     }
+    if summary.is_from_replica {
+        text.push_str(
+            "Every byte was verified. It came from a replica: nothing proves that this is the \
+             newest state of the namespace.\n",
+        );
+    }
     if !summary.is_verified {
         text.push_str("NOT VERIFIED: the chain of trust is broken (--unverified was given)\n");
     }

@@ -51,6 +51,8 @@ pub struct ConnectOptions {
     pub retry: RetryPolicy,
     /// Addresses instead of the profile's; the pin stays.
     pub servers: Vec<String>,
+    /// With a kit: the server may be a replica, which the descriptor does not name.
+    pub from_replica: bool,
 }
 
 /// The contents of `profile.toml`.

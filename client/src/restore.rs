@@ -67,6 +67,8 @@ pub struct RestoreSummary {
     pub is_verified: bool,
     /// The namespace's state is known to be fresh up to the kit's floor only.
     pub fresh_to_kit_floor_only: bool,
+    /// It came from a replica that the descriptor does not name: nothing proves how new it is.
+    pub is_from_replica: bool,
 }
 
 /// What came of a verify; the object that `--json` prints.
@@ -129,6 +131,7 @@ pub async fn restore(
         elapsed_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         is_verified: opened.is_verified,
         fresh_to_kit_floor_only: access.freshness == Freshness::KitFloor,
+        is_from_replica: access.freshness == Freshness::Replica,
     })
 }
 

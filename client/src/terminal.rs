@@ -93,7 +93,8 @@ impl Output {
         reading: &Reading,
         unverified: bool,
     ) -> Result<ReadAccess, ClientError> {
-        let connect = self.connect()?;
+        let mut connect = self.connect()?;
+        connect.from_replica = reading.from_replica;
         if let Some(kit) = &reading.kit {
             return ReadAccess::with_kit(&read_kit(kit)?, &connect, unverified).await;
         }

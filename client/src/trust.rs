@@ -46,6 +46,8 @@ pub enum Freshness {
     Profile,
     /// What was known when the kit was made.
     KitFloor,
+    /// A replica that the descriptor does not name: nothing says how new its state is.
+    Replica,
 }
 
 /// A way to read one namespace.
@@ -165,10 +167,27 @@ impl ReadAccess {
             VerifiedDescriptor::decode_for(&bytes, &kit.namespace, kit.descriptor_version)
                 .map_err(ClientError::from)
                 .and_then(|descriptor| {
-                    check_server(&said, server_key, &descriptor.contents().ledger_keys)?;
+                    let mut trusted = descriptor.contents().ledger_keys.clone();
+                    // A replica vouches for its own TLS key, and is believed nothing else: what
+                    // it gives is verified against the descriptor, which the authority signed.
+                    trusted.extend(connect.from_replica.then_some(said.ledger_key));
+                    check_server(&said, server_key, &trusted)?;
                     Ok(descriptor)
                 });
         let descriptor = tolerate(descriptor, unverified)?;
+        let is_named = descriptor.as_ref().is_some_and(|descriptor| {
+            descriptor.contents().ledger_keys.contains(&said.ledger_key)
+        });
+        let freshness = match connect.from_replica && !is_named {
+            true => Freshness::Replica,
+            false => Freshness::KitFloor,
+        };
+        if freshness == Freshness::Replica {
+            tracing::warn!(
+                "the server is a replica that the descriptor does not name: nothing proves how \
+                 new its state is, or that its list is complete"
+            );
+        }
         // Every further connection must meet the key that was just proven.
         let endpoint = Endpoint { pin: Pin::Key(server_key), ..endpoint };
         let client = Client::new(endpoint, &identity)?;
@@ -187,7 +206,7 @@ impl ReadAccess {
             namespace: kit.namespace,
             descriptor,
             identities: vec![kit.identity.clone()],
-            freshness: Freshness::KitFloor,
+            freshness,
             wanted_source: None,
         })
     }

@@ -17,12 +17,17 @@ use strongroom_protocol::message::{ClockStatus, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
 
 use crate::error::ServerError;
+use crate::followers::PrimaryStatus;
 use crate::gc::{Collector, CycleReport};
+use crate::replica::enrol::NewPrimary;
+use crate::replica::error::ReplicaError;
+use crate::replica;
 use crate::repository::Repository;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
-use crate::stop::Stop;
+use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
 /// A command gives up when the server says nothing for so long.
@@ -67,6 +72,31 @@ pub enum AdminRequest {
     Collect,
     /// How collection stands.
     CollectionStatus,
+    /// Become a replica of another server.
+    ReplicaAdd {
+        /// Made by that server, for role `replica`.
+        token: String,
+        /// What to call it.
+        name: Option<Label>,
+        /// Namespaces to follow; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Which servers are followed.
+    ReplicaList,
+    /// How following them goes.
+    ReplicaStatus,
+    /// Pause following a server, or go on.
+    ReplicaPause {
+        /// Its name here.
+        name: Label,
+        /// Pause.
+        is_paused: bool,
+    },
+    /// Follow a server no more; what came from it stays.
+    ReplicaRemove {
+        /// Its name here.
+        name: Label,
+    },
 }
 
 /// What is answered.
@@ -114,6 +144,21 @@ pub enum AdminAnswer {
         /// When that was.
         completed_seconds: u64,
     },
+    /// A server is followed from now on.
+    ReplicaAdded {
+        /// Its name here.
+        name: Label,
+    },
+    /// Which servers are followed.
+    Primaries {
+        /// All.
+        primaries: Vec<PrimaryStatus>,
+    },
+    /// How following them goes.
+    Following {
+        /// All.
+        primaries: Vec<PrimaryStatus>,
+    },
     /// Done.
     Done,
     /// Refused.
@@ -157,6 +202,49 @@ pub fn execute(
                 completed_seconds: row.completed_seconds,
             }
         }
+        AdminRequest::ReplicaAdd { token, name, only } => {
+            AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
+        }
+        AdminRequest::ReplicaList => {
+            AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
+        }
+        AdminRequest::ReplicaStatus => {
+            AdminAnswer::Following { primaries: repository.primary_statuses()? }
+        }
+        AdminRequest::ReplicaPause { name, is_paused } => {
+            repository.pause_primary(&name, is_paused)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::ReplicaRemove { name } => {
+            replica::remove(repository, &name)?;
+            AdminAnswer::Done
+        }
+    })
+}
+
+/// Enrols at another server: on the runtime that serves, or on one for the command alone.
+fn add_primary(
+    repository: &Arc<Repository>,
+    token: String,
+    name: Option<Label>,
+    only: Vec<Label>,
+) -> Result<Label, ServerError> {
+    let wanted = NewPrimary { token, name, only };
+    // Nobody gives this signal: the command ends by its own timeouts.
+    let (stopper, stop) = stop::signal();
+    let adding = replica::enrol::add(repository, wanted, stop);
+    let outcome = match Handle::try_current() {
+        Ok(runtime) => runtime.block_on(adding),
+        Err(_) => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| ServerError::file("start the runtime", error))?
+            .block_on(adding),
+    };
+    drop(stopper);
+    outcome.map_err(|error| match error {
+        ReplicaError::Here(error) => error,
+        error => ServerError::Operator(error.to_string()),
     })
 }
 

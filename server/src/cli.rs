@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use strongroom_protocol::message::ClockStatus;
@@ -14,7 +14,9 @@ use crate::admin::{self, AdminAnswer, AdminRequest};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
+use crate::folder::Folder;
 use crate::gc::CycleReport;
+use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
 use crate::store::error::StoreError;
@@ -114,6 +116,11 @@ enum Command {
         #[command(subcommand)]
         command: ClockCommand,
     },
+    /// Follow other servers and keep what they have
+    Replica {
+        #[command(subcommand)]
+        command: ReplicaCommand,
+    },
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -160,16 +167,6 @@ enum PrincipalsCommand {
     },
 }
 
-#[derive(Debug, Args)]
-struct Folder {
-    /// Data folder of the repository
-    #[arg(long, value_name = "DIR", env = "STRONGROOMD_DATA")]
-    data: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 /// Ends the process when the store fails: the service manager restarts it into the open check.
 pub struct AbortOnFatal;
 
@@ -209,6 +206,10 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
         Command::Status { folder } => ask_or_open(&folder, AdminRequest::Status),
         Command::Clock { command: ClockCommand::Status { folder } } => {
             ask_or_open(&folder, AdminRequest::Clock)
+        }
+        Command::Replica { command } => {
+            let (folder, request) = command.request()?;
+            ask_or_open(&folder, request)
         }
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
@@ -377,6 +378,15 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
+        }
+        AdminAnswer::ReplicaAdded { name } => {
+            say(&format!("primary {name} is followed while the server runs\n"));
+        }
+        AdminAnswer::Primaries { primaries } => {
+            primaries.iter().for_each(|primary| say(&primary_line(primary)));
+        }
+        AdminAnswer::Following { primaries } => {
+            primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
         AdminAnswer::Done => say("done\n"),
         AdminAnswer::Refused { .. } => {}

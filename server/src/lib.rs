@@ -8,6 +8,7 @@
 //! `docs/architecture.md` has the map, the ranks and the invariants.
 
 pub mod cli;
+pub mod replica_cli;
 pub mod run;
 
 pub mod admin;
@@ -43,5 +44,6 @@ pub mod clock_state;
 pub mod config;
 pub mod durable;
 pub mod error;
+pub mod folder;
 pub mod followers;
 pub mod metrics;

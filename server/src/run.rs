@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::error::ServerError;
 use crate::repository::Repository;
 use crate::stop::{self, Stop};
-use crate::{admin, listener, probes, tls};
+use crate::{admin, listener, probes, replica, tls};
 
 /// How often silent sessions are ended and gauges refreshed.
 const TICK: Duration = Duration::from_secs(5);
@@ -58,6 +58,7 @@ impl BoundServer {
         let admin = tokio::spawn(admin::run(repository.clone(), self.admin, stopped.clone()));
         let ticker = tokio::spawn(tick(repository.clone(), stopped.clone()));
         let collection = tokio::spawn(collect(repository.clone(), stopped.clone()));
+        let replication = tokio::spawn(replica::run(repository.clone(), stopped.clone()));
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);
@@ -66,7 +67,7 @@ impl BoundServer {
 
         stopper.stop();
         cycles.stop();
-        for task in [clients, probes, admin, ticker, collection] {
+        for task in [clients, probes, admin, ticker, collection, replication] {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");
             }

@@ -183,6 +183,7 @@ pub fn connect_to(address: SocketAddr) -> ConnectOptions {
         timeouts: Timeouts::default(),
         retry: RetryPolicy::never(),
         servers: vec![address.to_string()],
+        from_replica: false,
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Lies {
     /// Claims to have everything.
     has_all: AtomicBool,
     /// Flips a bit in the middle of what it reads back.
-    flips: AtomicBool,
+    pub flips: AtomicBool,
     /// Requests of type "prove" seen.
     proofs_asked: AtomicU32,
     /// Proves that the ledger contains a smaller one than was asked about.

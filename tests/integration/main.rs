@@ -17,5 +17,6 @@ mod lying_server;
 mod model;
 mod programs;
 mod public_verifier;
+mod replica;
 mod retention;
 mod trust;

@@ -32,6 +32,7 @@ use super::blocking;
 use super::error::ReplicaError;
 use super::peer::Peer;
 use super::tree::Transfer;
+use crate::followers::FollowState;
 use crate::replica_rows::{PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::replication::{Received, Step};
@@ -64,9 +65,13 @@ impl Follower {
         let mut row = self.row().await?;
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
+        let followed = row.followed.size();
         self.repository.followers().note(&self.name, |progress| {
             progress.contact_ms = now_ms;
             progress.known_entries = size;
+            if size > followed {
+                progress.state = FollowState::CatchingUp;
+            }
         });
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
