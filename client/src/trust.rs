@@ -175,9 +175,9 @@ impl ReadAccess {
                     Ok(descriptor)
                 });
         let descriptor = tolerate(descriptor, unverified)?;
-        let is_named = descriptor.as_ref().is_some_and(|descriptor| {
-            descriptor.contents().ledger_keys.contains(&said.ledger_key)
-        });
+        let is_named = descriptor
+            .as_ref()
+            .is_some_and(|descriptor| descriptor.contents().ledger_keys.contains(&said.ledger_key));
         let freshness = match connect.from_replica && !is_named {
             true => Freshness::Replica,
             false => Freshness::KitFloor,

@@ -379,6 +379,15 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
         }
+        AdminAnswer::Done => say("done\n"),
+        other => print_replica(other),
+    }
+    Ok(())
+}
+
+/// What commands about primaries are answered.
+fn print_replica(answer: &AdminAnswer) {
+    match answer {
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
         }
@@ -388,10 +397,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
-        AdminAnswer::Done => say("done\n"),
-        AdminAnswer::Refused { .. } => {}
+        // The others are printed by the caller.
+        _ => {}
     }
-    Ok(())
 }
 
 fn print_clock(status: &ClockStatus) {

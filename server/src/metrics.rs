@@ -220,7 +220,6 @@ impl Metrics {
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
         let clock = ClockMetrics::register(r)?;
-        let replica = ReplicaMetrics::register(r)?;
         Ok(Self {
             requests,
             request_seconds,
@@ -243,7 +242,7 @@ impl Metrics {
             namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
             namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
             clock,
-            replica,
+            replica: ReplicaMetrics::register(r)?,
             registry,
         })
     }

@@ -9,8 +9,8 @@ use strongroom_protocol::limits::TOKEN_MAX_BYTES;
 use crate::admin::AdminRequest;
 use crate::durable;
 use crate::error::ServerError;
-use crate::followers::{FollowState, PrimaryStatus};
 use crate::folder::Folder;
+use crate::followers::{FollowState, PrimaryStatus};
 
 /// What can be done about primaries.
 #[derive(Debug, Subcommand)]

@@ -48,6 +48,16 @@ pub struct PrimaryRow {
     pub owes_entry: bool,
 }
 
+/// A primary for as long as this server is enrolled there in one way: whoever follows it must not
+/// write into the row of another that was added under the same name since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// The primary's name here.
+    pub name: Label,
+    /// What this server is enrolled as there.
+    pub principal: PrincipalId,
+}
+
 /// A snapshot of a primary whose tree is not here yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingRow {
@@ -67,6 +77,11 @@ impl PrimaryRow {
     /// Key of a primary.
     pub fn key(name: &Label) -> Vec<u8> {
         name.as_str().as_bytes().to_vec()
+    }
+
+    /// The primary as it was enrolled at.
+    pub fn enrolment(&self) -> Enrolment {
+        Enrolment { name: self.name.clone(), principal: self.principal }
     }
 
     /// Who stands in this server's ledger for what a primary caused: an id that no enrolment gives.

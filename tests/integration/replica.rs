@@ -106,8 +106,7 @@ async fn restored(replica: &TestServer, actor: &Actor, record: RecordDigest, to:
     let access = ReadAccess::with_kit(&actor.kit(), &connect, false).await.unwrap();
     let target = Target::Path(to.to_path_buf());
     let options = RestoreOptions { target, overwrite: true, unverified: false };
-    let summary =
-        restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
+    let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
     assert!(summary.is_verified && summary.is_from_replica);
     std::fs::read(to).unwrap()
 }
@@ -401,9 +400,9 @@ async fn a_replica_can_be_narrowed_paused_and_removed_and_keeps_what_it_has() {
     strongroom_server::replica::remove(&replica.repository, &label("office")).unwrap();
     assert!(replica.repository.primary_statuses().unwrap().is_empty());
     assert_eq!(snapshots(&replica, &erp.namespace()).len(), 2);
-    // A second enrolment begins at the beginning, and stores nothing twice.
-    follow(&replica, &primary, "again").await;
-    synced(&replica, &primary, "again").await;
+    // A second enrolment, under the same name, begins at the beginning and stores nothing twice.
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
     assert_eq!(snapshots(&replica, &erp.namespace()).len(), 2);
     assert_eq!(snapshots(&replica, &files.namespace()).len(), 1);
     replica.stop().await;

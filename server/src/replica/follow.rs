@@ -33,7 +33,7 @@ use super::error::ReplicaError;
 use super::peer::Peer;
 use super::tree::Transfer;
 use crate::followers::FollowState;
-use crate::replica_rows::{PendingRow, PrimaryRow};
+use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::replication::{Received, Step};
 
@@ -44,8 +44,8 @@ const SKIPS_MAX: u32 = 64;
 pub struct Follower {
     /// This server.
     pub repository: Arc<Repository>,
-    /// The primary's name here.
-    pub name: Label,
+    /// Which primary.
+    pub primary: Enrolment,
     /// The primary.
     pub peer: Arc<Peer>,
     /// Names of namespaces there; asked for when they are needed.
@@ -56,8 +56,8 @@ pub struct Follower {
 
 impl Follower {
     /// Follows nothing yet.
-    pub fn new(repository: Arc<Repository>, name: Label, peer: Arc<Peer>) -> Self {
-        Self { repository, name, peer, names: HashMap::new(), failed: HashMap::new() }
+    pub fn new(repository: Arc<Repository>, primary: Enrolment, peer: Arc<Peer>) -> Self {
+        Self { repository, primary, peer, names: HashMap::new(), failed: HashMap::new() }
     }
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
@@ -66,7 +66,7 @@ impl Follower {
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
         let followed = row.followed.size();
-        self.repository.followers().note(&self.name, |progress| {
+        self.repository.followers().note(&self.primary.name, |progress| {
             progress.contact_ms = now_ms;
             progress.known_entries = size;
             if size > followed {
@@ -83,8 +83,8 @@ impl Follower {
             }
         }
         if row.owes_entry || self.row().await?.owes_entry {
-            let name = self.name.clone();
-            self.here(move |repository| repository.enter_followed(&name)).await?;
+            let primary = self.primary.clone();
+            self.here(move |repository| repository.enter_followed(&primary)).await?;
         }
         Ok(trouble)
     }
@@ -109,14 +109,13 @@ impl Follower {
         };
         let newest = verified(&answer.checkpoint, row)?;
         let (hashes, rest) = answer.proof.0.as_chunks::<32>();
-        let proven =
-            verify_consistency(known.size, newest.size, hashes, &known.root, &newest.root);
+        let proven = verify_consistency(known.size, newest.size, hashes, &known.root, &newest.root);
         if proven.is_err() || !rest.is_empty() {
             return Err(history(known, newest.size));
         }
         if answer.checkpoint != row.checkpoint {
-            let (name, note) = (self.name.clone(), answer.checkpoint);
-            self.here(move |repository| repository.remember_checkpoint(&name, note)).await?;
+            let (primary, note) = (self.primary.clone(), answer.checkpoint);
+            self.here(move |repository| repository.remember_checkpoint(&primary, note)).await?;
         }
         Ok(newest)
     }
@@ -139,8 +138,7 @@ impl Follower {
         let mut end = row.followed.clone();
         entries.iter().for_each(|entry| end.push(0, leaf_hash(entry)));
         self.prove(&end, newest).await?;
-        let mut step =
-            Step { followed: row.followed.clone(), clock_seconds: row.clock_seconds };
+        let mut step = Step { followed: row.followed.clone(), clock_seconds: row.clock_seconds };
         let mut is_stored = true;
         for bytes in entries {
             let leaf = step.followed.size();
@@ -154,8 +152,8 @@ impl Follower {
             is_stored = self.take_entry(row, leaf, &entry, &step).await?;
         }
         if !is_stored {
-            let name = self.name.clone();
-            self.here(move |repository| repository.pass_entries(&name, step)).await?;
+            let primary = self.primary.clone();
+            self.here(move |repository| repository.pass_entries(&primary, step)).await?;
         }
         Ok(())
     }
@@ -170,8 +168,7 @@ impl Follower {
             proof = answer.proof.0;
         }
         let (hashes, rest) = proof.as_chunks::<32>();
-        let proven =
-            verify_consistency(end.size(), newest.size, hashes, &end.root(), &newest.root);
+        let proven = verify_consistency(end.size(), newest.size, hashes, &end.root(), &newest.root);
         if proven.is_ok() && rest.is_empty() {
             return Ok(());
         }
@@ -192,8 +189,9 @@ impl Follower {
             Event::HoldPlaced { record, reason } => (record, Received::Hold(reason)),
             Event::Forgotten { record, .. } => (record, Received::Forgotten),
             Event::NamespaceDropped => {
-                let (name, step, namespace) = (self.name.clone(), step.clone(), entry.namespace);
-                self.here(move |r| r.receive_drop(&name, step, &namespace)).await?;
+                let (primary, step, namespace) =
+                    (self.primary.clone(), step.clone(), entry.namespace);
+                self.here(move |r| r.receive_drop(&primary, step, &namespace)).await?;
                 return Ok(true);
             }
             _ => return Ok(false),
@@ -202,7 +200,7 @@ impl Follower {
         if !self.is_wanted(row, &namespace).await? {
             return Ok(false);
         }
-        let (name, step) = (self.name.clone(), step.clone());
+        let (primary, step) = (self.primary.clone(), step.clone());
         if let Event::Committed { lock, .. } = entry.event {
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
             if !self.here(seen).await? {
@@ -214,11 +212,11 @@ impl Follower {
                     is_forgotten: false,
                     record: bytes,
                 };
-                self.here(move |r| r.put_pending(&name, step, leaf, pending)).await?;
+                self.here(move |r| r.put_pending(&primary, step, leaf, pending)).await?;
                 return Ok(true);
             }
         }
-        self.here(move |r| r.receive(&name, step, &namespace, &record, received)).await?;
+        self.here(move |r| r.receive(&primary, step, &namespace, &record, received)).await?;
         Ok(true)
     }
 
@@ -254,7 +252,8 @@ impl Follower {
     ) -> Result<Vec<u8>, ReplicaError> {
         match self.record(row, &entry.namespace, record).await {
             Err(error) if error.is_of_one_snapshot() => {
-                tracing::info!(primary = %self.name, %record, %error, "a record is not here yet");
+                let primary = &self.primary.name;
+                tracing::info!(%primary, %record, %error, "a record is not here yet");
                 Ok(Vec::new())
             }
             outcome => outcome,
@@ -323,7 +322,8 @@ impl Follower {
             match self.bring(&row, leaf, pending).await {
                 Ok(()) => drop(self.failed.remove(&leaf)),
                 Err(error) if error.is_of_one_snapshot() => {
-                    tracing::warn!(primary = %self.name, %record, %error, "a snapshot stays pending");
+                    let primary = &self.primary.name;
+                    tracing::warn!(%primary, %record, %error, "a snapshot stays pending");
                     let skips = 1u32.checked_shl(failures).unwrap_or(SKIPS_MAX).min(SKIPS_MAX);
                     self.failed.insert(leaf, (failures.saturating_add(1), skips));
                     trouble = Some(format!("snapshot {record}: {error}"));
@@ -346,9 +346,9 @@ impl Follower {
         let is_forgotten = pending.is_forgotten;
         match self.bring_tree(row, leaf, pending).await {
             Err(error) if error.is_not_found() && is_forgotten => {
-                let name = self.name.clone();
-                tracing::info!(primary = %self.name, leaf, "forgotten there before it was here");
-                self.here(move |repository| repository.drop_pending(&name, leaf)).await
+                let primary = self.primary.clone();
+                tracing::info!(primary = %primary.name, leaf, "forgotten there before it came");
+                self.here(move |repository| repository.drop_pending(&primary, leaf)).await
             }
             outcome => outcome,
         }
@@ -364,13 +364,13 @@ impl Follower {
         let mut bytes = pending.record;
         if bytes.is_empty() {
             bytes = self.record(row, &namespace, pending.record_digest).await?;
-            let (name, found) = (self.name.clone(), bytes.clone());
-            self.here(move |r| r.complete_pending(&name, leaf, found)).await?;
+            let (primary, found) = (self.primary.clone(), bytes.clone());
+            self.here(move |r| r.complete_pending(&primary, leaf, found)).await?;
         }
         let body = Record::decode(&bytes)?.body;
         let arrival = self.repository.open_arrival(row, &namespace, &body.source)?;
         let connections = self.repository.config().replica.connections;
-        let (repository, name) = (self.repository.clone(), self.name.clone());
+        let (repository, name) = (self.repository.clone(), self.primary.name.clone());
         let count = move |bytes: u64| {
             repository.followers().note(&name, |progress| {
                 progress.received_bytes = progress.received_bytes.saturating_add(bytes);
@@ -397,8 +397,8 @@ impl Follower {
     }
 
     async fn row(&self) -> Result<PrimaryRow, ReplicaError> {
-        let name = self.name.clone();
-        self.here(move |repository| repository.primary(&name)).await
+        let primary = self.primary.clone();
+        self.here(move |repository| repository.followed(&primary)).await
     }
 
     /// Runs a verb of this server on a thread that may block.

@@ -16,6 +16,7 @@ mod throttle;
 mod tree;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,9 +60,10 @@ pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
             running.retain(|_, running| *running != id);
         }
         for name in names(&repository).await {
-            if !running.contains_key(&name) {
-                let task = follow(repository.clone(), name.clone(), throttle.clone(), stop.clone());
-                running.insert(name, tasks.spawn(task).id());
+            if let Entry::Vacant(vacant) = running.entry(name) {
+                let name = vacant.key().clone();
+                let task = follow(repository.clone(), name, throttle.clone(), stop.clone());
+                vacant.insert(tasks.spawn(task).id());
             }
         }
         tokio::select! {
@@ -106,12 +108,7 @@ async fn names(repository: &Arc<Repository>) -> Vec<Label> {
 }
 
 /// Follows one primary until it is removed or `stop` says so.
-async fn follow(
-    repository: Arc<Repository>,
-    name: Label,
-    throttle: Arc<Throttle>,
-    mut stop: Stop,
-) {
+async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle>, mut stop: Stop) {
     let began = repository.clock().monotonic();
     repository.followers().note(&name, |progress| progress.began = began);
     let (mut follower, mut failures) = (None, 0u32);
@@ -121,7 +118,9 @@ async fn follow(
         let is_asked = !row.is_paused && !row.is_refused;
         if is_asked {
             let (throttle, stopping) = (throttle.clone(), stop.clone());
-            let outcome = match follower.take() {
+            // Another primary may stand under the name by now, with other keys.
+            let is_same = |follower: &Follower| follower.primary == row.enrolment();
+            let outcome = match follower.take().filter(is_same) {
                 Some(follower) => Ok(follower),
                 None => open(&repository, &row, throttle, stopping),
             };
@@ -158,7 +157,7 @@ fn open(
 ) -> Result<Follower, ReplicaError> {
     let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
     let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
-    Ok(Follower::new(repository.clone(), row.name.clone(), Arc::new(peer)))
+    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(peer)))
 }
 
 /// Says what came of a look: in memory, in the log, and on record where the history is wrong.
@@ -201,7 +200,7 @@ async fn settle(
         primary = %name, known_size = known.size, shown_size,
         "ALARM: the primary was rolled back or shows another history; it is followed no more"
     );
-    let (refusing, primary) = (repository.clone(), name.clone());
+    let (refusing, primary) = (repository.clone(), row.enrolment());
     let refused =
         blocking(move || Ok(refusing.refuse_primary(&primary, &known, shown_size)?)).await;
     if let Err(error) = refused {

@@ -143,10 +143,7 @@ impl Transfer {
     }
 
     /// Those that are neither here as chunks nor locked as nodes; the others are pinned.
-    async fn lacking(
-        &self,
-        digests: Vec<SealedDigest>,
-    ) -> Result<Vec<SealedDigest>, ReplicaError> {
+    async fn lacking(&self, digests: Vec<SealedDigest>) -> Result<Vec<SealedDigest>, ReplicaError> {
         let (repository, arrival) = (self.repository.clone(), self.arrival.clone());
         blocking(move || {
             let mut lacking = Vec::new();

@@ -314,7 +314,8 @@ impl Repository {
         if !contents.ledger_keys.contains(&self.keys.ledger_public()) {
             return refuse("the descriptor does not name this server's ledger key".into());
         }
-        // A key has one owner: a descriptor that names the writer's own would outlive its revocation.
+        // A key has one owner: a descriptor that names the writer's own would outlive its
+        // revocation.
         if pin_of_ed25519(&contents.access_key) == request.tls_key {
             return refuse("the descriptor's access key is in use already".into());
         }

@@ -26,7 +26,7 @@ use strongroom_protocol::role::Role;
 use crate::error::ServerError;
 use crate::lock::{Tree, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
-use crate::replica_rows::{PendingRow, PrimaryRow, replicated_writer};
+use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow, replicated_writer};
 use crate::repository::Repository;
 use crate::repository::commit::{next_commit, refuse_ended};
 use crate::repository::quota::count_commit;
@@ -41,7 +41,7 @@ use crate::writer::Decision;
 /// The session that pins what arrives of one snapshot.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    primary: Label,
+    primary: Enrolment,
     principal: Principal,
     namespace: NamespaceId,
     session: SessionId,
@@ -70,7 +70,7 @@ impl Repository {
         };
         let session = SessionId(random_bytes()?);
         self.sessions.open(session, terms, self.clock.monotonic())?;
-        Ok(Arrival { primary: primary.name.clone(), principal, namespace: *namespace, session })
+        Ok(Arrival { primary: primary.enrolment(), principal, namespace: *namespace, session })
     }
 
     /// Ends an arrival without a commit; what came stays until it is collected.
@@ -100,9 +100,8 @@ impl Repository {
         digests: &[SealedDigest],
     ) -> Result<Vec<bool>, ServerError> {
         let rows = self.store.lookup(self.namespace(&arrival.namespace)?.number, digests)?;
-        let is_here = |row: Option<IndexRow>| {
-            row.is_some_and(|row| row.is_usable() && row.level == level)
-        };
+        let is_here =
+            |row: Option<IndexRow>| row.is_some_and(|row| row.is_usable() && row.level == level);
         Ok(rows.into_iter().map(is_here).collect())
     }
 
@@ -119,7 +118,7 @@ impl Repository {
     pub fn commit_arrival(&self, arrival: &Arrival, leaf: u64) -> Result<(), ServerError> {
         let namespace = self.namespace(&arrival.namespace)?;
         let session = self.session(&arrival.principal, &arrival.namespace, &arrival.session)?;
-        let primary = self.primary(&arrival.primary)?;
+        let primary = self.followed(&arrival.primary)?;
         let key = PendingRow::key(&primary.ledger_key, leaf);
         let Some(value) = self.store.get(Family::Pending, &key)? else { return Ok(()) };
         let pending = PendingRow::decode(&value)?;
@@ -133,8 +132,8 @@ impl Repository {
         let now = self.moment();
         let lock = terms.lock(&primary, &pending, now);
         self.lock_tree_ahead(terms.tree(), &terms.session, &lock)?;
-        let committed_ms =
-            self.change_primary(&arrival.primary, move |decision, row| terms.decide(decision, row))?;
+        let committed_ms = self
+            .change_primary(&arrival.primary, move |decision, row| terms.decide(decision, row))?;
         self.sessions.close(&arrival.session);
         if let Some(committed_ms) = committed_ms {
             self.metrics.commits.inc();

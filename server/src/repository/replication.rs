@@ -23,7 +23,7 @@ use strongroom_protocol::retention::Lock;
 use crate::error::ServerError;
 use crate::followers::{FollowState, PrimaryStatus};
 use crate::registry::{Namespace, all_rows};
-use crate::replica_rows::{PendingRow, PrimaryRow};
+use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::retention::Found;
 use crate::rows::{HoldRow, SeenRow};
@@ -63,6 +63,11 @@ impl Repository {
     /// A primary; refuses names that are none.
     pub fn primary(&self, name: &Label) -> Result<PrimaryRow, ServerError> {
         read_primary(&self.store, name)
+    }
+
+    /// A primary, if this server is still enrolled there as it was.
+    pub fn followed(&self, primary: &Enrolment) -> Result<PrimaryRow, ServerError> {
+        read_enrolled(&self.store, primary)
     }
 
     /// All primaries and how following them goes.
@@ -135,7 +140,8 @@ impl Repository {
     /// Pauses following, or goes on. Going on after a refusal asks the primary again whether its
     /// ledger continues what was seen; nothing is forgiven.
     pub fn pause_primary(&self, name: &Label, is_paused: bool) -> Result<(), ServerError> {
-        self.change_primary(name, move |_, row| {
+        let primary = self.primary(name)?.enrolment();
+        self.change_primary(&primary, move |_, row| {
             row.is_paused = is_paused;
             row.is_refused &= is_paused;
             Ok(())
@@ -160,8 +166,12 @@ impl Repository {
     }
 
     /// Remembers a checkpoint that was proven to continue the one before.
-    pub fn remember_checkpoint(&self, name: &Label, note: String) -> Result<(), ServerError> {
-        self.change_primary(name, move |_, row| {
+    pub fn remember_checkpoint(
+        &self,
+        primary: &Enrolment,
+        note: String,
+    ) -> Result<(), ServerError> {
+        self.change_primary(primary, move |_, row| {
             row.checkpoint = note;
             Ok(())
         })
@@ -170,12 +180,12 @@ impl Repository {
     /// Ends following a primary whose ledger does not continue what was seen of it, on record.
     pub fn refuse_primary(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         known: &Checkpoint,
         shown_size: u64,
     ) -> Result<(), ServerError> {
         let (known_size, known_root) = (known.size, known.root);
-        self.change_primary(name, move |decision, row| {
+        self.change_primary(primary, move |decision, row| {
             if !std::mem::replace(&mut row.is_refused, true) {
                 let ledger_key = row.ledger_key;
                 let event =
@@ -187,8 +197,8 @@ impl Repository {
     }
 
     /// Enters how far the primary's ledger was followed, if that led to anything here.
-    pub fn enter_followed(&self, name: &Label) -> Result<(), ServerError> {
-        self.change_primary(name, |decision, row| {
+    pub fn enter_followed(&self, primary: &Enrolment) -> Result<(), ServerError> {
+        self.change_primary(primary, |decision, row| {
             if std::mem::take(&mut row.owes_entry) {
                 let (size, root) = (row.followed.size(), row.followed.root());
                 let event = Event::PrimaryFollowed { ledger_key: row.ledger_key, size, root };
@@ -209,8 +219,8 @@ impl Repository {
     }
 
     /// Passes entries that lead to nothing here.
-    pub fn pass_entries(&self, name: &Label, step: Step) -> Result<(), ServerError> {
-        self.change_primary(name, move |_, row| {
+    pub fn pass_entries(&self, primary: &Enrolment, step: Step) -> Result<(), ServerError> {
+        self.change_primary(primary, move |_, row| {
             take_step(row, step);
             Ok(())
         })
@@ -219,12 +229,12 @@ impl Repository {
     /// Takes over that a snapshot was committed at `leaf`; its tree is still to come.
     pub fn put_pending(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         step: Step,
         leaf: u64,
         pending: PendingRow,
     ) -> Result<(), ServerError> {
-        self.change_primary(name, move |decision, row| {
+        self.change_primary(primary, move |decision, row| {
             take_step(row, step);
             let key = PendingRow::key(&row.ledger_key, leaf);
             decision.batch.put(Family::Pending, key, pending.encode());
@@ -235,11 +245,11 @@ impl Repository {
     /// Adds the record to a pending snapshot that had none.
     pub fn complete_pending(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         leaf: u64,
         record: Vec<u8>,
     ) -> Result<(), ServerError> {
-        self.change_primary(name, move |decision, row| {
+        self.change_primary(primary, move |decision, row| {
             let key = PendingRow::key(&row.ledger_key, leaf);
             if let Some(value) = decision.store.get(Family::Pending, &key)? {
                 let pending = PendingRow { record, ..PendingRow::decode(&value)? };
@@ -250,8 +260,8 @@ impl Repository {
     }
 
     /// Gives up a pending snapshot: the primary has forgotten it and its bytes.
-    pub fn drop_pending(&self, name: &Label, leaf: u64) -> Result<(), ServerError> {
-        self.change_primary(name, move |decision, row| {
+    pub fn drop_pending(&self, primary: &Enrolment, leaf: u64) -> Result<(), ServerError> {
+        self.change_primary(primary, move |decision, row| {
             let key = PendingRow::key(&row.ledger_key, leaf);
             decision.batch.delete(Family::Pending, key);
             Ok(())
@@ -268,7 +278,7 @@ impl Repository {
     /// marks what is not here yet.
     pub fn receive(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         step: Step,
         namespace: &NamespaceId,
         record: &RecordDigest,
@@ -276,8 +286,8 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let (id, record) = (*namespace, *record);
         let here = self.registry.namespace(&id);
-        let (theirs, actor) = (step.clock_seconds, self.primary(name)?.actor());
-        let primary_name = name.clone();
+        let (theirs, actor) = (step.clock_seconds, self.followed(primary)?.actor());
+        let primary_name = primary.name.clone();
         if let Some(namespace) = &here
             && self.snapshot(namespace, &record).is_ok()
         {
@@ -285,7 +295,7 @@ impl Repository {
                 grown(&own, received, theirs, now.retention_seconds)
             })?;
         }
-        self.change_primary(name, move |decision, row| {
+        self.change_primary(primary, move |decision, row| {
             take_step(row, step);
             let waiting = pending_rows(decision.store, row)?.into_iter();
             for (key, mut pending) in waiting.filter(|(_, row)| row.record_digest == record) {
@@ -315,12 +325,12 @@ impl Repository {
     /// Takes over that a namespace is gone there: what is still to come of it was forgotten.
     pub fn receive_drop(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         step: Step,
         namespace: &NamespaceId,
     ) -> Result<(), ServerError> {
         let namespace = *namespace;
-        self.change_primary(name, move |decision, row| {
+        self.change_primary(primary, move |decision, row| {
             take_step(row, step);
             let waiting = pending_rows(decision.store, row)?.into_iter();
             for (key, mut pending) in waiting.filter(|(_, row)| row.namespace == namespace) {
@@ -347,7 +357,8 @@ impl Repository {
             }
             let count = repository.registry.namespaces().len();
             if u32::try_from(count).map_or(true, |count| count >= REPLICA_NAMESPACES_MAX) {
-                let message = format!("a replica makes at most {REPLICA_NAMESPACES_MAX} namespaces");
+                let message =
+                    format!("a replica makes at most {REPLICA_NAMESPACES_MAX} namespaces");
                 return Err(ServerError::Operator(message));
             }
             let name = match repository.registry.namespace_named(&name) {
@@ -361,14 +372,14 @@ impl Repository {
     /// Changes a primary's row, and whatever belongs to it, in one decision.
     pub(super) fn change_primary<T: Send + 'static>(
         &self,
-        name: &Label,
+        primary: &Enrolment,
         change: impl FnOnce(&mut Decision<'_>, &mut PrimaryRow) -> Result<T, ServerError>
         + Send
         + 'static,
     ) -> Result<T, ServerError> {
-        let name = name.clone();
+        let primary = primary.clone();
         self.writer.decide(move |decision| {
-            let mut row = read_primary(decision.store, &name)?;
+            let mut row = read_enrolled(decision.store, &primary)?;
             let outcome = change(decision, &mut row)?;
             put_primary(decision, &row);
             Ok(outcome)
@@ -413,6 +424,14 @@ fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> 
     let unknown = || ServerError::Operator(format!("no primary is called {name}"));
     let value = store.get(Family::Primaries, &PrimaryRow::key(name))?;
     Ok(PrimaryRow::decode(&value.ok_or_else(unknown)?)?)
+}
+
+fn read_enrolled(store: &Store, primary: &Enrolment) -> Result<PrimaryRow, ServerError> {
+    let row = read_primary(store, &primary.name)?;
+    if row.principal == primary.principal {
+        return Ok(row);
+    }
+    Err(ServerError::Operator(format!("primary {} is another one now", primary.name)))
 }
 
 fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
