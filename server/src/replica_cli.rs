@@ -92,7 +92,7 @@ impl ReplicaCommand {
 pub fn primary_line(primary: &PrimaryStatus) -> String {
     let only: Vec<&str> = primary.only.iter().map(Label::as_str).collect();
     let only = if only.is_empty() { "all namespaces".into() } else { only.join(",") };
-    format!("{:<24} {:<28} {only}\n", primary.name, primary.addresses)
+    format!("{:<24} {:<28} {only}\n", primary.name.as_str(), primary.addresses)
 }
 
 /// How following a primary goes; `instant` writes a time in milliseconds since 1970.
