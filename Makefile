@@ -13,7 +13,7 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help build demo test bench bench-quick campaign-fuzz fmt clean
+.PHONY: help build demo test bench bench-quick campaign-fuzz campaign-kills campaign-locks fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -22,6 +22,8 @@ help:
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
 	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
+	@echo 'make campaign-kills the server is killed KILLS=1000 times at random moments; SEED=1'
+	@echo 'make campaign-locks the repository against a model of it, OPS=1000000 operations; SEED=1'
 	@echo 'make fmt            formats the sources'
 	@echo 'make clean          removes what was built'
 	@echo
@@ -70,6 +72,11 @@ campaign-fuzz:
 	  FUZZ_SEED=$$seed FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-50000000} \
 	    $(CARGO) test --release -p strongroom-protocol --test fuzz $(LOCKED) -- --nocapture; \
 	fi
+
+# Folders in memory where there is room: what is looked for is not what a disk does.
+campaign-kills campaign-locks:
+	@scripts/bootstrap.sh build
+	@scripts/campaign.sh $@
 
 fmt:
 	$(CARGO) fmt --all
