@@ -226,8 +226,10 @@ impl RetentionRule {
             LockWanted::Period(seconds) => (seconds, None),
             LockWanted::Date(date) => {
                 let end = date.saturating_add(self.after_date_seconds);
-                // Against the later clock, so that a slow one does not let a past date in.
-                let latest = now.retention_seconds.max(now.wall_seconds);
+                // Against the later clock, so that a slow one does not let a past date in; but
+                // while the wall clock may lie, it does not keep backups with a date out.
+                let wall_seconds = if now.is_suspect { 0 } else { now.wall_seconds };
+                let latest = now.retention_seconds.max(wall_seconds);
                 if end <= latest {
                     return Err(RetentionError::PastDate);
                 }

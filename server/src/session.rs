@@ -246,6 +246,18 @@ impl Sessions {
         self.live.lock().values().cloned().collect()
     }
 
+    /// Ends all sessions of a namespace.
+    pub fn end_all(&self, namespace: &NamespaceId) {
+        let ended: Vec<_> = {
+            let live = self.live.lock();
+            let of = live.iter().filter(|(_, held)| held.terms.namespace == *namespace);
+            of.map(|(id, _)| *id).collect()
+        };
+        for id in ended {
+            self.close(&id);
+        }
+    }
+
     /// Number of live sessions.
     pub fn count(&self) -> usize {
         self.live.lock().len()

@@ -81,7 +81,7 @@ pub async fn snapshot(writer: &Actor, source: &str, tree: &Tree) -> RecordDigest
 
 pub fn forget(repository: &Repository, writer: &Actor, record: &RecordDigest) {
     let operator = Principal {
-        id: PrincipalId([9; 16]),
+        id: PrincipalId::LOCAL,
         role: Role::Operator,
         namespace: None,
         signing_key: PublicKey([0; 32]),
@@ -658,7 +658,7 @@ fn try_forget(
     record: &RecordDigest,
 ) -> Result<(), ServerError> {
     let operator = Principal {
-        id: PrincipalId([9; 16]),
+        id: PrincipalId::LOCAL,
         role: Role::Operator,
         namespace: None,
         signing_key: PublicKey([0; 32]),

@@ -18,4 +18,5 @@ mod model;
 mod programs;
 mod public_verifier;
 mod retention;
+mod standing;
 mod trust;

@@ -24,8 +24,8 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::Record;
 
 use crate::error::ServerError;
-use crate::lock::{Plan, Tree, lock_tree, node_lock_end};
-use crate::registry::{Namespace, Principal};
+use crate::lock::{Plan, Tree, ahead_of, lock_tree, node_lock_end};
+use crate::registry::{Namespace, Principal, Registry};
 use crate::repository::Repository;
 use crate::repository::quota::count_commit;
 use crate::repository::retention::refused_wish;
@@ -44,7 +44,6 @@ pub(super) const SNAPSHOT_COUNTER: &[u8] = b"snapshots";
 const ROWS_AT_ONCE: usize = 1024;
 /// Trees of at most so many chunks are not walked ahead: they have few nodes.
 const CHUNKS_AT_ONCE: u64 = 1024;
-const DAY_SECONDS: u64 = 24 * 3600;
 
 impl Repository {
     /// Commits an encoded record in a session.
@@ -71,7 +70,16 @@ impl Repository {
             self.store.seal()?;
         }
         let source = record.body.source.clone();
-        let terms = CommitTerms { namespace: namespace.clone(), session, record, encoded };
+        let (principal, registry) = (principal.clone(), self.registry.clone());
+        let namespace_then = namespace.clone();
+        let terms = CommitTerms {
+            registry,
+            principal,
+            namespace: namespace_then,
+            session,
+            record,
+            encoded,
+        };
         self.lock_ahead(&terms)?;
         let (leaf_index, committed_ms) =
             self.writer.decide(move |decision| terms.decide(decision))?;
@@ -82,7 +90,7 @@ impl Repository {
     }
 
     /// A large tree is locked ahead of the decision, in slices, so that no other commit waits for
-    /// it. The decision walks again and finds it high enough: a day more makes up for the time in
+    /// it. The decision walks again and finds it high enough: a step more makes up for the time in
     /// between. If the commit fails after this, the tree stays locked without a snapshot.
     fn lock_ahead(&self, terms: &CommitTerms) -> Result<(), ServerError> {
         let (body, ns) = (&terms.record.body, terms.namespace.number);
@@ -95,7 +103,7 @@ impl Repository {
         let rule = terms.namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(now, body.lock_wanted).map_err(refused_wish)?;
         let now = now.retention_seconds;
-        let until = node_lock_end(&lock, now).saturating_add(DAY_SECONDS);
+        let until = ahead_of(node_lock_end(&lock, now), now);
         let is_pinned = |digest: &_, row: &IndexRow| terms.session.is_pinned(digest, row);
         let plan = Plan::make(&self.store, terms.tree(), now, until, &is_pinned)?;
         if plan.len() > ROWS_AT_ONCE {
@@ -165,6 +173,9 @@ impl Repository {
 
 /// A checked commit on its way to the writer thread.
 struct CommitTerms {
+    registry: Arc<Registry>,
+    principal: Principal,
+    /// As it was when the record was checked.
     namespace: Arc<Namespace>,
     session: Arc<Session>,
     record: Record,
@@ -193,9 +204,14 @@ impl CommitTerms {
             return Err(ServerError::Bug("root of a checked commit is not durable".into()));
         }
         let now = decision.retention_seconds;
-        let rule = self.namespace.row.policy.rule_for(&body.source);
+        // The namespace may have been dropped since the record was checked, its policy be another.
+        let namespace = self.registry.standing(&self.principal, &self.namespace.row.namespace)?;
+        let rule = namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
-        count_commit(decision, &self.namespace, self.session.stored_bytes())?;
+        // The record stands in two rows.
+        let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(0).saturating_mul(2);
+        let stored = self.session.stored_bytes().saturating_add(record_bytes);
+        count_commit(decision, &namespace, stored)?;
         let commit = next_commit(decision)?;
         let event = Event::Committed {
             commit,
