@@ -3,6 +3,8 @@
 
 mod gc;
 mod gc_crash;
+mod gc_damage;
+mod gc_kill;
 mod harness;
 
 mod access;
