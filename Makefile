@@ -13,7 +13,12 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help build demo test bench bench-quick campaign-fuzz fmt clean
+# What decides about locks, proofs and time, without I/O.
+MUTANTS_OF = $(addprefix protocol/src/,retention.rs policy.rs proposal.rs merkle.rs checkpoint.rs \
+  tile.rs event.rs entry.rs codec.rs)
+
+.PHONY: help build demo test bench bench-quick campaign-fuzz campaign-kills campaign-locks \
+  campaign-mutants fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -22,6 +27,9 @@ help:
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
 	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
+	@echo 'make campaign-kills the server is killed KILLS=1000 times at random moments; SEED=1'
+	@echo 'make campaign-locks the repository against a model of it, OPS=1000000 operations; SEED=1'
+	@echo 'make campaign-mutants changes of pure sources that no test notices (cargo-mutants)'
 	@echo 'make fmt            formats the sources'
 	@echo 'make clean          removes what was built'
 	@echo
@@ -70,6 +78,21 @@ campaign-fuzz:
 	  FUZZ_SEED=$$seed FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-50000000} \
 	    $(CARGO) test --release -p strongroom-protocol --test fuzz $(LOCKED) -- --nocapture; \
 	fi
+
+# Folders in memory where there is room: what is looked for is not what a disk does.
+campaign-kills campaign-locks:
+	@scripts/bootstrap.sh build
+	@scripts/campaign.sh $@
+# The server is never built: only the tests of the protocol's package run, once for each mutant.
+campaign-mutants:
+	@scripts/bootstrap.sh build
+	@$(CARGO) mutants --version >/dev/null 2>&1 || { \
+	  echo 'campaign-mutants needs cargo-mutants: cargo install cargo-mutants --locked'; exit 1; }
+	FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-300} CARGO_INCREMENTAL=1 env -u CARGO_TARGET_DIR \
+	  $(CARGO) mutants --package strongroom-protocol --profile release --timeout 120 \
+	  --cargo-arg=--config \
+	  --cargo-arg=profile.release.package.strongroom-protocol.opt-level=0 \
+	  --output $(CARGO_TARGET_DIR) $(addprefix --file ,$(MUTANTS_OF)) $(MUTANTS) -- --lib
 
 fmt:
 	$(CARGO) fmt --all

@@ -7,6 +7,7 @@ use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, PublicKey, RecordDigest, to_hex};
 use strongroom_protocol::message::NamespaceRow;
+use strongroom_protocol::policy::Policy;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::route::Route;
 
@@ -129,6 +130,34 @@ fn row_of(index: u64, bytes: &[u8], names: &[NamespaceRow]) -> LogRow {
         snapshot: record_of(&entry.event),
         text: words_of(&entry),
     }
+}
+
+/// The words that an entry holds the digest of; the object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Statement {
+    /// Number of the entry.
+    pub entry: u64,
+    /// As they were given; a policy as JSON.
+    pub words: String,
+    /// Their BLAKE3, which `audit log` shows for reasons, meanings and policies.
+    pub digest: String,
+}
+
+/// Asks for the words of an entry. The server could make them up: compare the digest with that of
+/// the entry in `audit log`.
+pub async fn statement(
+    profile: &mut Profile,
+    connect: &ConnectOptions,
+    entry: u64,
+) -> Result<Statement, ClientError> {
+    let client = history::connect(profile, connect).await?;
+    let bytes = client.request(&Route::Statement(entry), "", Body::empty()).await?;
+    let words = match Policy::decode(&bytes) {
+        Ok(policy) => serde_json::to_string(&policy)
+            .map_err(|error| ClientError::Bug(format!("policy: {error}")))?,
+        Err(_) => String::from_utf8_lossy(&bytes).into_owned(),
+    };
+    Ok(Statement { entry, words, digest: blake3::hash(&bytes).to_string() })
 }
 
 /// Reads all of the ledger and recomputes it from its entries.

@@ -17,6 +17,11 @@ pub enum Audit {
     /// Write a proof that a snapshot was committed and how it is locked, as one file
     #[command(after_help = PROVE_EXAMPLES)]
     Prove(AuditProve),
+    /// Show the words that an entry holds the digest of: a reason, a meaning, what was proposed
+    Statement {
+        /// Number of the entry
+        entry: u64,
+    },
     /// Check such a file, without server and profile
     #[command(after_help = CHECK_EXAMPLES)]
     Check(AuditCheck),

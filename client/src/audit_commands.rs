@@ -25,6 +25,11 @@ pub async fn run(output: &Output, command: Audit) -> Result<(), ClientError> {
             let summary = Box::pin(run).await?;
             output.emit(&summary, || prove_text(&summary))
         }
+        Audit::Statement { entry } => {
+            let (mut profile, connect) = (output.profile()?, output.connect()?);
+            let statement = audit::statement(&mut profile, &connect, entry).await?;
+            output.emit(&statement, || format!("{}\n", statement.words))
+        }
         Audit::Check(options) => {
             let summary = audit::check(&options.file, options.ledger_key)?;
             output.emit(&summary, || check_text(&summary))

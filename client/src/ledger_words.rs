@@ -85,9 +85,14 @@ pub fn words_of(entry: &Entry) -> String {
              locked {}",
             lock_words(lock)
         ),
-        Event::Forgotten { record, commit, locked_until_seconds } => format!(
-            "forgot snapshot {record} (commit {commit}), whose lock ended {}",
-            utc_of_seconds(*locked_until_seconds)
+        Event::Forgotten { record, commit, lock, proposal: 0 } => format!(
+            "forgot snapshot {record} (commit {commit}), which nothing kept: it had been locked {}",
+            lock_words(lock)
+        ),
+        Event::Forgotten { record, commit, lock, proposal } => format!(
+            "forgot snapshot {record} (commit {commit}), lifted by proposal {proposal}: it was \
+             locked {}",
+            lock_words(lock)
         ),
         Event::Refused { record, wish, lock } => {
             let wish = match wish {

@@ -399,7 +399,13 @@ mod tests {
     fn says_whether_the_snapshot_was_still_locked() {
         let read = Event::RecordRead { record: RecordDigest([9; 32]) };
         let hold = Event::HoldPlaced { record: RECORD, reason: [0; 32] };
-        let forgotten = Event::Forgotten { record: RECORD, commit: 1, locked_until_seconds: 100 };
+        let lock = Lock {
+            mode: RetentionMode::Governance,
+            until_seconds: 100,
+            until_wall_seconds: 0,
+            is_held: false,
+        };
+        let forgotten = Event::Forgotten { record: RECORD, commit: 1, lock, proposal: 0 };
         let cases = [
             (vec![entry(1, committed(100))], ProvenState::Locked),
             (vec![entry(1, committed(100)), entry(99, read.clone())], ProvenState::Locked),

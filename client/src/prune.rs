@@ -5,7 +5,7 @@
 //! * It counts by the **server's** time of commit, in UTC; a client's time is not looked at.
 //! * Each principal's snapshots are counted by themselves: what one client pushes never takes the
 //!   place of another's.
-//! * Days with a **burst** (more than ten times the median of the other days, and more than 24) are
+//! * Days with a **burst** (more than 24, and ten times what a quarter of the other days has) are
 //!   kept whole and take no place: ten thousand junk snapshots that somebody pushed with a stolen
 //!   key push no real one out. A person who has looked at them says so (`--accept-burst`).
 //!
@@ -21,7 +21,7 @@ use strongroom_protocol::id::{PrincipalId, RecordDigest};
 use strongroom_protocol::retention::Kept;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
-/// A day may have so many times the median of the others.
+/// A day may have so many times what a quarter of the others has.
 const BURST_FACTOR: usize = 10;
 /// And never counts as a burst with so many or less.
 const BURST_MIN: usize = 24;
@@ -198,8 +198,9 @@ fn burst_days(own: &[&Candidate]) -> BTreeSet<u64> {
         let mut others: Vec<usize> =
             counts.iter().filter(|(other, _)| *other != day).map(|(_, count)| *count).collect();
         others.sort_unstable();
-        let Some(median) = others.get(others.len() / 2) else { return false };
-        count > BURST_MIN && count > median.saturating_mul(BURST_FACTOR)
+        // A quarter of the days, not half: junk that fills most days must not become the usual.
+        let usual = others.get(others.len() / 4).copied().unwrap_or(0);
+        count > BURST_MIN && count > usual.saturating_mul(BURST_FACTOR)
     };
     counts.iter().filter(|(day, count)| is_burst(day, **count)).map(|(day, _)| *day).collect()
 }

@@ -379,7 +379,7 @@ fn ledger_entries() -> Vec<LedgerEntry> {
         },
         Event::Revoked { principal: PRINCIPAL },
         Event::Committed { commit: 7, record, root: SealedDigest([8; 32]), sequence: 9, lock },
-        Event::Forgotten { record, commit: 7, locked_until_seconds: 10 },
+        Event::Forgotten { record, commit: 7, lock, proposal: 12 },
         Event::Refused { record, wish: Wish::Shorten, lock },
         Event::RecordRead { record },
     ];

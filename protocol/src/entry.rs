@@ -90,8 +90,10 @@ fn write_event(out: &mut Writer, event: &Event) {
             out.u8(6).u64(*commit).raw(&record.0).raw(&root.0).u64(*sequence);
             write_lock(out, lock);
         }
-        Event::Forgotten { record, commit, locked_until_seconds } => {
-            out.u8(7).raw(&record.0).u64(*commit).u64(*locked_until_seconds);
+        Event::Forgotten { record, commit, lock, proposal } => {
+            out.u8(7).raw(&record.0).u64(*commit);
+            write_lock(out, lock);
+            out.u64(*proposal);
         }
         Event::Refused { record, wish, lock } => {
             out.u8(8).raw(&record.0).u8(wish.code());
@@ -201,7 +203,8 @@ fn read_event(reader: &mut Reader<'_>) -> Result<Event, DecodeError> {
         7 => Event::Forgotten {
             record: RecordDigest(reader.array()?),
             commit: reader.u64()?,
-            locked_until_seconds: reader.u64()?,
+            lock: read_lock(reader)?,
+            proposal: reader.u64()?,
         },
         8 => Event::Refused {
             record: RecordDigest(reader.array()?),

@@ -69,14 +69,16 @@ pub enum Event {
         /// Its lock.
         lock: Lock,
     },
-    /// 7: a snapshot was forgotten, after its lock had ended.
+    /// 7: a snapshot was forgotten: nothing kept it, or two principals lifted what did.
     Forgotten {
         /// The snapshot.
         record: RecordDigest,
         /// Number of its commit.
         commit: u64,
-        /// When its lock had ended.
-        locked_until_seconds: u64,
+        /// Its lock at that moment.
+        lock: Lock,
+        /// The leaf of the proposal that lifted it; 0 where nothing kept it.
+        proposal: u64,
     },
     /// 8: somebody asked for what the lock, the hold or the clock of a snapshot forbids.
     Refused {

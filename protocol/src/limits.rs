@@ -140,5 +140,5 @@ pub const POLICY_MAX_BYTES: u32 = 128 * 1024;
 pub const REASON_MAX_BYTES: u32 = 1024;
 /// A proposal that nobody decided ends after this time, in seconds (7 days).
 pub const PROPOSAL_TTL_SECONDS: u64 = 7 * 24 * 3600;
-/// Most proposals that wait for a decision.
-pub const PROPOSALS_MAX: u32 = 256;
+/// Most proposals of one principal that wait for a decision.
+pub const PROPOSALS_MAX: u32 = 8;

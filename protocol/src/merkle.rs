@@ -326,4 +326,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_smaller_tree_continues_nothing() {
+        let tree = leaves(40);
+        for old_size in 2..=40u64 {
+            let old_root = root(&tree, old_size).unwrap();
+            for size in 1..old_size {
+                let new_root = root(&tree, size).unwrap();
+                let back = consistency_proof(&tree, size, old_size).unwrap();
+                for (proof, root) in [
+                    (&[][..], &old_root),
+                    (&[][..], &new_root),
+                    (&back[..], &old_root),
+                    (&back[..], &new_root),
+                ] {
+                    let verified = verify_consistency(old_size, size, proof, &old_root, root);
+                    assert!(verified.is_err(), "{old_size} to {size}");
+                }
+            }
+        }
+    }
 }

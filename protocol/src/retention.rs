@@ -226,8 +226,10 @@ impl RetentionRule {
             LockWanted::Period(seconds) => (seconds, None),
             LockWanted::Date(date) => {
                 let end = date.saturating_add(self.after_date_seconds);
-                // Against the later clock, so that a slow one does not let a past date in.
-                let latest = now.retention_seconds.max(now.wall_seconds);
+                // Against the later clock, so that a slow one does not let a past date in; but
+                // while the wall clock may lie, it does not keep backups with a date out.
+                let wall_seconds = if now.is_suspect { 0 } else { now.wall_seconds };
+                let latest = now.retention_seconds.max(wall_seconds);
                 if end <= latest {
                     return Err(RetentionError::PastDate);
                 }
@@ -453,6 +455,70 @@ mod tests {
         }
         assert!(LockWanted::try_from(RETENTION_MAX_SECONDS + 1).is_err());
         assert!(LockWanted::try_from(DATE_BIT | (RETENTION_MAX_SECONDS + 1)).is_err());
+    }
+
+    #[test]
+    fn the_bounds_of_a_rule_are_within_it() {
+        let all = |period| RetentionRule {
+            minimum_seconds: period,
+            default_seconds: period,
+            maximum_seconds: period,
+            after_date_seconds: 0,
+            ..RULE
+        };
+        for period in [0, 7, RETENTION_MAX_SECONDS, FOREVER] {
+            assert_eq!(all(period).check(), Ok(()), "{period}");
+        }
+        let beyond = RETENTION_MAX_SECONDS + 1;
+        assert!(all(beyond).check().is_err());
+        let endless = RetentionRule { maximum_seconds: FOREVER, ..RULE };
+        assert!(RetentionRule { default_seconds: beyond, ..endless }.check().is_err());
+        let default_seconds = FOREVER;
+        let least = RetentionRule { minimum_seconds: beyond, default_seconds, ..endless };
+        assert!(least.check().is_err());
+        let after = |after_date_seconds| RetentionRule { after_date_seconds, ..RULE };
+        assert!(after(RETENTION_MAX_SECONDS).check().is_ok() && after(beyond).check().is_err());
+        for wanted in [LockWanted::Period(beyond - 1), LockWanted::Date(beyond - 1)] {
+            assert_eq!(LockWanted::try_from(u64::from(wanted)), Ok(wanted));
+        }
+    }
+
+    #[test]
+    fn a_date_is_past_if_either_clock_says_so() {
+        let rule = RetentionRule { minimum_seconds: 0, ..RULE };
+        for (retention_seconds, wall_seconds) in [(50, 60), (60, 50)] {
+            let now = Moment { retention_seconds, wall_seconds, is_suspect: false };
+            let lock = |date| rule.new_lock(now, LockWanted::Date(date));
+            assert_eq!(lock(60), Err(RetentionError::PastDate));
+            assert_eq!(lock(61).map(|lock| lock.until_seconds), Ok(61));
+        }
+    }
+
+    #[test]
+    fn a_lock_is_extended_to_its_own_end_and_not_a_second_less() {
+        let lock = lock(RetentionMode::Compliance, 100);
+        let extended = |end| lock.extended(&RULE, at(50), LockWanted::Date(end), None);
+        assert_eq!(extended(100).map(|lock| lock.until_seconds), Ok(100));
+        assert_eq!(extended(99), Err(RetentionError::Shortens));
+    }
+
+    #[test]
+    fn a_lock_without_end_outlasts_every_clock() {
+        let rule = RetentionRule { maximum_seconds: FOREVER, ..RULE };
+        let lock = rule.new_lock(at(5), LockWanted::Forever).unwrap();
+        assert_eq!(lock.kept(at(u64::MAX)), Some(Kept::Locked));
+        assert!(lock.lasts(at(u64::MAX)));
+    }
+
+    #[test]
+    fn modes_have_their_codes_and_words() {
+        use RetentionMode::{Compliance, Governance};
+        for (mode, code, name) in [(Governance, 1, "governance"), (Compliance, 2, "compliance")] {
+            assert_eq!((mode.code(), mode.name()), (code, name));
+            assert_eq!(RetentionMode::from_code(code), Some(mode));
+        }
+        assert_eq!(RetentionMode::from_code(0), None);
+        assert_eq!(RetentionMode::from_code(3), None);
     }
 
     fn wish() -> impl Strategy<Value = LockWanted> {

@@ -73,6 +73,8 @@ pub enum Route {
     Tile(Tile),
     /// `POST /v1/witness`: a head that the client remembers
     ReportHead,
+    /// `GET /v1/statements/{leaf}`: the words that an entry holds the digest of
+    Statement(u64),
 }
 
 /// Who may use a route.
@@ -137,6 +139,7 @@ impl Route {
             ("POST", ["clock"]) => Self::TendClock,
             ("GET", ["consistency", size]) => Self::Consistency(number(size)?),
             ("POST", ["witness"]) => Self::ReportHead,
+            ("GET", ["statements", leaf]) => Self::Statement(number(leaf)?),
             ("POST", ["ns", ns, "envelopes"]) => Self::Read(ns.parse().ok()?),
             _ => return None,
         };
@@ -158,6 +161,7 @@ impl Route {
             | Self::Proposals
             | Self::ClockStatus
             | Self::Consistency(_)
+            | Self::Statement(_)
             | Self::Tile(_) => "GET",
             _ => "POST",
         }
@@ -195,6 +199,7 @@ impl Route {
             Self::Consistency(size) => format!("/v1/consistency/{size}"),
             Self::Tile(tile) => format!("/v1/tile/{}", tile.path()),
             Self::ReportHead => "/v1/witness".into(),
+            Self::Statement(leaf) => format!("/v1/statements/{leaf}"),
         }
     }
 
@@ -232,6 +237,7 @@ impl Route {
             Self::Consistency(_) => "consistency",
             Self::Tile(_) => "tile",
             Self::ReportHead => "report_head",
+            Self::Statement(_) => "statement",
         }
     }
 
@@ -247,7 +253,7 @@ impl Route {
             Self::Checkpoint | Self::Receipt(..) | Self::Consistency(_) | Self::ReportHead => {
                 Access::Needs(Capability::ReadProofs)
             }
-            Self::Tile(_) => Access::Needs(Capability::ReadLedger),
+            Self::Tile(_) | Self::Statement(_) => Access::Needs(Capability::ReadLedger),
             Self::Retain(..) => Access::Needs(Capability::Retain),
             Self::PlaceHold(..) => Access::Needs(Capability::PlaceHold),
             Self::ReleaseHold(..) => Access::Needs(Capability::ReleaseHold),
@@ -284,6 +290,7 @@ impl Route {
             | Self::TendClock
             | Self::Consistency(_)
             | Self::Tile(_)
+            | Self::Statement(_)
             | Self::ReportHead => None,
             Self::Descriptor(ns)
             | Self::OpenSession(ns)
@@ -330,7 +337,7 @@ impl Route {
     }
 
     /// One route of each kind, for tests that iterate over the table.
-    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 31] {
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 32] {
         [
             Self::Identity,
             Self::Enroll,
@@ -363,6 +370,7 @@ impl Route {
             Self::Consistency(1),
             Self::Tile(Tile { content: TileContent::Entries, index: 0, width: 1 }),
             Self::ReportHead,
+            Self::Statement(1),
         ]
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! 'e' | index u64                 -> encoded entry
+//! 't' | index u64                 -> words that the entry holds the digest of, where there are any
 //! 'h' | height u8 | index u64     -> hash of a complete subtree; heights 0, 8, 16 ... only
 //! ```
 //!
@@ -122,6 +123,12 @@ impl Ledger {
     /// The name of this ledger in checkpoints.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// The words that an entry holds the digest of.
+    pub fn statement(&self, leaf_index: u64) -> Result<Vec<u8>, ServerError> {
+        let words = self.store.get(Family::Ledger, &statement_key(leaf_index))?;
+        words.ok_or_else(ServerError::not_found)
     }
 
     /// An encoded entry.
@@ -292,6 +299,11 @@ fn check_against_head_file(
         return refuse("ledger differs from the one that was signed");
     }
     Ok(())
+}
+
+/// Key of the words that entry `index` holds the digest of.
+pub fn statement_key(index: u64) -> Vec<u8> {
+    [&b"t"[..], &index.to_be_bytes()].concat()
 }
 
 fn entry_key(index: u64) -> Vec<u8> {

@@ -89,6 +89,19 @@ pub fn node_lock_end(lock: &Lock, now_seconds: u64) -> u64 {
     lock.until_seconds
 }
 
+/// An end so much later that what is locked until then ahead of a decision is found high enough by
+/// it, although some time passes in between.
+pub fn ahead_of(until_seconds: u64, now_seconds: u64) -> u64 {
+    let days = u64::from(step_of(until_seconds, now_seconds)).saturating_add(1);
+    until_seconds.saturating_add(days.saturating_mul(DAY_SECONDS))
+}
+
+/// Days that dates are rounded up to.
+fn step_of(until_seconds: u64, now_seconds: u64) -> u32 {
+    let retention_days = until_seconds.saturating_sub(now_seconds) / DAY_SECONDS;
+    u32::try_from(retention_days / 16).unwrap_or(31).clamp(1, 31)
+}
+
 /// Until when a node is locked, or nothing.
 pub fn locked_until(
     store: &Store,
@@ -169,8 +182,7 @@ impl Plan {
         is_pinned: &IsPinned<'_>,
     ) -> Result<Self, ServerError> {
         let ns = tree.ns;
-        let retention_days = until_seconds.saturating_sub(now_seconds) / DAY_SECONDS;
-        let step = u32::try_from(retention_days / 16).unwrap_or(31).clamp(1, 31);
+        let step = step_of(until_seconds, now_seconds);
         let fresh = Day::at_or_after(until_seconds).round_up_to(step);
         let mut walk = Walk { store, ns, fresh, raised: fresh.plus(step), dates: HashMap::new() };
         let mut order = Vec::new();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey, TlsKeyDigest};
 use strongroom_protocol::role::Role;
 
@@ -149,9 +150,31 @@ impl Registry {
         state.principals.retain(|_, principal| principal.namespace != Some(*id));
     }
 
-    /// Whether a principal is enrolled and not revoked.
-    pub fn has_principal(&self, id: &PrincipalId) -> bool {
-        self.state.read().principals.values().any(|principal| principal.id == *id)
+    /// For decisions: the namespace as it is now, if it is still there and who asked still stands.
+    /// A request was authorised before its body was read, and much may have been decided since.
+    pub fn standing(
+        &self,
+        principal: &Principal,
+        namespace: &NamespaceId,
+    ) -> Result<Arc<Namespace>, ServerError> {
+        self.refuse_fallen(principal)?;
+        self.namespace(namespace).ok_or_else(ServerError::not_found)
+    }
+
+    /// For decisions: refuses a principal that was revoked since its request was authorised.
+    pub fn refuse_fallen(&self, principal: &Principal) -> Result<(), ServerError> {
+        let state = self.state.read();
+        let stands = state.principals.values().any(|known| **known == *principal);
+        if stands || principal.id == PrincipalId::LOCAL {
+            return Ok(());
+        }
+        Err(ServerError::peer(ErrorCode::UnknownPrincipal, "this key was revoked"))
+    }
+
+    /// The key with which a principal signs; nothing, if it is not enrolled.
+    pub fn signing_key(&self, id: &PrincipalId) -> Option<PublicKey> {
+        let state = self.state.read();
+        state.principals.values().find(|known| known.id == *id).map(|known| known.signing_key)
     }
 
     /// Takes a principal out; its next request finds nobody.

@@ -64,6 +64,7 @@ async fn dispatch(
         Route::Checkpoint => binary(repository.ledger().head().note),
         Route::Consistency(size) => ledger::consistency(repository, size, query.as_deref()).await,
         Route::Tile(tile) => ledger::tile(repository, tile).await,
+        Route::Statement(leaf) => ledger::statement(repository, leaf).await,
         Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {

@@ -35,7 +35,7 @@ use strongroom_protocol::message::SizeClass;
 
 use crate::error::ServerError;
 use crate::store::collect::Found;
-use crate::store::schema::{IndexRow, Place, SlotId};
+use crate::store::schema::{IndexRow, Lifetime, Place, SlotId};
 
 /// What a session is about; does not change.
 #[derive(Debug, Clone)]
@@ -50,6 +50,8 @@ pub struct SessionTerms {
     pub source: Label,
     /// How much it may be.
     pub size_class: SizeClass,
+    /// How long it will be locked, as far as its wish says.
+    pub lifetime: Lifetime,
 }
 
 /// A live session.
@@ -242,6 +244,18 @@ impl Sessions {
 
     fn sessions(&self) -> Vec<Arc<Session>> {
         self.live.lock().values().cloned().collect()
+    }
+
+    /// Ends all sessions of a namespace.
+    pub fn end_all(&self, namespace: &NamespaceId) {
+        let ended: Vec<_> = {
+            let live = self.live.lock();
+            let of = live.iter().filter(|(_, held)| held.terms.namespace == *namespace);
+            of.map(|(id, _)| *id).collect()
+        };
+        for id in ended {
+            self.close(&id);
+        }
     }
 
     /// Number of live sessions.

@@ -36,7 +36,7 @@ use strongroom_protocol::retention::Moment;
 use crate::clock::Clock;
 use crate::clock_state::{ClockState, Seen, TendError};
 use crate::error::ServerError;
-use crate::ledger::{Appender, Ledger};
+use crate::ledger::{Appender, Ledger, statement_key};
 use crate::lock::Plan;
 use crate::noted::Noted;
 use crate::retention_clock::RetentionClock;
@@ -105,6 +105,11 @@ impl Decision<'_> {
     /// clock sees anything more.
     pub fn clock_digest(&self) -> [u8; 32] {
         self.clock.digest()
+    }
+
+    /// Keeps the words that an entry holds the digest of: a reason, a meaning, a policy. They stay.
+    pub fn state(&mut self, leaf: u64, words: &[u8]) {
+        self.batch.put(Family::Ledger, statement_key(leaf), words);
     }
 
     /// Changes what a namespace takes of its quota; at most once in a decision.

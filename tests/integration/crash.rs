@@ -29,7 +29,8 @@ use strongroom_server::store::schema::IndexRow;
 
 use crate::harness::{Actor, Calm, TestServer, Tree, connect_to, frames, test_config};
 
-const CHILD: &str = "STRONGROOM_SUITE_CHILD";
+/// Names the folder that a child serves.
+pub const CHILD: &str = "STRONGROOM_SUITE_CHILD";
 
 /// Aborts at a step.
 pub struct DiesAt {
@@ -59,9 +60,16 @@ fn child_server() {
     let clock = Arc::new(SystemClock::default());
     let data = folder.join("data");
     let (repository, _) = Repository::open(&data, config, clock, witness.clone()).unwrap();
-    tokio::runtime::Runtime::new().unwrap().block_on(async move {
-        let server = BoundServer::bind(Arc::new(repository), &data).await.unwrap();
+    serve_until_killed(Arc::new(repository), &folder, || {
         witness.left.store(left, Ordering::SeqCst);
+    });
+}
+
+/// Serves `folder` and says where, for as long as the process lives.
+pub fn serve_until_killed(repository: Arc<Repository>, folder: &Path, begin: impl FnOnce()) {
+    tokio::runtime::Runtime::new().unwrap().block_on(async move {
+        let server = BoundServer::bind(repository, &folder.join("data")).await.unwrap();
+        begin();
         let address = server.client_address().unwrap().to_string();
         std::fs::write(folder.join("address.new"), address).unwrap();
         std::fs::rename(folder.join("address.new"), folder.join("address")).unwrap();
@@ -70,20 +78,26 @@ fn child_server() {
 }
 
 /// A running child, killed when dropped.
-struct ChildServer {
+pub struct ChildServer {
     process: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl ChildServer {
     fn start(folder: &Path, step: &str, count: u32) -> Self {
+        let count = count.to_string();
+        let variables = [("STRONGROOM_SUITE_STEP", step), ("STRONGROOM_SUITE_COUNT", &count)];
+        Self::start_as("crash::child_server", folder, &variables)
+    }
+
+    /// Starts the ignored test `name` of this binary, which must serve `folder`.
+    pub fn start_as(name: &str, folder: &Path, variables: &[(&str, &str)]) -> Self {
         let address_file = folder.join("address");
         let _ = std::fs::remove_file(&address_file);
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["crash::child_server", "--exact", "--ignored", "--nocapture"])
+            .args([name, "--exact", "--ignored", "--nocapture"])
             .env(CHILD, folder)
-            .env("STRONGROOM_SUITE_STEP", step)
-            .env("STRONGROOM_SUITE_COUNT", count.to_string())
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -98,7 +112,7 @@ impl ChildServer {
         panic!("child server is not ready");
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         let _ = self.process.kill();
         self.process.wait().unwrap();
     }
@@ -182,23 +196,7 @@ fn check(folder: &Path, writer: &Actor, acknowledged: &[RecordDigest], walk_from
         if at < walk_from {
             continue;
         }
-        let mut level = vec![body.root];
-        for _ in 0..=body.root_level {
-            let mut below = Vec::new();
-            let mut each = |envelope: &[u8]| {
-                let parsed = Envelope::parse(envelope).unwrap();
-                let digest = SealedDigest::of(envelope);
-                assert!(level.contains(&digest));
-                if parsed.is_node() {
-                    let lock = locked_until(repository.store(), namespace.number, &digest);
-                    assert!(lock.unwrap().is_some(), "a node of a snapshot is not locked");
-                }
-                below.extend(parsed.children());
-                std::ops::ControlFlow::Continue(())
-            };
-            repository.read(&writer.namespace(), &level, &mut each).unwrap();
-            level = below;
-        }
+        walk(&repository, writer, namespace.number, &body);
     }
     // The segments' own tables say the same as the index.
     let store = repository.store();
@@ -210,6 +208,29 @@ fn check(folder: &Path, writer: &Actor, acknowledged: &[RecordDigest], walk_from
     store.rebuild_index(&mut each).unwrap();
     assert_eq!(repository.status().unwrap().snapshot_count, rows.len() as u64);
     rows.len()
+}
+
+/// Reads a whole tree: every envelope is there and has its digest, every node is locked.
+pub fn walk(repository: &Repository, writer: &Actor, ns: u32, body: &RecordBody) {
+    let mut level = vec![body.root];
+    for _ in 0..=body.root_level {
+        let (mut below, mut at) = (Vec::new(), 0);
+        let mut each = |envelope: &[u8]| {
+            let parsed = Envelope::parse(envelope).unwrap();
+            let digest = SealedDigest::of(envelope);
+            assert!(level.contains(&digest));
+            if parsed.is_node() {
+                let lock = locked_until(repository.store(), ns, &digest);
+                assert!(lock.unwrap().is_some(), "a node of a snapshot is not locked");
+            }
+            below.extend(parsed.children());
+            at += 1;
+            std::ops::ControlFlow::Continue(())
+        };
+        repository.read(&writer.namespace(), &level, &mut each).unwrap();
+        assert_eq!(at, level.len());
+        level = below;
+    }
 }
 
 async fn prepare() -> (Arc<tempfile::TempDir>, Actor, Vec<RecordDigest>) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use strongroom_client::error::ClientError;
 use strongroom_client::session::Session;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::error::ErrorCode;
@@ -58,13 +59,18 @@ pub fn tree_of(writer: &Actor, pieces: &[Vec<u8>]) -> Tree {
 
 /// Asks for the chunks, sends what is lacking and all nodes; gives the number of chunks sent.
 pub async fn sync_up(session: &Session, tree: &Tree) -> usize {
-    let have = session.have(&digests(&tree.chunks)).await.unwrap();
+    try_sync_up(session, tree).await.unwrap()
+}
+
+/// The same, where the server may refuse, or die.
+pub async fn try_sync_up(session: &Session, tree: &Tree) -> Result<usize, ClientError> {
+    let have = session.have(&digests(&tree.chunks)).await?;
     let lacking = tree.chunks.iter().zip(have).filter(|(_, have)| !have).map(|(chunk, _)| chunk);
     let mut envelopes: Vec<Bytes> = lacking.cloned().collect();
     let sent = envelopes.len();
     envelopes.extend(tree.nodes.iter().map(|node| Bytes::from(node.envelope.clone())));
-    session.upload(frames(&envelopes)).await.unwrap();
-    sent
+    session.upload(frames(&envelopes)).await?;
+    Ok(sent)
 }
 
 pub async fn commit(writer: &Actor, session: &Session, source: &str, tree: &Tree) -> RecordDigest {
@@ -81,7 +87,7 @@ pub async fn snapshot(writer: &Actor, source: &str, tree: &Tree) -> RecordDigest
 
 pub fn forget(repository: &Repository, writer: &Actor, record: &RecordDigest) {
     let operator = Principal {
-        id: PrincipalId([9; 16]),
+        id: PrincipalId::LOCAL,
         role: Role::Operator,
         namespace: None,
         signing_key: PublicKey([0; 32]),
@@ -209,7 +215,7 @@ pub fn check_ledger(store: &Store) {
 }
 
 /// Two snapshots in one segment; `dead` is more than half of it.
-async fn mixed(server: &TestServer, writer: &Actor) -> (Tree, RecordDigest, Tree) {
+pub async fn mixed(server: &TestServer, writer: &Actor) -> (Tree, RecordDigest, Tree) {
     let (dead, live) = (tree_of(writer, &noise(3, 30)), tree_of(writer, &noise(4, 10)));
     let (one, two) = (writer.session("dead").await, writer.session("live").await);
     sync_up(&one, &dead).await;
@@ -335,10 +341,10 @@ async fn a_flipped_bit_in_a_node_ends_the_cycle() {
     assert!(known(&repository, &writer, &dead).iter().all(|row| row.unwrap().is_usable()));
 }
 
-type Hook = Box<dyn FnMut(u64) + Send>;
+pub type Hook = Box<dyn FnMut(u64) + Send>;
 
 /// A clock that does something at each breath of a cycle.
-struct HookClock {
+pub struct HookClock {
     manual: Arc<ManualClock>,
     breath: AtomicU64,
     hook: Mutex<Option<Hook>>,
@@ -368,12 +374,25 @@ impl Clock for HookClock {
 
 impl HookClock {
     fn new() -> Arc<Self> {
-        let manual = Arc::new(ManualClock::at_ms(START_MS));
+        Self::on(Arc::new(ManualClock::at_ms(START_MS)))
+    }
+
+    pub fn on(manual: Arc<ManualClock>) -> Arc<Self> {
         Arc::new(Self { manual, breath: AtomicU64::new(0), hook: Mutex::new(None) })
     }
 
     /// Runs a cycle with `hook`; gives its report and how often it breathed.
     async fn cycle(&self, repository: &Arc<Repository>, hook: Option<Hook>) -> (CycleReport, u64) {
+        let (report, breaths) = self.try_cycle(repository, hook).await;
+        (report.unwrap(), breaths)
+    }
+
+    /// The same, where the cycle may end in an alarm.
+    pub async fn try_cycle(
+        &self,
+        repository: &Arc<Repository>,
+        hook: Option<Hook>,
+    ) -> (Result<CycleReport, ServerError>, u64) {
         *self.hook.lock().unwrap() = hook;
         self.breath.store(0, Ordering::SeqCst);
         let repository = repository.clone();
@@ -384,7 +403,7 @@ impl HookClock {
         let report = report.await.unwrap();
         thread.join().unwrap();
         *self.hook.lock().unwrap() = None;
-        (report.unwrap(), self.breath.load(Ordering::SeqCst))
+        (report, self.breath.load(Ordering::SeqCst))
     }
 }
 
@@ -607,7 +626,7 @@ async fn busy_client(
             random.as_bytes()[..6].iter().map(|n| pool[*n as usize % 24].clone()).collect();
         let tree = tree_of(&writer, &pieces);
         let session = writer.session(&source).await;
-        let sent = sync_or_end(&session, &tree).await;
+        let sent = try_sync_up(&session, &tree).await.is_ok();
         if !sent || random.as_bytes()[7].is_multiple_of(3) {
             session.close().await;
             continue;
@@ -644,21 +663,13 @@ fn cycle_until(
     sum
 }
 
-async fn sync_or_end(session: &Session, tree: &Tree) -> bool {
-    let Ok(have) = session.have(&digests(&tree.chunks)).await else { return false };
-    let lacking = tree.chunks.iter().zip(have).filter(|(_, have)| !have).map(|(chunk, _)| chunk);
-    let nodes = tree.nodes.iter().map(|node| Bytes::from(node.envelope.clone()));
-    let envelopes: Vec<Bytes> = lacking.cloned().chain(nodes).collect();
-    session.upload(frames(&envelopes)).await.is_ok()
-}
-
 fn try_forget(
     repository: &Repository,
     writer: &Actor,
     record: &RecordDigest,
 ) -> Result<(), ServerError> {
     let operator = Principal {
-        id: PrincipalId([9; 16]),
+        id: PrincipalId::LOCAL,
         role: Role::Operator,
         namespace: None,
         signing_key: PublicKey([0; 32]),

@@ -23,7 +23,7 @@ use crate::harness::{Actor, Calm, DAY, TestServer, Tree, digests, test_config};
 
 const CHILD: &str = "STRONGROOM_SUITE_GC_CHILD";
 
-fn open(data: &Path, wall_ms: u64, witness: Arc<dyn Witness>) -> Arc<Repository> {
+pub fn open(data: &Path, wall_ms: u64, witness: Arc<dyn Witness>) -> Arc<Repository> {
     let clock = Arc::new(ManualClock::at_ms(wall_ms));
     let config = test_config(gc_config);
     Arc::new(Repository::open(data, config, clock, witness).unwrap().0)
@@ -59,7 +59,7 @@ fn dies(data: &Path, wall_ms: u64, step: &str, count: u32) -> bool {
     !status.success()
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -79,18 +79,18 @@ fn known(repository: &Repository, writer: &Actor, tree: &Tree) -> usize {
 }
 
 /// A folder in which the next cycle quarantines, reaps, evacuates and drops.
-struct Prepared {
-    folder: Arc<tempfile::TempDir>,
-    wall_ms: u64,
-    writer: Actor,
+pub struct Prepared {
+    pub folder: Arc<tempfile::TempDir>,
+    pub wall_ms: u64,
+    pub writer: Actor,
     /// To be reaped.
-    gone: Vec<Tree>,
+    pub gone: Vec<Tree>,
     /// To be quarantined.
-    fresh: Tree,
-    live: Vec<Tree>,
+    pub fresh: Tree,
+    pub live: Vec<Tree>,
 }
 
-async fn prepare() -> Prepared {
+pub async fn prepare() -> Prepared {
     let server = TestServer::start_with(gc_config).await;
     let writer = server.writer("erp").await;
     let trees: Vec<Tree> = (20..25).map(|seed| tree_of(&writer, &noise(seed, 12))).collect();

@@ -28,7 +28,7 @@ use strongroom_protocol::catalogue;
 use strongroom_protocol::descriptor::{Codec, VerifiedDescriptor};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::frame::prefix;
-use strongroom_protocol::id::{Label, NamespaceId, SealedDigest};
+use strongroom_protocol::id::{Label, NamespaceId, SealedDigest, SessionNonce};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{PrivateFields, Record, RecordBody};
@@ -292,6 +292,14 @@ impl Actor {
         let private =
             PrivateFields { plaintext_bytes: root.plaintext_bytes, ..PrivateFields::default() };
         commit::sign_record(profile, &descriptor, &self.keys(), body, root, private).unwrap()
+    }
+
+    /// The same record for another session.
+    pub fn signed_again(&self, record: Record, nonce: SessionNonce, root: &SealedRoot) -> Record {
+        let body = RecordBody { session_nonce: nonce, ..record.body };
+        let (descriptor, private) = (self.kept_descriptor(), PrivateFields::default());
+        let keys = self.keys();
+        commit::sign_record(&self.profile, &descriptor, &keys, body, root, private).unwrap()
     }
 
     /// A small tree that is uploaded in `session`, and its record, which is not committed.

@@ -3,6 +3,8 @@
 
 mod gc;
 mod gc_crash;
+mod gc_damage;
+mod gc_kill;
 mod harness;
 
 mod access;
@@ -19,4 +21,5 @@ mod programs;
 mod public_verifier;
 mod replica;
 mod retention;
+mod standing;
 mod trust;

@@ -183,7 +183,6 @@ fn entries() -> Seeds {
         after_date_seconds: 0,
     };
     let (principal, signing_key) = (PrincipalId([6; 16]), public_key());
-    let locked_until_seconds = 1_800_000_000;
     let repository = RepositoryId([7; 16]);
     let events = [
         Event::Initialised { repository, ledger_key: signing_key, tls_key },
@@ -192,7 +191,7 @@ fn entries() -> Seeds {
         Event::Enrolled { principal, role, tls_key, signing_key, token },
         Event::Revoked { principal },
         committed().event,
-        Event::Forgotten { record, commit: 1, locked_until_seconds },
+        Event::Forgotten { record, commit: 1, lock: lock(), proposal: 2 },
         Event::Refused { record, wish: Wish::Forget, lock: lock() },
         Event::RecordRead { record },
         Event::Retained { record, lock: lock() },

@@ -331,13 +331,20 @@ impl Desk {
 /// Removes index rows, and locks of nodes among them, which have ended.
 fn reap(decision: &Decision<'_>, rows: &[Found]) -> Result<Vec<Found>, ServerError> {
     let (store, today) = (decision.store, Day::of(decision.retention_seconds));
-    for found in rows.iter().filter(|found| found.row.level > 0) {
-        let day = locked_until(store, found.ns, &found.digest)?;
-        if day.is_some_and(|day| guards(day, today)) {
+    let mut free = Vec::with_capacity(rows.len());
+    for found in rows {
+        let day = match found.row.level {
+            0 => None,
+            _ => locked_until(store, found.ns, &found.digest)?,
+        };
+        if !day.is_some_and(|day| guards(day, today)) {
+            free.push(*found);
+        } else if store.lookup(found.ns, &[found.digest])? == [Some(found.row)] {
             return Err(alarm(format!("node {} is locked and was to be reaped", found.digest)));
         }
+        // Else it was stored anew since it was looked at, and locked at its new place.
     }
-    let reaped = store.reap(rows, &mut |found, batch| {
+    let reaped = store.reap(&free, &mut |found, batch| {
         if found.row.level > 0 {
             batch.delete(Family::Locks, lock_key(found.ns, &found.digest));
         }

@@ -13,6 +13,11 @@ pub async fn tile(repository: &Arc<Repository>, tile: Tile) -> Result<Answer, Se
     binary(blocking(repository, move |r| r.ledger().tile(&tile)).await?)
 }
 
+/// `GET /v1/statements/{leaf}`
+pub async fn statement(repository: &Arc<Repository>, leaf: u64) -> Result<Answer, ServerError> {
+    binary(blocking(repository, move |r| r.ledger().statement(leaf)).await?)
+}
+
 /// `GET /v1/consistency/{size}?to=SIZE`
 pub async fn consistency(
     repository: &Arc<Repository>,

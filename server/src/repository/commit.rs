@@ -25,8 +25,8 @@ use strongroom_protocol::record::{Record, RecordBody};
 use strongroom_protocol::retention::Lock;
 
 use crate::error::ServerError;
-use crate::lock::{Plan, Tree, lock_tree, node_lock_end};
-use crate::registry::{Namespace, Principal};
+use crate::lock::{Plan, Tree, ahead_of, lock_tree, node_lock_end};
+use crate::registry::{Namespace, Principal, Registry};
 use crate::repository::Repository;
 use crate::repository::quota::count_commit;
 use crate::repository::retention::refused_wish;
@@ -45,7 +45,6 @@ pub(super) const SNAPSHOT_COUNTER: &[u8] = b"snapshots";
 const ROWS_AT_ONCE: usize = 1024;
 /// Trees of at most so many chunks are not walked ahead: they have few nodes.
 const CHUNKS_AT_ONCE: u64 = 1024;
-const DAY_SECONDS: u64 = 24 * 3600;
 
 impl Repository {
     /// Commits an encoded record in a session.
@@ -72,7 +71,16 @@ impl Repository {
             self.store.seal()?;
         }
         let source = record.body.source.clone();
-        let terms = CommitTerms { namespace: namespace.clone(), session, record, encoded };
+        let (principal, registry) = (principal.clone(), self.registry.clone());
+        let namespace_then = namespace.clone();
+        let terms = CommitTerms {
+            registry,
+            principal,
+            namespace: namespace_then,
+            session,
+            record,
+            encoded,
+        };
         self.lock_ahead(&terms)?;
         let (leaf_index, committed_ms) =
             self.writer.decide(move |decision| terms.decide(decision))?;
@@ -83,7 +91,7 @@ impl Repository {
     }
 
     /// A large tree is locked ahead of the decision, in slices, so that no other commit waits for
-    /// it. The decision walks again and finds it high enough: a day more makes up for the time in
+    /// it. The decision walks again and finds it high enough: a step more makes up for the time in
     /// between. If the commit fails after this, the tree stays locked without a snapshot.
     fn lock_ahead(&self, terms: &CommitTerms) -> Result<(), ServerError> {
         let (body, ns) = (&terms.record.body, terms.namespace.number);
@@ -105,7 +113,7 @@ impl Repository {
         lock: &Lock,
     ) -> Result<(), ServerError> {
         let now = self.moment().retention_seconds;
-        let until = node_lock_end(lock, now).saturating_add(DAY_SECONDS);
+        let until = ahead_of(node_lock_end(lock, now), now);
         let is_pinned = |digest: &_, row: &IndexRow| session.is_pinned(digest, row);
         let plan = Plan::make(&self.store, tree, now, until, &is_pinned)?;
         if plan.len() > ROWS_AT_ONCE {
@@ -187,6 +195,9 @@ impl Repository {
 
 /// A checked commit on its way to the writer thread.
 struct CommitTerms {
+    registry: Arc<Registry>,
+    principal: Principal,
+    /// As it was when the record was checked.
     namespace: Arc<Namespace>,
     session: Arc<Session>,
     record: Record,
@@ -215,9 +226,14 @@ impl CommitTerms {
             return Err(ServerError::Bug("root of a checked commit is not durable".into()));
         }
         let now = decision.retention_seconds;
-        let rule = self.namespace.row.policy.rule_for(&body.source);
+        // The namespace may have been dropped since the record was checked, its policy be another.
+        let namespace = self.registry.standing(&self.principal, &self.namespace.row.namespace)?;
+        let rule = namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
-        count_commit(decision, &self.namespace, self.session.stored_bytes())?;
+        // The record stands in two rows.
+        let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(0).saturating_mul(2);
+        let stored = self.session.stored_bytes().saturating_add(record_bytes);
+        count_commit(decision, &namespace, stored)?;
         let commit = next_commit(decision)?;
         let event = Event::Committed {
             commit,

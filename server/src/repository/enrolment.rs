@@ -165,6 +165,25 @@ impl Repository {
         })
     }
 
+    /// Revokes all who belong to a namespace that is dropped.
+    pub(super) fn revoke_members(
+        &self,
+        decision: &mut Decision<'_>,
+        namespace: &NamespaceId,
+    ) -> Result<(), ServerError> {
+        for (key, value) in all_rows(decision.store, Family::Principals)? {
+            let mut row = PrincipalRow::decode(&value)?;
+            if row.namespace == Some(*namespace) && row.revoked_ms == 0 {
+                row.revoked_ms = decision.now_ms;
+                decision.batch.put(Family::Principals, key.clone(), row.encode());
+                let id = key.try_into().map_err(|_| ServerError::Bug("principal key".into()))?;
+                let event = Event::Revoked { principal: PrincipalId(id) };
+                decision.enter(PrincipalId::LOCAL, *namespace, event);
+            }
+        }
+        Ok(())
+    }
+
     /// All principals, revoked ones included.
     pub fn principals(&self) -> Result<Vec<PrincipalSummary>, ServerError> {
         let mut summaries = Vec::new();
@@ -250,7 +269,11 @@ impl Repository {
     ) -> Result<EnrollAnswer, ServerError> {
         let (namespace, name) = match &token.scope {
             Scope::Server => (None, None),
-            Scope::Existing(namespace, name) => (Some(*namespace), Some(name.clone())),
+            Scope::Existing(namespace, name) => {
+                // It may have been dropped since the token was made.
+                self.registry.namespace(namespace).ok_or_else(bad_token)?;
+                (Some(*namespace), Some(name.clone()))
+            }
             Scope::New(name) => {
                 let namespace = self.create_namespace(decision, name, principal, request)?;
                 (Some(namespace), Some(name.clone()))
@@ -341,6 +364,11 @@ impl Repository {
         // A key has one owner: a descriptor that names somebody else's would shut him out.
         if self.registry.principal(&pin_of_ed25519(&contents.access_key)).is_some() {
             return refuse("the descriptor's access key is in use already");
+        }
+        for (_, value) in all_rows(decision.store, Family::Namespaces)? {
+            if NamespaceRow::decode(&value)?.namespace == namespace {
+                return refuse("the namespace was dropped here; make a new one".into());
+            }
         }
         let last = decision.store.last(Family::Namespaces, &[])?;
         let last = last.and_then(|(key, _)| key.try_into().ok()).map_or(0, u32::from_be_bytes);

@@ -13,6 +13,7 @@
 //! | `clock.rs` | state of the retention clock, a head that a client remembers |
 //! | `retention.rs` | retain, hold, release, policy, drop a namespace |
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
+//! | `waiting.rs` | proposals that wait, withdrawn when what they are about changes |
 //! | `quota.rs` | what a namespace holds and may hold |
 //! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
@@ -27,6 +28,7 @@ pub mod replication;
 pub mod retention;
 pub mod snapshots;
 pub mod upload;
+mod waiting;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -90,7 +92,7 @@ pub trait Witness: Send + Sync {
 pub struct Repository {
     store: Store,
     ledger: Arc<Ledger>,
-    registry: Registry,
+    registry: Arc<Registry>,
     sessions: Arc<Sessions>,
     metrics: Arc<Metrics>,
     clock: Arc<dyn Clock>,
@@ -197,7 +199,7 @@ impl Repository {
         // Only now is it known that the log was replayed whole: orphans are what a crash left.
         store.drop_orphans()?;
         let ledger = Arc::new(ledger);
-        let registry = Registry::load(&store)?;
+        let registry = Arc::new(Registry::load(&store)?);
         let limits = &config.limits;
         let sessions =
             Sessions::new(limits.lease.0, limits.sessions_per_principal, limits.have_per_second);

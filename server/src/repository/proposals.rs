@@ -31,6 +31,7 @@ use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::repository::retention::{Found, refused_by};
 use crate::repository::snapshots::forget_found;
+use crate::repository::waiting::waiting_rows;
 use crate::rows::WaitingRow;
 use crate::server_keys::random_bytes;
 use crate::store::schema::Family;
@@ -46,8 +47,9 @@ impl Repository {
     ) -> Result<Outcome, ServerError> {
         let id = self.namespace(namespace)?.row.namespace;
         let (repository, actor, record) = (self.clone(), principal.id, *record);
+        let asking = principal.clone();
         let is_done = self.writer.decide(move |decision| {
-            let namespace = repository.namespace(&id)?;
+            let namespace = repository.registry.standing(&asking, &id)?;
             let found = Found::look_up(decision, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept_from_lift(decision.moment()) {
@@ -57,7 +59,7 @@ impl Repository {
             }
             let is_free = lock.kept(decision.moment()).is_none();
             if is_free {
-                forget_found(decision, actor, &namespace, &found)?;
+                forget_found(decision, actor, &namespace, &found, 0)?;
             }
             Ok(Ok(is_free))
         })??;
@@ -88,17 +90,22 @@ impl Repository {
         principal: &Principal,
         operation: Operation,
     ) -> Result<Outcome, ServerError> {
-        let (repository, proposer) = (self.clone(), principal.id);
+        let (repository, asking, proposer) = (self.clone(), principal.clone(), principal.id);
         let nonce = random_bytes()?;
         let leaf = self.writer.decide(move |decision| {
-            let waiting = waiting_rows(decision)?;
-            let (live, ended): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|(_, row)| row.expires_ms > decision.now_ms);
-            for (leaf, _) in ended {
-                decision.batch.delete(Family::Approvals, WaitingRow::key(leaf));
+            repository.registry.refuse_fallen(&asking)?;
+            let (mut own_count, now_ms) = (0u32, decision.now_ms);
+            for (leaf, row) in waiting_rows(decision)? {
+                let is_live = row.expires_ms > now_ms
+                    && repository.registry.signing_key(&row.proposer).is_some();
+                if !is_live {
+                    decision.batch.delete(Family::Approvals, WaitingRow::key(leaf));
+                }
+                own_count += u32::from(is_live && row.proposer == proposer);
             }
-            if u32::try_from(live.len()).map_or(true, |live| live >= PROPOSALS_MAX) {
-                let message = "too many proposals wait; decide or reject some";
+            if own_count >= PROPOSALS_MAX {
+                let message =
+                    "too many of your proposals wait; let them be decided, or reject some";
                 return Err(ServerError::peer(ErrorCode::TooMany, message));
             }
             let state = repository.state_of(decision, &operation)?;
@@ -113,6 +120,9 @@ impl Repository {
             };
             let namespace = operation.namespace().unwrap_or(NamespaceId([0; 32]));
             let leaf = decision.enter(proposer, namespace, event);
+            let words = serde_json::to_vec(&operation)
+                .map_err(|error| ServerError::Bug(format!("proposal: {error}")))?;
+            decision.state(leaf, &words);
             let proposed_ms = decision.now_ms;
             let row = WaitingRow { proposer, proposed_ms, expires_ms, state, operation };
             decision.batch.put(Family::Approvals, WaitingRow::key(leaf), row.encode()?);
@@ -169,11 +179,14 @@ impl Repository {
                 verdict: answer.verdict,
                 meaning: &answer.meaning,
             };
+            repository.registry.refuse_fallen(&approver)?;
             let refuse = |message: &str| Err(ServerError::peer(ErrorCode::NotAllowed, message));
             if approval.verify(&approver.signing_key, &signature).is_err() {
                 return refuse("the approval is not signed with your signing key");
             }
-            if answer.verdict == Verdict::Approve && approver.id == row.proposer {
+            let proposer_key = repository.registry.signing_key(&row.proposer);
+            let is_same = approver.id == row.proposer || proposer_key == Some(approver.signing_key);
+            if answer.verdict == Verdict::Approve && is_same {
                 return refuse("another principal than the one who proposed it must approve");
             }
             let namespace = row.operation.namespace().unwrap_or(NamespaceId([0; 32]));
@@ -184,12 +197,13 @@ impl Repository {
                 meaning: *blake3::hash(answer.meaning.as_bytes()).as_bytes(),
                 signature,
             };
-            decision.enter(approver.id, namespace, event);
+            let decided = decision.enter(approver.id, namespace, event);
+            decision.state(decided, answer.meaning.as_bytes());
             if answer.verdict == Verdict::Reject {
                 return Ok(Outcome { is_done: false, proposal: None });
             }
             repository.check_fresh(decision, &row)?;
-            repository.carry_out(decision, &approver, row.operation)?;
+            repository.carry_out(decision, &approver, leaf, row.operation)?;
             Ok(Outcome { is_done: true, proposal: None })
         })
     }
@@ -200,7 +214,7 @@ impl Repository {
         if row.expires_ms <= decision.now_ms {
             return stale("the proposal has ended; propose it again");
         }
-        if !self.registry.has_principal(&row.proposer) {
+        if self.registry.signing_key(&row.proposer).is_none() {
             return stale("whoever proposed it was revoked since");
         }
         if self.state_of(decision, &row.operation)? != row.state {
@@ -232,16 +246,16 @@ impl Repository {
         &self,
         decision: &mut Decision<'_>,
         approver: &Principal,
+        leaf: u64,
         operation: Operation,
     ) -> Result<(), ServerError> {
         match operation {
             Operation::ForgetGovernance { namespace, record } => {
-                self.forget_lifted(decision, approver, &namespace, &record)
+                self.forget_lifted(decision, (approver, leaf), &namespace, &record)
             }
             Operation::LowerPolicy { namespace, policy } => {
                 let namespace = self.namespace(&namespace)?;
-                self.write_policy(decision, approver.id, &namespace, policy);
-                Ok(())
+                self.write_policy(decision, approver.id, &namespace, policy)
             }
             Operation::CreditOffTime { seconds } => decision.credit_clock(approver.id, seconds),
             Operation::Thaw => decision.thaw_clock(approver.id),
@@ -251,7 +265,7 @@ impl Repository {
     fn forget_lifted(
         &self,
         decision: &mut Decision<'_>,
-        approver: &Principal,
+        (approver, leaf): (&Principal, u64),
         namespace: &NamespaceId,
         record: &RecordDigest,
     ) -> Result<(), ServerError> {
@@ -259,18 +273,7 @@ impl Repository {
         let found = Found::look_up(decision, &namespace, record)?;
         match found.row.lock.kept_from_lift(decision.moment()) {
             Some(kept) => Err(refused_by(kept, &found.row.lock)),
-            None => forget_found(decision, approver.id, &namespace, &found),
+            None => forget_found(decision, approver.id, &namespace, &found, leaf),
         }
     }
-}
-
-fn waiting_rows(decision: &Decision<'_>) -> Result<Vec<(u64, WaitingRow)>, ServerError> {
-    let mut rows = Vec::new();
-    decision.store.scan(Family::Approvals, &[], None, &mut |key, value| {
-        rows.push((key.to_vec(), value.to_vec()));
-        ControlFlow::Continue(())
-    })?;
-    rows.iter()
-        .map(|(key, value)| Ok((WaitingRow::leaf_of(key)?, WaitingRow::decode(value)?)))
-        .collect()
 }

@@ -4,8 +4,9 @@
 //! A row counts what was stored for the namespace and not yet collected, and its snapshots. It is
 //! changed by decisions only: a commit adds what its session stored, a session that ends without a
 //! commit adds what it leaves behind, a forget takes the snapshot off, collection the bytes. What
-//! live sessions have stored so far is added when a quota is asked. A crash loses the count of what
-//! sessions had stored without a commit, which nobody can see and collection takes.
+//! live sessions have stored so far is added when a quota is asked. It is a fence, not an account:
+//! a restart loses the count of what sessions had stored without a commit, and uploads that run at
+//! the same time are checked one by one.
 
 use strongroom_protocol::error::ErrorCode;
 

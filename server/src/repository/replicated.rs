@@ -35,7 +35,7 @@ use crate::repository::retention::Found;
 use crate::rows::{SeenRow, SnapshotRow, head_key};
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
-use crate::store::schema::{Family, IndexRow};
+use crate::store::schema::{Family, IndexRow, Lifetime};
 use crate::writer::Decision;
 
 /// The session that pins what arrives of one snapshot.
@@ -67,6 +67,7 @@ impl Repository {
             nonce: SessionNonce(random_bytes()?),
             source: source.clone(),
             size_class: SizeClass::Stream,
+            lifetime: Lifetime::Long,
         };
         let session = SessionId(random_bytes()?);
         self.sessions.open(session, terms, self.clock.monotonic())?;

@@ -291,7 +291,7 @@ impl Repository {
         if let Some(namespace) = &here
             && self.snapshot(namespace, &record).is_ok()
         {
-            self.lock_ahead_of(namespace, &record, |_, own, now| {
+            self.lock_ahead_of(&id, &record, |_, _, own, now| {
                 grown(&own, received, theirs, now.retention_seconds)
             })?;
         }

@@ -23,14 +23,13 @@ use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::{FOREVER, Kept, Lock, Moment, RetentionError};
 
 use crate::error::{Refusal, ServerError};
-use crate::lock::{Tree, lock_tree, node_lock_end};
+use crate::lock::{Tree, ahead_of, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::waiting::{is_about, withdraw};
 use crate::rows::{HoldRow, NamespaceRow, SeenRow, SnapshotRow};
 use crate::store::schema::Family;
 use crate::writer::Decision;
-
-const DAY_SECONDS: u64 = 24 * 3600;
 
 impl Repository {
     /// Extends a snapshot's lock, raises its mode, or both; refuses whatever would weaken it.
@@ -41,13 +40,13 @@ impl Repository {
         record: &RecordDigest,
         wish: Retain,
     ) -> Result<LockState, ServerError> {
-        let namespace = self.namespace(namespace)?;
-        let (actor, record) = (principal.id, *record);
-        self.lock_ahead_of(&namespace, &record, |source, lock, now| {
-            let rule = namespace.row.policy.rule_for(source);
-            lock.extended(&rule, now, wish.lock_wanted, wish.mode).ok()
+        let (registry, principal) = (self.registry.clone(), principal.clone());
+        let (actor, id, record) = (principal.id, *namespace, *record);
+        self.lock_ahead_of(&id, &record, |policy, source, lock, now| {
+            lock.extended(&policy.rule_for(source), now, wish.lock_wanted, wish.mode).ok()
         })?;
         self.writer.decide(move |decision| {
+            let namespace = registry.standing(&principal, &id)?;
             let mut found = Found::look_up(decision, &namespace, &record)?;
             let rule = namespace.row.policy.rule_for(&found.record.body.source);
             let old = found.row.lock;
@@ -76,41 +75,47 @@ impl Repository {
         record: &RecordDigest,
         reason: String,
     ) -> Result<LockState, ServerError> {
-        let namespace = self.namespace(namespace)?;
-        let (actor, record) = (principal.id, *record);
+        let (registry, principal) = (self.registry.clone(), principal.clone());
+        let (actor, id, record) = (principal.id, *namespace, *record);
         check_reason(&reason)?;
-        self.lock_ahead_of(&namespace, &record, |_, lock, _| Some(Lock { is_held: true, ..lock }))?;
+        let held = |lock| Some(Lock { is_held: true, ..lock });
+        self.lock_ahead_of(&id, &record, |_, _, lock, _| held(lock))?;
         self.writer.decide(move |decision| {
+            let namespace = registry.standing(&principal, &id)?;
             let mut found = Found::look_up(decision, &namespace, &record)?;
+            // A second hold changes nothing, but its reason is on record too.
+            let digest = *blake3::hash(reason.as_bytes()).as_bytes();
+            let leaf = decision.enter(actor, id, Event::HoldPlaced { record, reason: digest });
+            decision.state(leaf, reason.as_bytes());
             if !found.row.lock.is_held {
                 let lock = Lock { is_held: true, ..found.row.lock };
-                let reason_digest = *blake3::hash(reason.as_bytes()).as_bytes();
                 let hold = HoldRow { placed_ms: decision.now_ms, principal: actor, reason };
                 let key = HoldRow::key(namespace.number, &record);
                 decision.batch.put(Family::Holds, key, hold.encode());
                 found.set_lock(decision, &namespace, lock)?;
-                let event = Event::HoldPlaced { record, reason: reason_digest };
-                decision.enter(actor, namespace.row.namespace, event);
             }
+            withdraw(decision, |operation| is_about(operation, &record))?;
             Ok(LockState { record, lock: found.row.lock })
         })
     }
 
     /// Locks the nodes of a snapshot as far as its new lock will need, in slices, so that a huge
-    /// tree keeps no other decision waiting. A day more makes up for the time until the decision.
+    /// tree keeps no other decision waiting. A step more makes up for the time until the decision.
     /// If that is refused after all, the nodes stay locked for longer, which harms nobody.
     pub(super) fn lock_ahead_of(
         &self,
-        namespace: &Arc<Namespace>,
+        namespace: &NamespaceId,
         record: &RecordDigest,
-        change: impl FnOnce(&Label, Lock, Moment) -> Option<Lock>,
+        change: impl FnOnce(&Policy, &Label, Lock, Moment) -> Option<Lock>,
     ) -> Result<(), ServerError> {
-        let (commit, row) = self.snapshot(namespace, record)?;
+        let namespace = self.namespace(namespace)?;
+        let (commit, row) = self.snapshot(&namespace, record)?;
         let now = self.moment();
         let record = Record::decode(&row.record)?;
-        let Some(lock) = change(&record.body.source, row.lock, now) else { return Ok(()) };
-        let end = node_lock_end(&lock, now.retention_seconds).saturating_add(DAY_SECONDS);
-        self.lock_in_slices(Found { commit, row, record }.tree(namespace), end)
+        let changed = change(&namespace.row.policy, &record.body.source, row.lock, now);
+        let Some(lock) = changed else { return Ok(()) };
+        let end = ahead_of(node_lock_end(&lock, now.retention_seconds), now.retention_seconds);
+        self.lock_in_slices(Found { commit, row, record }.tree(&namespace), end)
     }
 
     /// Releases a legal hold; the lock beside it stays as it is.
@@ -121,19 +126,21 @@ impl Repository {
         record: &RecordDigest,
         reason: String,
     ) -> Result<LockState, ServerError> {
-        let namespace = self.namespace(namespace)?;
-        let (actor, record) = (principal.id, *record);
+        let (registry, principal) = (self.registry.clone(), principal.clone());
+        let (actor, id, record) = (principal.id, *namespace, *record);
         check_reason(&reason)?;
         self.writer.decide(move |decision| {
+            let namespace = registry.standing(&principal, &id)?;
             let mut found = Found::look_up(decision, &namespace, &record)?;
             if found.row.lock.is_held {
                 found.row.lock.is_held = false;
                 decision.batch.delete(Family::Holds, HoldRow::key(namespace.number, &record));
                 let key = SnapshotRow::key(namespace.number, found.commit);
                 decision.batch.put(Family::Snapshots, key, found.row.encode());
-                let reason = *blake3::hash(reason.as_bytes()).as_bytes();
-                let event = Event::HoldReleased { record, reason };
-                decision.enter(actor, namespace.row.namespace, event);
+                let digest = *blake3::hash(reason.as_bytes()).as_bytes();
+                let event = Event::HoldReleased { record, reason: digest };
+                let leaf = decision.enter(actor, id, event);
+                decision.state(leaf, reason.as_bytes());
             }
             Ok(LockState { record, lock: found.row.lock })
         })
@@ -153,14 +160,14 @@ impl Repository {
     ) -> Result<Outcome, ServerError> {
         let id = self.namespace(namespace)?.row.namespace;
         policy.check().map_err(refused_wish)?;
-        let (repository, actor) = (self.clone(), principal.id);
+        let (repository, actor) = (self.clone(), principal.clone());
         let wished = policy.clone();
         let is_done = self.writer.decide(move |decision| {
-            let current = repository.namespace(&id)?;
+            let current = repository.registry.standing(&actor, &id)?;
             if wished.is_below(&current.row.policy) {
                 return Ok(false);
             }
-            repository.write_policy(decision, actor, &current, wished);
+            repository.write_policy(decision, actor.id, &current, wished)?;
             Ok(true)
         })?;
         if is_done {
@@ -176,14 +183,22 @@ impl Repository {
         actor: PrincipalId,
         namespace: &Namespace,
         policy: Policy,
-    ) {
+    ) -> Result<(), ServerError> {
+        let id = namespace.row.namespace;
         let event =
             Event::PolicySet { policy: policy.digest(), rule: policy.rule, quota: policy.quota };
-        decision.enter(actor, namespace.row.namespace, event);
+        let leaf = decision.enter(actor, id, event);
+        decision.state(leaf, &policy.encode());
+        let is_of_it = |operation: &Operation| match operation {
+            Operation::LowerPolicy { namespace, .. } => *namespace == id,
+            _ => false,
+        };
+        withdraw(decision, is_of_it)?;
         let row = NamespaceRow { policy, ..namespace.row.clone() };
         let key = NamespaceRow::key(namespace.number);
         decision.batch.put(Family::Namespaces, key, row.encode());
-        self.registry.replace_row(&namespace.row.namespace, row);
+        self.registry.replace_row(&id, row);
+        Ok(())
     }
 
     /// Removes a namespace that holds no snapshot. Its number is never used again, so what is left
@@ -210,7 +225,10 @@ impl Repository {
             let key = NamespaceRow::key(namespace.number);
             decision.batch.put(Family::Namespaces, key, row.encode());
             decision.enter(PrincipalId::LOCAL, id, Event::NamespaceDropped);
+            repository.revoke_members(decision, &id)?;
+            withdraw(decision, |operation| operation.namespace() == Some(id))?;
             repository.registry.remove_namespace(&id);
+            repository.sessions.end_all(&id);
             Ok(())
         })
     }

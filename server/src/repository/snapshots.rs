@@ -128,9 +128,10 @@ impl Repository {
         namespace: &NamespaceId,
         digest: &RecordDigest,
     ) -> Result<(), ServerError> {
-        let namespace = self.namespace(namespace)?;
-        let (actor, record) = (principal.id, *digest);
+        let (registry, principal) = (self.registry.clone(), principal.clone());
+        let (actor, id, record) = (principal.id, *namespace, *digest);
         self.writer.decide(move |decision| {
+            let namespace = registry.standing(&principal, &id)?;
             let found = Found::look_up(decision, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept(decision.moment()) {
@@ -139,7 +140,7 @@ impl Repository {
                 decision.enter(actor, namespace.row.namespace, event);
                 return Ok(Err(refused_by(kept, &lock)));
             }
-            forget_found(decision, actor, &namespace, &found)?;
+            forget_found(decision, actor, &namespace, &found, 0)?;
             Ok(Ok(()))
         })?
     }
@@ -157,12 +158,14 @@ impl Repository {
     }
 }
 
-/// Drops the record of a snapshot that nothing keeps: the caller has looked, in this decision.
+/// Drops the record of a snapshot that nothing keeps, or that `proposal` (its leaf, or 0) lifts:
+/// the caller has looked, in this decision.
 pub(super) fn forget_found(
     decision: &mut Decision<'_>,
     actor: PrincipalId,
     namespace: &Namespace,
     found: &Found,
+    proposal: u64,
 ) -> Result<(), ServerError> {
     let listed = read_counter(decision.store, SNAPSHOT_COUNTER)?.saturating_sub(1);
     decision.batch.put(Family::Ledger, SNAPSHOT_COUNTER, listed.to_be_bytes());
@@ -174,7 +177,8 @@ pub(super) fn forget_found(
     let event = Event::Forgotten {
         record: found.row.record_digest,
         commit: found.commit,
-        locked_until_seconds: found.row.lock.until_seconds,
+        lock: found.row.lock,
+        proposal,
     };
     decision.enter(actor, namespace.row.namespace, event);
     Ok(())

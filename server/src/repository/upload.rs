@@ -21,7 +21,7 @@ use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
-use crate::store::schema::{Family, IndexRow, Place, SlotId};
+use crate::store::schema::{Family, IndexRow, Lifetime, Place, SlotId};
 use crate::store::{Appended, NewEnvelope};
 
 /// How often an envelope is stored before its absence is a bug.
@@ -37,7 +37,9 @@ impl Repository {
     ) -> Result<SessionOpened, ServerError> {
         let namespace = self.namespace(namespace)?;
         let rule = namespace.row.policy.rule_for(&request.source);
-        rule.new_lock(self.moment(), request.lock_wanted).map_err(refused_wish)?;
+        let now = self.moment();
+        let lock = rule.new_lock(now, request.lock_wanted).map_err(refused_wish)?;
+        let seconds = lock.until_seconds.saturating_sub(now.retention_seconds);
         self.check_room()?;
         let session = SessionId(random_bytes()?);
         let nonce = SessionNonce(random_bytes()?);
@@ -49,6 +51,7 @@ impl Repository {
             nonce,
             source: request.source,
             size_class: request.size_class,
+            lifetime: Lifetime::of_seconds(seconds),
         };
         self.sessions.open(session, terms, self.clock.monotonic())?;
         let lease_ms = u64::try_from(self.sessions.lease().as_millis()).unwrap_or(u64::MAX);
@@ -298,7 +301,10 @@ impl Intake<'_> {
                 self.repository.sessions.follow(namespace, &moving);
                 (Place::Inbox, appended)
             }
-            SizeClass::Stream => (Place::Unsealed, store.append(self.ns, batch)?),
+            SizeClass::Stream => {
+                let lifetime = self.session.terms.lifetime;
+                (Place::Unsealed, store.append_for(self.ns, lifetime, batch)?)
+            }
         };
         for ((digest, size), Appended { slot, duplicate }) in sizes.into_iter().zip(appended) {
             if duplicate {

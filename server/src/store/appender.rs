@@ -1,14 +1,15 @@
-//! Appending to the open segment, and handing it to the sealer.
+//! Appending to the open segments, and handing them to the sealer.
 //!
-//! There is one open segment; who holds its lock may append, roll over or create the next one.
-//! Lock order: open segment, then unsealed rows; index order, then unsealed rows. The sealer never
-//! waits for the open segment, so an appender may wait for the sealer (back-pressure: at most
-//! [`SEALING_MAX`] segments are on their way) while it holds that lock.
+//! There is one open segment for each lifetime, under one lock: who holds it may append, roll over
+//! or create the next one. Lock order: open segments, then unsealed rows; index order, then
+//! unsealed rows. The sealer never waits for the open segments, so an appender may wait for the
+//! sealer (back-pressure: at most [`SEALING_MAX`] segments are on their way) while it holds that
+//! lock.
 //!
-//! A seal is a group commit. Who wants one notes which segment holds the last envelope appended
-//! before, and waits until the sealer is done with that one. While the sealer works, nobody rolls
-//! over; when it falls idle, the first waiter hands the open segment over with everything that all
-//! of them appended.
+//! A seal is a group commit. Who wants one notes which segments are open and hold something, and
+//! waits until none of them is open any more, and the sealer is done with all that was handed over
+//! until then. While the sealer works, nobody rolls over; when it falls idle, the first waiter
+//! hands the open segments over with everything that all of them appended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,13 +26,15 @@ use super::error::StoreError;
 use super::index::Index;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
-use super::schema::{IndexRow, SlotId};
+use super::schema::{IndexRow, Lifetime, SlotId};
 use super::segments::{SegmentWriter, Segments};
 use super::table::TableRow;
 use super::unsealed::{Appended, Reservation, Room, Unsealed, Wanted};
 
 /// Segments that may be on their way through the sealer while the next one fills.
 pub(super) const SEALING_MAX: u64 = 2;
+/// Segments that may be open: one a lifetime.
+pub(super) const OPEN_MAX: u64 = 3;
 
 /// An envelope to be stored. Its digest must have been verified by the caller.
 #[derive(Debug, Clone)]
@@ -77,9 +80,30 @@ pub(super) struct SegmentLimits {
     pub(super) slots: u32,
 }
 
-/// The open segment and the way to the sealer.
+/// The open segment of each lifetime.
+#[derive(Default)]
+struct OpenSegments([Option<Box<SegmentWriter>>; Lifetime::ALL.len()]);
+
+impl OpenSegments {
+    fn of(&mut self, lifetime: Lifetime) -> &mut Option<Box<SegmentWriter>> {
+        let [short, medium, long] = &mut self.0;
+        match lifetime {
+            Lifetime::Short => short,
+            Lifetime::Medium => medium,
+            Lifetime::Long => long,
+        }
+    }
+
+    /// Numbers of those that hold something.
+    fn numbers(&self) -> Vec<u32> {
+        let open = self.0.iter().flatten().filter(|segment| segment.next_slot() > 0);
+        open.map(|segment| segment.number()).collect()
+    }
+}
+
+/// The open segments and the way to the sealer.
 pub(super) struct Appender {
-    open: Mutex<Option<Box<SegmentWriter>>>,
+    open: Mutex<OpenSegments>,
     appended: AtomicU64,
     limits: SegmentLimits,
     segments: Arc<Segments>,
@@ -107,7 +131,7 @@ impl Appender {
         (poison, observer): (Arc<Poison>, Arc<dyn Observer>),
         jobs: Sender<Job>,
     ) -> Self {
-        let open = Mutex::new(None);
+        let open = Mutex::new(OpenSegments::default());
         let appended = AtomicU64::new(0);
         Appender { open, appended, limits, segments, index, unsealed, poison, observer, jobs }
     }
@@ -116,6 +140,7 @@ impl Appender {
     pub(super) fn append(
         &self,
         ns: u32,
+        lifetime: Lifetime,
         envelopes: Vec<NewEnvelope>,
     ) -> Result<Vec<Appended>, StoreError> {
         self.poison.check()?;
@@ -129,7 +154,7 @@ impl Appender {
         let mut open = self.open.lock();
         self.poison.check()?;
         while done.len() < batch.wanted.len() {
-            self.append_some(&mut open, &mut batch, &mut done)?;
+            self.append_some(&mut open, lifetime, &mut batch, &mut done)?;
         }
         drop(open);
         self.appended.fetch_add(1, Ordering::Relaxed);
@@ -140,28 +165,31 @@ impl Appender {
     /// Waits until everything that was appended before this call is in the index.
     pub(super) fn seal(&self) -> Result<(), StoreError> {
         self.poison.check()?;
-        let target = {
-            let open = self.open.lock();
-            let waiting = open.as_ref().is_some_and(|segment| segment.next_slot() > 0);
-            self.unsealed.handed_over() + u64::from(waiting)
-        };
-        while !self.unsealed.wait_until_done(target, &self.poison)? {
-            let mut open = self.open.lock();
-            if self.unsealed.handed_over() < target {
-                self.hand_over(&mut open)?;
+        let wanted = self.open.lock().numbers();
+        loop {
+            let (target, is_open) = {
+                let open = self.open.lock().numbers();
+                let is_open = open.iter().any(|number| wanted.contains(number));
+                (self.unsealed.handed_over() + u64::from(is_open), is_open)
+            };
+            let is_done = self.unsealed.wait_until_done(target, &self.poison)?;
+            if is_done && !is_open {
+                return self.poison.check();
+            }
+            if !is_done {
+                self.hand_over_all(&mut self.open.lock())?;
             }
         }
-        self.poison.check()
     }
 
-    /// Hands the open segment over if nothing was appended since `mark` was taken; gives a new
+    /// Hands the open segments over if nothing was appended since `mark` was taken; gives a new
     /// mark. Never waits, because the sealer calls it.
     pub(super) fn seal_if_idle(&self, mark: u64) -> Result<u64, StoreError> {
         let now = self.appended.load(Ordering::Relaxed);
         if now == mark
             && let Some(mut open) = self.open.try_lock()
         {
-            self.hand_over(&mut open)?;
+            self.hand_over_all(&mut open)?;
         }
         Ok(now)
     }
@@ -169,14 +197,16 @@ impl Appender {
     /// Appends the next of `batch` to the open segment, as many as fit.
     fn append_some(
         &self,
-        open: &mut Option<Box<SegmentWriter>>,
+        open: &mut OpenSegments,
+        lifetime: Lifetime,
         batch: &mut Batch,
         done: &mut Vec<Appended>,
     ) -> Result<(), StoreError> {
         let start = done.len();
+        let open = open.of(lifetime);
         let segment = match open {
             Some(segment) => segment,
-            None => open.insert(Box::new(self.segments.create()?)),
+            None => open.insert(Box::new(self.segments.create(lifetime.class())?)),
         };
         let room = Room {
             first: SlotId { segment: segment.number(), slot: segment.next_slot() },
@@ -215,6 +245,10 @@ impl Appender {
             wanted.indexed = row.filter(IndexRow::is_usable).map(|row| row.slot);
         }
         Ok(())
+    }
+
+    fn hand_over_all(&self, open: &mut OpenSegments) -> Result<(), StoreError> {
+        open.0.iter_mut().try_for_each(|open| self.hand_over(open))
     }
 
     /// Gives the open segment, if there is one, to the sealer. An open segment is empty only after

@@ -27,6 +27,7 @@ use super::schema::{
 };
 use super::segments::Segments;
 use super::statistics::Gauges;
+use super::table::TableRow;
 use super::unsealed::Unsealed;
 
 /// Digests of one look at the index.
@@ -181,11 +182,13 @@ impl Collection {
     }
 
     /// The rows that say that a segment is being dropped, and that the records whose copies go with
-    /// it are to be copied again. The caller has seen that nothing occupies it.
+    /// it are to be copied again. The caller has seen that nothing occupies it. What the index
+    /// finds elsewhere must be there: a damaged row must not cost the envelope that it is about.
     pub(super) fn dropping(&self, segment: u32) -> Result<(SegmentRow, MetaBatch), StoreError> {
         let row = self.segment(segment)?;
         let mut batch = MetaBatch::new();
         if row.state == SegmentState::Live {
+            self.prove_elsewhere(segment)?;
             for (key, _) in self.rebuilder().records(segment)? {
                 if self.meta.get(Family::Snapshots, &key)?.is_some() {
                     let again = [COUNTER_RECORDS_AGAIN, &key].concat();
@@ -197,6 +200,53 @@ impl Collection {
         let key = segment.to_be_bytes().to_vec();
         batch.change_own(Family::Segments, key, Some(dropping.encode()));
         Ok((dropping, batch))
+    }
+
+    fn prove_elsewhere(&self, segment: u32) -> Result<(), StoreError> {
+        let table = self.rebuilder().table(segment)?;
+        let mut elsewhere = Vec::new();
+        for rows in table.chunks(LOOKUP_COUNT) {
+            let keys: Vec<_> = rows.iter().map(|row| (row.ns, row.digest)).collect();
+            let rows = keys.iter().zip(self.look_up(&keys)?);
+            elsewhere.extend(rows.filter_map(|(key, row)| Some((*key, row?))));
+        }
+        // Place by place, so that each table is read once and one is in memory.
+        elsewhere.sort_unstable_by_key(|(_, row)| row.slot);
+        let mut table = (segment, table);
+        for (key, row) in elsewhere {
+            if self.is_at(key, &row, &mut table)? {
+                continue;
+            }
+            // It may have been folded just now; under the lock nothing moves.
+            let _order = self.index.order();
+            let row = self.look_up(&[key])?.pop().flatten();
+            if row.map_or(Ok(true), |row| self.is_at(key, &row, &mut table))? {
+                continue;
+            }
+            let key = index_key(key.0, &key.1);
+            return Err(row_invalid(Family::Index, &key, "another envelope is in its place"));
+        }
+        Ok(())
+    }
+
+    /// Whether the envelope is where its row says; `table` is the one that was read last.
+    fn is_at(
+        &self,
+        key: IndexPosition,
+        row: &IndexRow,
+        table: &mut (u32, Vec<TableRow>),
+    ) -> Result<bool, StoreError> {
+        let SlotId { segment, slot } = row.slot;
+        let found = if row.place == Place::Inbox {
+            let value = self.meta.get(Family::Inbox, &row.slot.key())?;
+            value.and_then(|value| TableRow::decode(&mut value.as_slice()))
+        } else {
+            if table.0 != segment {
+                *table = (segment, self.rebuilder().table(segment)?);
+            }
+            usize::try_from(slot).ok().and_then(|slot| table.1.get(slot).copied())
+        };
+        Ok(found.is_some_and(|found| (found.ns, found.digest) == key))
     }
 
     /// Deletes the file of a segment whose row says *dropping*; true once it is gone. A reader that
@@ -405,6 +455,29 @@ mod tests {
         assert_eq!(read, 1);
         drop(store);
         assert_eq!(found(&open(&folder), &batch).len(), 1);
+    }
+
+    #[test]
+    fn a_segment_is_not_dropped_for_a_row_that_points_to_nowhere() {
+        let folder = TempDir::new().unwrap();
+        let store = open(&folder);
+        let one = stored(&store, &envelopes(1..2))[0];
+        let other = stored(&store, &envelopes(2..3))[0];
+        let from = one.row.slot;
+        // Nothing there, another's place, a place that is not.
+        let nowhere = SlotId { segment: 999, slot: 0 };
+        for to in [SlotId { slot: 7, ..from }, other.row.slot, nowhere] {
+            let there = Move { ns: 1, digest: one.digest, from, to };
+            assert_eq!(store.move_rows(&[there]).unwrap(), [there]);
+            assert!(store.occupants(from.segment).unwrap().is_empty());
+            assert!(store.dropping(from.segment).is_err(), "{to:?}");
+            let back = Move { from: to, to: from, ..there };
+            assert_eq!(store.move_rows(&[back]).unwrap(), [back]);
+        }
+        // In the inbox, and rightly so.
+        store.quarantine(&[one], MARK).unwrap();
+        store.append_inbox(1, envelopes(1..2)).unwrap();
+        store.dropping(from.segment).unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::error::StoreError;
 use super::meta::MetaBatch;
 use super::observer::Step;
 use super::records::RecordCopies;
-use super::schema::{SlotId, slot_key};
+use super::schema::{Family, SegmentRow, SlotId, slot_key};
 use super::sealer::Sealer;
 use super::segments::SegmentWriter;
 use super::table::TableRow;
@@ -26,7 +26,7 @@ impl Sealer {
     /// Copies what lives in `segments` to a new one; gives where each copy is.
     pub(super) fn evacuate(&self, segments: &[u32]) -> Result<Vec<Move>, StoreError> {
         self.poison.check()?;
-        let mut target = self.segments.create()?;
+        let mut target = self.segments.create(self.class_of(segments)?)?;
         let moves = match self.copy_into(&mut target, segments) {
             Ok(moves) if !moves.is_empty() => moves,
             other => {
@@ -42,6 +42,19 @@ impl Sealer {
         self.meta.write_own(&batch, Step::Evacuated)?;
         self.gauges.sealed(&catalogued);
         Ok(moves)
+    }
+
+    /// The class that all of `segments` have, or 0.
+    fn class_of(&self, segments: &[u32]) -> Result<u8, StoreError> {
+        let mut classes = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let key = segment.to_be_bytes();
+            let row = self.meta.get(Family::Segments, &key)?;
+            classes
+                .push(row.and_then(|row| SegmentRow::decode(&row)).map(|row| row.retention_class));
+        }
+        classes.dedup();
+        Ok(if let [Some(class)] = classes.as_slice() { *class } else { 0 })
     }
 
     fn copy_into(

@@ -179,7 +179,7 @@ impl Inbox {
         let folding = match folding {
             Some(folding) => folding,
             None => {
-                let segment = self.segments.create()?;
+                let segment = self.segments.create(0)?;
                 folding.insert(Folding { segment, sources: Vec::new() })
             }
         };

@@ -59,7 +59,7 @@ use rocksdb::Cache;
 use strongroom_protocol::id::SealedDigest;
 
 pub use self::appender::NewEnvelope;
-use self::appender::{Appender, Job, SEALING_MAX, SegmentLimits};
+use self::appender::{Appender, Job, OPEN_MAX, SEALING_MAX, SegmentLimits};
 use self::collect::{Collection, Found, IndexPosition, Move};
 use self::error::StoreError;
 use self::inbox::{FoldLimits, Inbox};
@@ -72,7 +72,7 @@ pub use self::reader::EachEnvelope;
 use self::reader::Reader;
 use self::rebuild::Rebuilder;
 pub use self::rebuild::{EachIndexRow, RecordCopy};
-use self::schema::{Family, IndexRow, Quarantine, SegmentRow};
+use self::schema::{Family, IndexRow, Lifetime, Quarantine, SegmentRow};
 use self::sealer::Sealer;
 use self::segments::Segments;
 use self::statistics::{Gauges, StoreStatistics};
@@ -129,7 +129,17 @@ impl Store {
     /// Appends envelopes to the open segment, in order; answers in the same order. What is indexed
     /// or unsealed already is not written again, even if two threads append it at once.
     pub fn append(&self, ns: u32, batch: Vec<NewEnvelope>) -> Result<Vec<Appended>, StoreError> {
-        self.open.appender.append(ns, batch)
+        self.append_for(ns, Lifetime::Long, batch)
+    }
+
+    /// [`Self::append`], to the open segment of what is wanted for so long.
+    pub fn append_for(
+        &self,
+        ns: u32,
+        lifetime: Lifetime,
+        batch: Vec<NewEnvelope>,
+    ) -> Result<Vec<Appended>, StoreError> {
+        self.open.appender.append(ns, lifetime, batch)
     }
 
     /// Stores envelopes of a small session with their index rows through the log. They are durable
@@ -219,7 +229,7 @@ impl Store {
     /// be under way, and a fold of the inbox, which needs room for a second copy.
     pub fn accepts_uploads(&self) -> Result<bool, StoreError> {
         let held = self.statistics();
-        let under_way = self.open.segment_bytes.saturating_mul(SEALING_MAX + 1);
+        let under_way = self.open.segment_bytes.saturating_mul(SEALING_MAX + OPEN_MAX);
         let inbox = held.inbox_bytes.saturating_add(self.open.inbox_fold_bytes);
         let needed = under_way
             .saturating_sub(held.unsealed_bytes)

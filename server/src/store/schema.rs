@@ -258,6 +258,42 @@ impl IndexRow {
     }
 }
 
+/// How long the envelopes of a segment are wanted, as far as was known when they came. What dies
+/// together lies together, so that segments go whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Up to 45 days.
+    Short,
+    /// Up to 400 days.
+    Medium,
+    /// Longer, or not known.
+    Long,
+}
+
+impl Lifetime {
+    /// All of them.
+    pub const ALL: [Lifetime; 3] = [Lifetime::Short, Lifetime::Medium, Lifetime::Long];
+
+    /// The band of a lock that lasts so many seconds.
+    pub fn of_seconds(seconds: u64) -> Lifetime {
+        const DAY_SECONDS: u64 = 24 * 3600;
+        match seconds.div_ceil(DAY_SECONDS) {
+            0..=45 => Lifetime::Short,
+            46..=400 => Lifetime::Medium,
+            _ => Lifetime::Long,
+        }
+    }
+
+    /// The class in a segment's row; 0 is of segments that hold all kinds.
+    pub fn class(self) -> u8 {
+        match self {
+            Lifetime::Short => 1,
+            Lifetime::Medium => 2,
+            Lifetime::Long => 3,
+        }
+    }
+}
+
 /// State of a catalogued segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentState {

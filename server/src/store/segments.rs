@@ -37,6 +37,7 @@ pub(super) struct SegmentWriter {
     writer: SstFileWriter<'static>,
     rows: Vec<TableRow>,
     bytes: u64,
+    class: u8,
 }
 
 impl SegmentWriter {
@@ -159,14 +160,15 @@ impl Segments {
     }
 
     /// Starts a segment in `staging/`.
-    pub(super) fn create(&self) -> Result<SegmentWriter, StoreError> {
+    /// `class` is what it will hold ([`super::schema::Lifetime::class`], or 0 for all kinds).
+    pub(super) fn create(&self, class: u8) -> Result<SegmentWriter, StoreError> {
         self.poison.check()?;
         let number = self.allocate_number()?;
         let path = self.staging.join(format!("{number}.sst"));
         let mut writer = SstFileWriter::create(engine::segment_writer_options());
         let opened = writer.open(&path);
         self.poison.guard(opened.map_err(|error| StoreError::engine("create segment", &error)))?;
-        Ok(SegmentWriter { number, path, writer, rows: Vec::new(), bytes: 0 })
+        Ok(SegmentWriter { number, path, writer, rows: Vec::new(), bytes: 0, class })
     }
 
     /// Finishes and ingests a segment; gives the catalogue row that the caller must write.
@@ -186,7 +188,7 @@ impl Segments {
         self.observer.step(Step::SegmentIngested);
         Ok(SegmentRow {
             state: SegmentState::Live,
-            retention_class: 0,
+            retention_class: segment.class,
             file_number,
             file_bytes,
             slot_count,

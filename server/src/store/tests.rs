@@ -3,6 +3,8 @@
 //! A crash is an image of the data folder, copied at the moment when a step is reported: what a
 //! kill of the process at that moment leaves.
 
+mod lifetimes;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
