@@ -26,7 +26,7 @@ use crate::harness::{Actor, DAY, TestServer, connect_to, copy_folder, label, unp
 use crate::lying_server::{Lies, captured};
 
 const OFFICER: Principal = Principal {
-    id: PrincipalId([9; 16]),
+    id: PrincipalId::LOCAL,
     role: Role::SecurityOfficer,
     namespace: None,
     signing_key: PublicKey([9; 32]),
