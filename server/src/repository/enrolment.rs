@@ -367,7 +367,7 @@ impl Repository {
         }
         for (_, value) in all_rows(decision.store, Family::Namespaces)? {
             if NamespaceRow::decode(&value)?.namespace == namespace {
-                return refuse("the namespace was dropped here; make a new one".into());
+                return refuse("the namespace was dropped here; make a new one");
             }
         }
         let last = decision.store.last(Family::Namespaces, &[])?;
