@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::store::meta::MetaBatch;
 use crate::store::schema::Family;
@@ -35,6 +35,7 @@ pub struct Changes {
 pub struct Noted {
     /// There while a cycle watches.
     changes: Mutex<Option<Changes>>,
+    dropping: Mutex<()>,
     is_stopping: AtomicBool,
 }
 
@@ -50,6 +51,11 @@ impl Noted {
         }
         *changes = Some(Changes::default());
         Some(Watch(self.clone()))
+    }
+
+    /// Waits until nobody else drops segments; for as long as it is held, nobody else does.
+    pub fn dropping(&self) -> MutexGuard<'_, ()> {
+        self.dropping.lock()
     }
 
     /// Notes what a decision has written. The writer thread calls it.

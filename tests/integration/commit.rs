@@ -70,15 +70,20 @@ async fn the_same_record_twice_is_one_snapshot() {
 async fn the_same_record_twice_at_once_is_one_snapshot() {
     let server = TestServer::start().await;
     let writer = server.writer("erp").await;
-    let session = writer.session("db").await;
-    let (_, record) = writer.uploaded(&session, "db", &[b"a"]).await;
-    let (a, b) = tokio::join!(
-        session.commit(record.encode().into()),
-        session.commit(record.encode().into())
-    );
     let index = |receipt: &[u8]| Receipt::decode(receipt).unwrap().leaf_index;
-    assert_eq!(index(&a.unwrap()), index(&b.unwrap()));
-    assert_eq!(snapshot_count(&server.repository), 1);
+    // The second one can come before, while and after the first is written, synced and published.
+    for round in 1..=30 {
+        let source = format!("db{round}");
+        let session = writer.session(&source).await;
+        let (_, record) = writer.uploaded(&session, &source, &[b"a"]).await;
+        let later = async {
+            tokio::time::sleep(Duration::from_micros(200 * (round % 10))).await;
+            session.commit(record.encode().into()).await
+        };
+        let (a, b) = tokio::join!(session.commit(record.encode().into()), later);
+        assert_eq!(index(&a.unwrap()), index(&b.unwrap()));
+        assert_eq!(snapshot_count(&server.repository), round);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -158,6 +158,7 @@ impl Collector {
             .noted()
             .watch()
             .ok_or_else(|| ServerError::Operator("a collection cycle runs already".into()))?;
+        let _alone = self.noted().dropping();
         let mut report = CycleReport::default();
         let outcome = match self.cycle(&Arc::new(watch), &mut report) {
             Err(ServerError::Closing) => Ok(Outcome::Stopped),
@@ -191,10 +192,10 @@ impl Collector {
         Ok(since >= self.settings.interval.0.as_secs())
     }
 
-    /// Finishes the drops that an earlier process began, unless a cycle runs, which does the same.
+    /// Finishes the drops that an earlier process began. A cycle that is asked for meanwhile waits.
     pub fn finish_begun(&self) -> Result<(), ServerError> {
-        let watch = self.noted().watch();
-        if watch.is_some() { self.finish_drops() } else { Ok(()) }
+        let _alone = self.noted().dropping();
+        self.finish_drops()
     }
 
     /// How collection stands.

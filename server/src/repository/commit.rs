@@ -12,7 +12,7 @@
 //!    source's new head, the ledger entry. *Whole or absent.* The lock comes with the snapshot: no
 //!    moment exists in which a committed snapshot is unlocked.
 //! 6. One sync. *Before it: invisible after a crash. After it: committed, answered or not.*
-//! 6. The receipt: the ledger's proof.
+//! 7. The receipt: the ledger's proof.
 
 use std::sync::Arc;
 
@@ -58,15 +58,31 @@ impl Repository {
         let bad = |message: String| ServerError::peer(ErrorCode::BadRecord, message);
         let namespace = self.namespace(namespace)?;
         let record = Record::decode(&encoded).map_err(|error| bad(error.to_string()))?;
-        let seen = SeenRow::key(namespace.number, &record.digest());
-        if let Some(value) = self.store.get(Family::Seen, &seen)? {
-            // Only its own writer learns that a record was seen.
-            if record.body.principal == principal.id {
-                return self.ledger.receipt(SeenRow::decode(&value)?.leaf_index);
-            }
+        let seen_key = SeenRow::key(namespace.number, &record.digest());
+        // Only its own writer learns that a record was seen.
+        let is_own = record.body.principal == principal.id;
+        let before = || match self.store.get(Family::Seen, &seen_key)?.filter(|_| is_own) {
+            Some(value) => self.receipt_of(SeenRow::decode(&value)?).map(Some),
+            None => Ok(None),
+        };
+        if let Some(receipt) = before()? {
+            return Ok(receipt);
         }
+        let committed = self.commit_new(principal, &namespace, session_id, record, encoded);
+        // What refuses it may be that it came twice at once, and the other has ended the session.
+        committed.or_else(|error| before()?.ok_or(error))
+    }
+
+    fn commit_new(
+        &self,
+        principal: &Principal,
+        namespace: &Arc<Namespace>,
+        session_id: &SessionId,
+        record: Record,
+        encoded: Vec<u8>,
+    ) -> Result<Receipt, ServerError> {
         let session = self.session(principal, &namespace.row.namespace, session_id)?;
-        self.check_record(&namespace, principal, &session, &record)?;
+        self.check_record(namespace, principal, &session, &record)?;
         if session.needs_seal() {
             self.store.seal()?;
         }
@@ -86,7 +102,7 @@ impl Repository {
             self.writer.decide(move |decision| terms.decide(decision))?;
         self.sessions.close(session_id);
         self.metrics.commits.inc();
-        self.note_backup(&namespace, source.as_str(), committed_ms);
+        self.note_backup(namespace, source.as_str(), committed_ms);
         self.ledger.receipt(leaf_index)
     }
 

@@ -419,7 +419,7 @@ impl Repository {
                 let seen =
                     self.store.get(Family::Seen, &SeenRow::key(namespace.number, &digest))?;
                 let Some(seen) = seen else { continue };
-                let proof = self.ledger.receipt(SeenRow::decode(&seen)?.leaf_index)?;
+                let proof = self.receipt_of(SeenRow::decode(&seen)?)?;
                 let committed_ms = Entry::decode(&proof.entry)?.server_time_ms;
                 self.note_backup(&namespace, source.as_str(), committed_ms);
             }

@@ -50,7 +50,7 @@ impl Repository {
         let asking = principal.clone();
         let is_done = self.writer.decide(move |decision| {
             let namespace = repository.registry.standing(&asking, &id)?;
-            let found = Found::look_up(decision, &namespace, &record)?;
+            let found = Found::look_up(decision.store, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept_from_lift(decision.moment()) {
                 let wish = Wish::ForgetGovernance;
@@ -232,7 +232,7 @@ impl Repository {
         Ok(match operation {
             Operation::ForgetGovernance { namespace, record } => {
                 let namespace = self.namespace(namespace)?;
-                let found = Found::look_up(decision, &namespace, record)?;
+                let found = Found::look_up(decision.store, &namespace, record)?;
                 blake3::hash(&found.row.encode()).into()
             }
             Operation::LowerPolicy { namespace, .. } => {
@@ -270,7 +270,7 @@ impl Repository {
         record: &RecordDigest,
     ) -> Result<(), ServerError> {
         let namespace = self.namespace(namespace)?;
-        let found = Found::look_up(decision, &namespace, record)?;
+        let found = Found::look_up(decision.store, &namespace, record)?;
         match found.row.lock.kept_from_lift(decision.moment()) {
             Some(kept) => Err(refused_by(kept, &found.row.lock)),
             None => forget_found(decision, approver.id, &namespace, &found, leaf),

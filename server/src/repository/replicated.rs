@@ -233,7 +233,7 @@ impl Terms {
         pending: &PendingRow,
         record: RecordDigest,
     ) -> Result<(), ServerError> {
-        let Ok(mut found) = Found::look_up(decision, &self.namespace, &record) else {
+        let Ok(mut found) = Found::look_up(decision.store, &self.namespace, &record) else {
             return Ok(());
         };
         let ours = decision.retention_seconds;

@@ -289,7 +289,7 @@ impl Repository {
         let (theirs, actor) = (step.clock_seconds, self.followed(primary)?.actor());
         let primary_name = primary.name.clone();
         if let Some(namespace) = &here
-            && self.snapshot(namespace, &record).is_ok()
+            && Found::look_up(&self.store, namespace, &record).is_ok()
         {
             self.lock_ahead_of(&id, &record, |_, _, own, now| {
                 grown(&own, received, theirs, now.retention_seconds)
@@ -303,7 +303,7 @@ impl Repository {
                 decision.batch.put(Family::Pending, key, pending.encode());
             }
             let Some(namespace) = here else { return Ok(()) };
-            let Ok(mut found) = Found::look_up(decision, &namespace, &record) else {
+            let Ok(mut found) = Found::look_up(decision.store, &namespace, &record) else {
                 return Ok(());
             };
             let (own, now) = (found.row.lock, decision.retention_seconds);

@@ -28,6 +28,7 @@ use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::waiting::{is_about, withdraw};
 use crate::rows::{HoldRow, NamespaceRow, SeenRow, SnapshotRow};
+use crate::store::Store;
 use crate::store::schema::Family;
 use crate::writer::Decision;
 
@@ -47,7 +48,7 @@ impl Repository {
         })?;
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
-            let mut found = Found::look_up(decision, &namespace, &record)?;
+            let mut found = Found::look_up(decision.store, &namespace, &record)?;
             let rule = namespace.row.policy.rule_for(&found.record.body.source);
             let old = found.row.lock;
             match old.extended(&rule, decision.moment(), wish.lock_wanted, wish.mode) {
@@ -82,7 +83,7 @@ impl Repository {
         self.lock_ahead_of(&id, &record, |_, _, lock, _| held(lock))?;
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
-            let mut found = Found::look_up(decision, &namespace, &record)?;
+            let mut found = Found::look_up(decision.store, &namespace, &record)?;
             // A second hold changes nothing, but its reason is on record too.
             let digest = *blake3::hash(reason.as_bytes()).as_bytes();
             let leaf = decision.enter(actor, id, Event::HoldPlaced { record, reason: digest });
@@ -109,13 +110,12 @@ impl Repository {
         change: impl FnOnce(&Policy, &Label, Lock, Moment) -> Option<Lock>,
     ) -> Result<(), ServerError> {
         let namespace = self.namespace(namespace)?;
-        let (commit, row) = self.snapshot(&namespace, record)?;
+        let found = Found::look_up(&self.store, &namespace, record)?;
         let now = self.moment();
-        let record = Record::decode(&row.record)?;
-        let changed = change(&namespace.row.policy, &record.body.source, row.lock, now);
+        let changed = change(&namespace.row.policy, &found.record.body.source, found.row.lock, now);
         let Some(lock) = changed else { return Ok(()) };
         let end = ahead_of(node_lock_end(&lock, now.retention_seconds), now.retention_seconds);
-        self.lock_in_slices(Found { commit, row, record }.tree(&namespace), end)
+        self.lock_in_slices(found.tree(&namespace), end)
     }
 
     /// Releases a legal hold; the lock beside it stays as it is.
@@ -131,7 +131,7 @@ impl Repository {
         check_reason(&reason)?;
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
-            let mut found = Found::look_up(decision, &namespace, &record)?;
+            let mut found = Found::look_up(decision.store, &namespace, &record)?;
             if found.row.lock.is_held {
                 found.row.lock.is_held = false;
                 decision.batch.delete(Family::Holds, HoldRow::key(namespace.number, &record));
@@ -234,7 +234,7 @@ impl Repository {
     }
 }
 
-/// A snapshot as the writer thread finds it.
+/// A snapshot as it stands; on the writer thread, as it stays until the decision is written.
 pub(super) struct Found {
     pub(super) commit: u64,
     pub(super) row: SnapshotRow,
@@ -243,15 +243,15 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn look_up(
-        decision: &Decision<'_>,
+        store: &Store,
         namespace: &Namespace,
         record: &RecordDigest,
     ) -> Result<Self, ServerError> {
         let seen_key = SeenRow::key(namespace.number, record);
-        let seen = decision.store.get(Family::Seen, &seen_key)?;
+        let seen = store.get(Family::Seen, &seen_key)?;
         let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
         let key = SnapshotRow::key(namespace.number, commit);
-        let value = decision.store.get(Family::Snapshots, &key)?;
+        let value = store.get(Family::Snapshots, &key)?;
         let row = SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?;
         let record = Record::decode(&row.record)?;
         Ok(Self { commit, row, record })

@@ -5,7 +5,6 @@
 //! garbage collection finds no lock and no record above them.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use strongroom_protocol::entry::{Event, Wish};
 use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, RecordDigest, SealedDigest};
@@ -74,7 +73,7 @@ impl Repository {
         digest: &RecordDigest,
     ) -> Result<Vec<u8>, ServerError> {
         let namespace = self.namespace(namespace)?;
-        let (_, row) = self.snapshot(&namespace, digest)?;
+        let row = Found::look_up(&self.store, &namespace, digest)?.row;
         let (actor, id, record) = (principal.id, namespace.row.namespace, *digest);
         self.writer.decide(move |decision| {
             decision.enter(actor, id, Event::RecordRead { record });
@@ -92,7 +91,7 @@ impl Repository {
         let ns = self.namespace(namespace)?.number;
         let seen = self.store.get(Family::Seen, &SeenRow::key(ns, digest))?;
         let seen = seen.ok_or_else(ServerError::not_found)?;
-        self.ledger.receipt(SeenRow::decode(&seen)?.leaf_index)
+        self.receipt_of(SeenRow::decode(&seen)?)
     }
 
     /// Refuses digests that are not in the namespace, before an answer begins.
@@ -121,6 +120,15 @@ impl Repository {
         Ok(outcome?)
     }
 
+    /// The proof of a commit that was found by its row. The row is readable before it is durable and
+    /// its leaf is published: whoever is that early waits until the writer thread is through.
+    pub(super) fn receipt_of(&self, seen: SeenRow) -> Result<Receipt, ServerError> {
+        if seen.leaf_index >= self.ledger.head().size {
+            self.writer.decide(|_| Ok(()))?;
+        }
+        self.ledger.receipt(seen.leaf_index)
+    }
+
     /// Forgets a snapshot whose lock has ended; refuses, on record, while it lasts.
     pub fn forget(
         &self,
@@ -132,7 +140,7 @@ impl Repository {
         let (actor, id, record) = (principal.id, *namespace, *digest);
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
-            let found = Found::look_up(decision, &namespace, &record)?;
+            let found = Found::look_up(decision.store, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept(decision.moment()) {
                 // The refusal is entered, so it is an outcome, not an error.
@@ -143,18 +151,6 @@ impl Repository {
             forget_found(decision, actor, &namespace, &found, 0)?;
             Ok(Ok(()))
         })?
-    }
-
-    pub(super) fn snapshot(
-        &self,
-        namespace: &Arc<Namespace>,
-        digest: &RecordDigest,
-    ) -> Result<(u64, SnapshotRow), ServerError> {
-        let seen = self.store.get(Family::Seen, &SeenRow::key(namespace.number, digest))?;
-        let commit = SeenRow::decode(&seen.ok_or_else(ServerError::not_found)?)?.commit;
-        let key = SnapshotRow::key(namespace.number, commit);
-        let value = self.store.get(Family::Snapshots, &key)?;
-        Ok((commit, SnapshotRow::decode(&value.ok_or_else(ServerError::not_found)?)?))
     }
 }
 
