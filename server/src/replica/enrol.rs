@@ -63,8 +63,9 @@ pub async fn add(
         return Err(operator(format!("--only takes at most {PRIMARY_FILTER_MAX} names")));
     }
     let keys = PrimaryKeys::load_or_create(repository.folder(), &name)?;
-    let throttle = Arc::new(Throttle::new(0));
-    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, stop)?;
+    let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
+    let patience = repository.config().replica.patience.0;
+    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
     let (ledger_key, answer) = enrol(&peer, &keys, &token).await?;
     let row = PrimaryRow {
         name: name.clone(),

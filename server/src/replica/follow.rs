@@ -7,8 +7,10 @@
 //! 3. Entries, 256 at a time, proven to be those of the checkpoint before any is acted upon. For
 //!    each one in order: what it leads to, and the position after it, in one batch
 //!    (`repository/replication.rs`). A snapshot's record and lock become *pending*.
-//! 4. After each 256, the trees of pending snapshots (`tree.rs`), each committed in one batch. One
-//!    that does not come whole stays pending, and does not keep the others waiting.
+//!    Records are asked for ahead, a run of entries at a time, over all connections.
+//! 4. After each 256, the trees of pending snapshots, small ones together (`pending.rs`), each
+//!    committed in one batch. One that does not come whole stays pending, and does not keep the
+//!    others waiting.
 //! 5. If anything was taken over, the own ledger names the primary's.
 
 use std::collections::HashMap;
@@ -28,17 +30,22 @@ use strongroom_protocol::record::Record;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::tile::{TILE_WIDTH, Tile, TileContent, entries_of};
 
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
 use super::blocking;
 use super::error::ReplicaError;
 use super::peer::Peer;
-use super::tree::Transfer;
 use crate::followers::FollowState;
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::replication::{Received, Step};
 
-/// A pending snapshot that failed often is left alone for so many looks at most.
-const SKIPS_MAX: u32 = 64;
+/// Entries whose records are asked for together: 16 MB of records at most.
+const RUN: usize = 32;
+/// No further entries are taken over while so many snapshots are pending: what keeps them so is
+/// looked into first, and a primary that names what it does not have fills no disk with it.
+const PENDING_MAX: usize = 4096;
 
 /// Follows one primary.
 pub struct Follower {
@@ -50,14 +57,17 @@ pub struct Follower {
     pub peer: Arc<Peer>,
     /// Names of namespaces there; asked for when they are needed.
     names: HashMap<NamespaceId, Label>,
+    /// Records that were asked for ahead.
+    records: HashMap<RecordDigest, Bytes>,
     /// Pending snapshots that failed: how often, and how many looks to leave them alone.
-    failed: HashMap<u64, (u32, u32)>,
+    pub(super) failed: HashMap<u64, (u32, u32)>,
 }
 
 impl Follower {
     /// Follows nothing yet.
     pub fn new(repository: Arc<Repository>, primary: Enrolment, peer: Arc<Peer>) -> Self {
-        Self { repository, primary, peer, names: HashMap::new(), failed: HashMap::new() }
+        let (names, records, failed) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { repository, primary, peer, names, records, failed }
     }
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
@@ -75,6 +85,13 @@ impl Follower {
         });
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
+            let counted = row.clone();
+            if self.here(move |r| r.pending_count(&counted)).await? >= PENDING_MAX {
+                trouble = Some(format!(
+                    "{PENDING_MAX} snapshots are pending; no more are taken over until they came"
+                ));
+                break;
+            }
             self.take_bundle(&row, &newest).await?;
             trouble = self.bring_pending().await?;
             row = self.row().await?;
@@ -140,20 +157,58 @@ impl Follower {
         self.prove(&end, newest).await?;
         let mut step = Step { followed: row.followed.clone(), clock_seconds: row.clock_seconds };
         let mut is_stored = true;
-        for bytes in entries {
-            let leaf = step.followed.size();
-            let entry = Entry::decode(bytes).map_err(|error| {
-                ReplicaError::Wrong(format!(
-                    "{error}: entry {leaf} is of a newer program; update this server"
-                ))
-            })?;
-            step.followed.push(0, leaf_hash(bytes));
-            step.clock_seconds = step.clock_seconds.max(entry.retention_time_seconds);
-            is_stored = self.take_entry(row, leaf, &entry, &step).await?;
+        for run in entries.chunks(RUN) {
+            self.ask_ahead(row, run).await?;
+            for bytes in run {
+                let leaf = step.followed.size();
+                let entry = Entry::decode(bytes).map_err(|error| {
+                    ReplicaError::Wrong(format!(
+                        "{error}: entry {leaf} is of a newer program; update this server"
+                    ))
+                })?;
+                step.followed.push(0, leaf_hash(bytes));
+                step.clock_seconds = step.clock_seconds.max(entry.retention_time_seconds);
+                is_stored = self.take_entry(row, leaf, &entry, &step).await?;
+            }
+            self.records.clear();
         }
         if !is_stored {
             let primary = self.primary.clone();
             self.here(move |repository| repository.pass_entries(&primary, step)).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for the records that a run of entries commits, over all connections. What does not come
+    /// is asked for again by whoever needs it, and its error told there.
+    async fn ask_ahead(&mut self, row: &PrimaryRow, run: &[&[u8]]) -> Result<(), ReplicaError> {
+        let mut wanted = Vec::new();
+        let mut leaf = row.followed.size();
+        for entry in run.iter().filter_map(|bytes| Entry::decode(bytes).ok()) {
+            leaf = leaf.saturating_add(1);
+            let Event::Committed { record, .. } = entry.event else { continue };
+            let namespace = entry.namespace;
+            let seen = move |r: &Repository| r.has_seen(&namespace, &record);
+            if self.is_wanted(row, &namespace).await? && !self.here(seen).await? {
+                wanted.push((namespace, record));
+            }
+        }
+        if wanted.len() < 2 {
+            return Ok(());
+        }
+        let connections = usize::try_from(self.repository.config().replica.connections);
+        let places = Arc::new(Semaphore::new(connections.unwrap_or(1)));
+        let mut asking = JoinSet::new();
+        for (namespace, record) in wanted {
+            let (peer, places) = (self.peer.clone(), places.clone());
+            asking.spawn(async move {
+                let _place = places.acquire().await.ok()?;
+                let (route, max) = (Route::Record(namespace, record), u64::from(RECORD_MAX_BYTES));
+                Some((record, peer.call(&route, "", Bytes::new(), max).await.ok()?))
+            });
+        }
+        while let Some(came) = asking.join_next().await {
+            self.records.extend(came.ok().flatten());
         }
         Ok(())
     }
@@ -261,7 +316,7 @@ impl Follower {
     }
 
     /// A record, its chain verified as far as anybody without an identity can.
-    async fn record(
+    pub(super) async fn record(
         &mut self,
         row: &PrimaryRow,
         namespace: &NamespaceId,
@@ -270,7 +325,10 @@ impl Follower {
         let descriptor = self.descriptor(row, namespace).await?;
         let route = Route::Record(*namespace, digest);
         let max = u64::from(RECORD_MAX_BYTES);
-        let bytes = self.peer.call(&route, "", Bytes::new(), max).await?.to_vec();
+        let bytes = match self.records.remove(&digest) {
+            Some(bytes) => bytes.to_vec(),
+            None => self.peer.call(&route, "", Bytes::new(), max).await?.to_vec(),
+        };
         let record = Record::decode(&bytes)?;
         if record.digest() != digest || record.body.namespace != *namespace {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
@@ -300,109 +358,13 @@ impl Follower {
         Ok(descriptor)
     }
 
-    /// Brings what is pending, in the order of the primary's ledger; gives what is wrong with that
-    /// which stays so.
-    async fn bring_pending(&mut self) -> Result<Option<String>, ReplicaError> {
-        let row = self.row().await?;
-        let listed = row.clone();
-        let pending = self.here(move |repository| repository.pending(&listed)).await?;
-        let mut trouble = None;
-        for (leaf, pending) in pending {
-            let failures = match self.failed.get_mut(&leaf) {
-                Some((_, left)) if *left > 0 => {
-                    *left -= 1;
-                    let record = pending.record_digest;
-                    trouble = Some(format!("snapshot {record} is tried again later"));
-                    continue;
-                }
-                Some((failures, _)) => *failures,
-                None => 0,
-            };
-            let record = pending.record_digest;
-            match self.bring(&row, leaf, pending).await {
-                Ok(()) => drop(self.failed.remove(&leaf)),
-                Err(error) if error.is_of_one_snapshot() => {
-                    let primary = &self.primary.name;
-                    tracing::warn!(%primary, %record, %error, "a snapshot stays pending");
-                    let skips = 1u32.checked_shl(failures).unwrap_or(SKIPS_MAX).min(SKIPS_MAX);
-                    self.failed.insert(leaf, (failures.saturating_add(1), skips));
-                    trouble = Some(format!("snapshot {record}: {error}"));
-                }
-                Err(error) => return Err(error),
-            }
-            if self.row().await?.is_paused {
-                break;
-            }
-        }
-        Ok(trouble)
-    }
-
-    async fn bring(
-        &mut self,
-        row: &PrimaryRow,
-        leaf: u64,
-        pending: PendingRow,
-    ) -> Result<(), ReplicaError> {
-        let is_forgotten = pending.is_forgotten;
-        match self.bring_tree(row, leaf, pending).await {
-            Err(error) if error.is_not_found() && is_forgotten => {
-                let primary = self.primary.clone();
-                tracing::info!(primary = %primary.name, leaf, "forgotten there before it came");
-                self.here(move |repository| repository.drop_pending(&primary, leaf)).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn bring_tree(
-        &mut self,
-        row: &PrimaryRow,
-        leaf: u64,
-        pending: PendingRow,
-    ) -> Result<(), ReplicaError> {
-        let namespace = pending.namespace;
-        let mut bytes = pending.record;
-        if bytes.is_empty() {
-            bytes = self.record(row, &namespace, pending.record_digest).await?;
-            let (primary, found) = (self.primary.clone(), bytes.clone());
-            self.here(move |r| r.complete_pending(&primary, leaf, found)).await?;
-        }
-        let body = Record::decode(&bytes)?.body;
-        let arrival = self.repository.open_arrival(row, &namespace, &body.source)?;
-        let connections = self.repository.config().replica.connections;
-        let (repository, name) = (self.repository.clone(), self.primary.name.clone());
-        let count = move |bytes: u64| {
-            repository.followers().note(&name, |progress| {
-                progress.received_bytes = progress.received_bytes.saturating_add(bytes);
-            });
-            let received = &repository.metrics().replica.received_bytes;
-            received.with_label_values(&[name.as_str()]).inc_by(bytes);
-        };
-        let transfer = Transfer {
-            repository: self.repository.clone(),
-            peer: self.peer.clone(),
-            arrival: arrival.clone(),
-            namespace,
-            connections: usize::try_from(connections).unwrap_or(1),
-            count: Arc::new(count),
-        };
-        let mut outcome = transfer.bring(body.root, body.root_level).await;
-        let ending = arrival.clone();
-        if outcome.is_ok() {
-            outcome = self.here(move |r| r.commit_arrival(&arrival, leaf)).await;
-        }
-        // Nothing is left of it after a commit; after a failure what came is counted.
-        self.here(move |repository| repository.close_arrival(&ending)).await?;
-        outcome
-    }
-
-    async fn row(&self) -> Result<PrimaryRow, ReplicaError> {
+    pub(super) async fn row(&self) -> Result<PrimaryRow, ReplicaError> {
         let primary = self.primary.clone();
         self.here(move |repository| repository.followed(&primary)).await
     }
 
     /// Runs a verb of this server on a thread that may block.
-    async fn here<T: Send + 'static>(
+    pub(super) async fn here<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Repository) -> Result<T, crate::error::ServerError> + Send + 'static,
     ) -> Result<T, ReplicaError> {

@@ -5,13 +5,14 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `pending`, `tree`.
 
 pub mod enrol;
 pub mod error;
 mod follow;
 mod keys;
 mod peer;
+mod pending;
 mod throttle;
 mod tree;
 
@@ -45,8 +46,8 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Follows all primaries until `stop` says so.
 pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
-    let rate = repository.config().replica.bytes_per_second.0;
-    let throttle = Arc::new(Throttle::new(rate));
+    let rates = repository.config().replica.rates();
+    let throttle = Arc::new(Throttle::new(repository.clock().clone(), rates));
     let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
     loop {
         while let Some(ended) = tasks.try_join_next_with_id() {
@@ -156,7 +157,8 @@ fn open(
     stop: Stop,
 ) -> Result<Follower, ReplicaError> {
     let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
-    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
+    let patience = repository.config().replica.patience.0;
+    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, patience, stop)?;
     Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(peer)))
 }
 

@@ -1,4 +1,4 @@
-//! Brings one snapshot's tree here: asked for from the root down, stored from the chunks up.
+//! Brings trees of snapshots here: asked for from the root down, stored from the chunks up.
 //!
 //! A node that is locked here stands for all that is below it, and is not asked for. A node that is
 //! here without a lock, as after a crash, is read here, and what is below it is looked at. All else
@@ -12,7 +12,7 @@
 //! was asked for before it is stored, levels and children are checked by the upload, and totals by
 //! the commit.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -64,11 +64,27 @@ struct Layer {
 }
 
 impl Transfer {
-    /// Brings the tree of a root here, all of it pinned or locked.
-    pub async fn bring(&self, root: SealedDigest, level: u8) -> Result<(), ReplicaError> {
+    /// Brings the trees of roots here, all of them pinned or locked. What they share comes once.
+    pub async fn bring_all(&self, roots: Vec<(u8, SealedDigest)>) -> Result<(), ReplicaError> {
+        let mut levels: BTreeMap<u8, Vec<SealedDigest>> = BTreeMap::new();
+        for (level, root) in roots {
+            levels.entry(level).or_default().push(root);
+        }
         let mut met = HashSet::new();
+        for (level, roots) in levels.into_iter().rev() {
+            self.bring(level, roots, &mut met).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring(
+        &self,
+        level: u8,
+        roots: Vec<SealedDigest>,
+        met: &mut HashSet<SealedDigest>,
+    ) -> Result<(), ReplicaError> {
         let mut stack = Vec::new();
-        stack.extend(self.layer(level, vec![root], &mut met).await?);
+        stack.extend(self.layer(level, roots, met).await?);
         while let Some(top) = stack.last_mut() {
             if top.below.is_empty() {
                 let nodes = std::mem::take(&mut top.nodes);
@@ -84,7 +100,7 @@ impl Transfer {
             };
             let group = if level == 1 { LOWEST_GROUP } else { HIGHER_GROUP };
             let group = top.below.drain(..group.min(top.below.len())).collect();
-            stack.extend(self.layer(level, group, &mut met).await?);
+            stack.extend(self.layer(level, group, met).await?);
         }
         Ok(())
     }

@@ -78,12 +78,13 @@ impl Repository {
     fn status_of(&self, row: PrimaryRow) -> Result<PrimaryStatus, ServerError> {
         let progress = self.followers.progress(&row.name);
         let (mut pending_snapshots, mut pending_bytes) = (0u64, 0u64);
-        for (_, pending) in self.pending(&row)? {
+        each_pending(&self.store, &row, None, &mut |_, pending| {
             let record = Record::decode(&pending.record).ok();
             let bytes = record.map_or(0, |record| record.body.totals.sealed_bytes);
             pending_snapshots = pending_snapshots.saturating_add(1);
             pending_bytes = pending_bytes.saturating_add(bytes);
-        }
+            ControlFlow::Continue(())
+        })?;
         let now = self.clock.monotonic();
         let lag = progress.in_sync_at.map(|at| now.saturating_sub(at).as_secs());
         let state = match (row.is_refused, row.is_paused) {
@@ -154,9 +155,11 @@ impl Repository {
         let followers = self.followers.clone();
         self.writer.decide(move |decision| {
             let row = read_primary(decision.store, &name)?;
-            for (key, _) in pending_rows(decision.store, &row)? {
-                decision.batch.delete(Family::Pending, key);
-            }
+            let batch = &mut decision.batch;
+            decision.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, _| {
+                batch.delete(Family::Pending, key.to_vec());
+                ControlFlow::Continue(())
+            })?;
             decision.batch.delete(Family::Primaries, PrimaryRow::key(&name));
             let event = Event::PrimaryRemoved { ledger_key: row.ledger_key };
             decision.enter(PrincipalId::LOCAL, NOWHERE, event);
@@ -268,10 +271,30 @@ impl Repository {
         })
     }
 
-    /// Snapshots of a primary whose trees are not here yet, in the order of its ledger.
-    pub fn pending(&self, row: &PrimaryRow) -> Result<Vec<(u64, PendingRow)>, ServerError> {
-        let rows = pending_rows(&self.store, row)?.into_iter();
-        rows.map(|(key, pending)| Ok((PendingRow::leaf_of(&key)?, pending))).collect()
+    /// Snapshots of a primary whose trees are not here yet, in the order of its ledger, behind leaf
+    /// `after`: at most `count` of them, because each may bring a long record.
+    pub fn pending_page(
+        &self,
+        row: &PrimaryRow,
+        after: Option<u64>,
+        count: usize,
+    ) -> Result<Vec<(u64, PendingRow)>, ServerError> {
+        let mut page = Vec::new();
+        each_pending(&self.store, row, after, &mut |key, pending| {
+            page.push((key, pending));
+            if page.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        page.into_iter().map(|(key, row)| Ok((PendingRow::leaf_of(&key)?, row))).collect()
+    }
+
+    /// How many snapshots of a primary are pending.
+    pub fn pending_count(&self, row: &PrimaryRow) -> Result<usize, ServerError> {
+        let mut count = 0usize;
+        self.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |_, _| {
+            count = count.saturating_add(1);
+            ControlFlow::Continue(())
+        })?;
+        Ok(count)
     }
 
     /// Takes over what an entry says about a snapshot. Locks grow, holds are placed; a forget only
@@ -297,8 +320,8 @@ impl Repository {
         }
         self.change_primary(primary, move |decision, row| {
             take_step(row, step);
-            let waiting = pending_rows(decision.store, row)?.into_iter();
-            for (key, mut pending) in waiting.filter(|(_, row)| row.record_digest == record) {
+            let is_meant = |pending: &PendingRow| pending.record_digest == record;
+            for (key, mut pending) in pending_where(decision.store, row, is_meant)? {
                 pending.receive(received);
                 decision.batch.put(Family::Pending, key, pending.encode());
             }
@@ -332,8 +355,8 @@ impl Repository {
         let namespace = *namespace;
         self.change_primary(primary, move |decision, row| {
             take_step(row, step);
-            let waiting = pending_rows(decision.store, row)?.into_iter();
-            for (key, mut pending) in waiting.filter(|(_, row)| row.namespace == namespace) {
+            let is_meant = |pending: &PendingRow| pending.namespace == namespace;
+            for (key, mut pending) in pending_where(decision.store, row, is_meant)? {
                 pending.is_forgotten = true;
                 decision.batch.put(Family::Pending, key, pending.encode());
             }
@@ -438,16 +461,40 @@ fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
     decision.batch.put(Family::Primaries, PrimaryRow::key(&row.name), row.encode());
 }
 
-fn pending_rows(
+/// Gives pending rows of a primary, in the order of its ledger, without keeping them.
+fn each_pending(
     store: &Store,
     row: &PrimaryRow,
+    after: Option<u64>,
+    each: &mut dyn FnMut(Vec<u8>, PendingRow) -> ControlFlow<()>,
+) -> Result<(), ServerError> {
+    let mut bad = None;
+    let start = after.map(|leaf| PendingRow::key(&row.ledger_key, leaf.saturating_add(1)));
+    store.scan(Family::Pending, &row.ledger_key.0, start.as_deref(), &mut |key, value| {
+        match PendingRow::decode(value) {
+            Ok(pending) => each(key.to_vec(), pending),
+            Err(error) => {
+                bad = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    bad.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn pending_where(
+    store: &Store,
+    row: &PrimaryRow,
+    is_meant: impl Fn(&PendingRow) -> bool,
 ) -> Result<Vec<(Vec<u8>, PendingRow)>, ServerError> {
     let mut rows = Vec::new();
-    store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, value| {
-        rows.push((key.to_vec(), PendingRow::decode(value)));
+    each_pending(store, row, None, &mut |key, pending| {
+        if is_meant(&pending) {
+            rows.push((key, pending));
+        }
         ControlFlow::Continue(())
     })?;
-    rows.into_iter().map(|(key, row)| Ok((key, row?))).collect()
+    Ok(rows)
 }
 
 fn take_step(row: &mut PrimaryRow, step: Step) {
