@@ -36,6 +36,8 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryFollowed { .. } => "primary_followed",
         Event::PrimaryRefused { .. } => "primary_refused",
         Event::PrimaryRemoved { .. } => "primary_removed",
+        Event::FilterSet { .. } => "filter_set",
+        Event::NamespaceReadmitted { .. } => "namespace_readmitted",
     }
 }
 
@@ -187,6 +189,14 @@ fn replica_words(event: &Event) -> String {
         ),
         Event::PrimaryRemoved { ledger_key } => {
             format!("follows primary {} no more, by command", short(&ledger_key.0))
+        }
+        Event::FilterSet { ledger_key, names } => format!(
+            "follows other namespaces of primary {} (names {})",
+            short(&ledger_key.0),
+            short(names)
+        ),
+        Event::NamespaceReadmitted { ledger_key } => {
+            format!("takes the dropped namespace from primary {} again", short(&ledger_key.0))
         }
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),

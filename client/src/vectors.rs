@@ -444,6 +444,8 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             shown_size: 39,
         },
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
+        Event::FilterSet { ledger_key: PublicKey([33; 32]), names: [40; 32] },
+        Event::NamespaceReadmitted { ledger_key: PublicKey([33; 32]) },
     ]
 }
 

@@ -164,6 +164,12 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::PrimaryRemoved { ledger_key } => {
             out.u8(26).raw(&ledger_key.0);
         }
+        Event::FilterSet { ledger_key, names } => {
+            out.u8(36).raw(&ledger_key.0).raw(names);
+        }
+        Event::NamespaceReadmitted { ledger_key } => {
+            out.u8(37).raw(&ledger_key.0);
+        }
         // The first nine are written by the caller.
         _ => {}
     }
@@ -275,6 +281,11 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             shown_size: reader.u64()?,
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
+        36 => Event::FilterSet {
+            ledger_key: PublicKey(reader.array()?),
+            names: reader.array()?,
+        },
+        37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
         _ => return reader.refuse(),
     })
 }

@@ -232,6 +232,19 @@ pub enum Event {
         /// The primary.
         ledger_key: PublicKey,
     },
+    /// 36: other namespaces of a primary are followed from now on, by command.
+    FilterSet {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// BLAKE3 of their names, one a line; the server keeps the names themselves. All, where
+        /// there is none.
+        names: [u8; 32],
+    },
+    /// 37: a namespace that was dropped here is taken from a primary again, by command.
+    NamespaceReadmitted {
+        /// The primary.
+        ledger_key: PublicKey,
+    },
 }
 
 /// What was asked for and refused.

@@ -92,6 +92,20 @@ pub enum AdminRequest {
         /// Pause.
         is_paused: bool,
     },
+    /// Follow other namespaces of a server.
+    ReplicaOnly {
+        /// Its name here.
+        name: Label,
+        /// Namespaces to follow; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Take a namespace again that was dropped here.
+    ReplicaTakeAgain {
+        /// Name of the server here.
+        name: Label,
+        /// The name that the namespace had here, or its id.
+        namespace: String,
+    },
     /// Follow a server no more; what came from it stays.
     ReplicaRemove {
         /// Its name here.
@@ -213,6 +227,14 @@ pub fn execute(
         }
         AdminRequest::ReplicaPause { name, is_paused } => {
             repository.pause_primary(&name, is_paused)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::ReplicaOnly { name, only } => {
+            repository.set_only(&name, only)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::ReplicaTakeAgain { name, namespace } => {
+            repository.take_again(&name, &namespace)?;
             AdminAnswer::Done
         }
         AdminRequest::ReplicaRemove { name } => {

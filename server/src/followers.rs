@@ -63,6 +63,8 @@ pub struct PrimaryStatus {
     pub principal: PrincipalId,
     /// Namespaces that are followed, by their names there; all, where it is empty.
     pub only: Vec<Label>,
+    /// Namespaces that were dropped here and are passed over, by the names that they had.
+    pub passed: Vec<Label>,
     /// How it stands.
     pub state: FollowState,
     /// Entries of its ledger that are taken over.

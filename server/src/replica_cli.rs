@@ -58,6 +58,31 @@ pub enum ReplicaCommand {
         /// Its name, as `replica list` prints it
         name: Label,
     },
+    /// Follow other namespaces of a server from now on; what was passed over is read again
+    Only {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name, as `replica list` prints it
+        name: Label,
+        /// Namespaces to follow, by their names there
+        #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', required = true)]
+        namespaces: Vec<Label>,
+        /// Follow all of them, also later ones
+        #[arg(long, conflicts_with = "namespaces", required = true)]
+        all: bool,
+    },
+    /// Take a namespace again that was dropped on this server
+    TakeAgain {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Name of the server, as `replica list` prints it
+        name: Label,
+        /// The namespace, by the name that it had here, or its id
+        #[arg(long)]
+        namespace: String,
+    },
     /// Follow a server no more; snapshots that came from it stay, with their locks
     Remove {
         /// On which folder
@@ -82,6 +107,13 @@ impl ReplicaCommand {
             }
             Self::Resume { folder, name } => {
                 (folder, AdminRequest::ReplicaPause { name, is_paused: false })
+            }
+            // `--all` comes without names.
+            Self::Only { folder, name, namespaces, all: _ } => {
+                (folder, AdminRequest::ReplicaOnly { name, only: namespaces })
+            }
+            Self::TakeAgain { folder, name, namespace } => {
+                (folder, AdminRequest::ReplicaTakeAgain { name, namespace })
             }
             Self::Remove { folder, name } => (folder, AdminRequest::ReplicaRemove { name }),
         })
@@ -124,6 +156,9 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
         primary.pending_bytes >> 20,
         primary.received_bytes >> 20,
     );
+    for name in &primary.passed {
+        text.push_str(&format!("  passed over      {name}: it was dropped here\n"));
+    }
     if !primary.trouble.is_empty() {
         text.push_str(&format!("  trouble          {}\n", primary.trouble));
     }

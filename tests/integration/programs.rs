@@ -18,6 +18,8 @@ pub struct Served {
     port: u16,
     probes: u16,
     process: Option<Child>,
+    /// More lines of its configuration.
+    pub config: String,
     /// What the server is started by, such as a program that lies to it about the time.
     pub wrapper: Vec<String>,
 }
@@ -28,14 +30,19 @@ impl Served {
         let (port, probes) = (free_port(), free_port());
         let port_text = port.to_string();
         let init = ["init", "--host", "127.0.0.1", "--port", &port_text, "--json"];
-        let mut served = Self { folder, port, probes, process: None, wrapper: Vec::new() };
+        let (config, wrapper) = (String::new(), Vec::new());
+        let mut served = Self { folder, port, probes, process: None, config, wrapper };
         let made = served.command(&init);
         assert!(made.status.success(), "{}", text(&made.stderr));
         served.serve();
         served
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn address(&self) -> std::net::SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -43,7 +50,7 @@ impl Served {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if ["principals", "clock"].contains(verb) {
+        if ["principals", "clock", "replica"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {
@@ -54,7 +61,8 @@ impl Served {
 
     pub fn serve(&mut self) {
         let config = self.folder.path().join("config.toml");
-        std::fs::write(&config, "[store]\nreserve = \"1MiB\"\n").unwrap();
+        let text = format!("[store]\nreserve = \"1MiB\"\n{}", self.config);
+        std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let server = program("strongroomd").to_str().unwrap().to_owned();
         let mut words = self.wrapper.iter().cloned().chain([server]);

@@ -76,7 +76,7 @@ async fn a_line_that_is_cut_in_the_middle_of_envelopes_only_delays() {
     synced(&replica, &primary, "office").await;
     // What came whole before a cut was kept, but for what was in the air over each connection.
     let carried = line.answered_bytes() - before;
-    assert!(carried < total * 2, "{carried} bytes for {total}");
+    assert!(carried < total + 6 * (1 << 20), "{carried} bytes for {total}");
     let to = folder.path().join("restored");
     let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
@@ -147,7 +147,7 @@ async fn a_replica_that_is_revoked_in_the_middle_keeps_what_is_whole_and_shows_n
     let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
-        config.replica.bytes_per_second = Size(2 << 20);
+        config.replica.bytes_per_second = Size(8 << 20);
         config.replica.connections = 1;
     };
     let replica = TestServer::start_with(slow).await;
@@ -155,7 +155,8 @@ async fn a_replica_that_is_revoked_in_the_middle_keeps_what_is_whole_and_shows_n
     writer.snapshot("db", &[b"one"]).await;
     follow(&replica, &primary, "office").await;
     synced(&replica, &primary, "office").await;
-    big_snapshot(&writer, "db", 1, 400).await;
+    // More than one request of 1024 chunks.
+    big_snapshot(&writer, "db", 1, 1300).await;
     let before = status(&replica, "office").received_bytes;
     until("half way", || status(&replica, "office").received_bytes > before + (2 << 20)).await;
     primary.repository.revoke(status(&replica, "office").principal).unwrap();
@@ -198,7 +199,7 @@ async fn a_full_replica_says_so_locks_on_and_goes_on_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quota_that_is_reached_delays_until_it_is_raised() {
+async fn a_quota_that_is_reached_holds_up_nothing_smaller() {
     let primary = TestServer::start().await;
     let narrow = |config: &mut Config| {
         quick(config);
@@ -215,11 +216,8 @@ async fn a_quota_that_is_reached_delays_until_it_is_raised() {
     until("said", || trouble().contains("quota") || trouble().contains("tried again")).await;
     // The big one keeps no other waiting.
     until("the others", || snapshots(&replica, &namespace).len() == 2).await;
-    let mut policy = replica.repository.policy(&namespace).unwrap();
-    policy.quota.bytes = 0;
-    replica.repository.set_policy(&OFFICER, &namespace, policy).unwrap();
-    synced(&replica, &primary, "office").await;
-    assert_eq!(snapshots(&replica, &namespace).len(), 3);
+    assert_eq!(status(&replica, "office").pending_snapshots, 1);
+    assert_eq!(status(&replica, "office").state, FollowState::Failing);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -232,6 +232,8 @@ fn entries() -> Seeds {
             shown_size: 1,
         },
         Event::PrimaryRemoved { ledger_key: signing_key },
+        Event::FilterSet { ledger_key: signing_key, names: [1; 32] },
+        Event::NamespaceReadmitted { ledger_key: signing_key },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()

@@ -80,6 +80,10 @@ pub async fn add(
         followed: Frontier::default(),
         clock_seconds: 0,
         owes_entry: false,
+        reread_to: 0,
+        had: Vec::new(),
+        readmitted: Vec::new(),
+        passed: Vec::new(),
     };
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;

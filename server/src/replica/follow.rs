@@ -158,7 +158,7 @@ impl Follower {
         let mut step = Step { followed: row.followed.clone(), clock_seconds: row.clock_seconds };
         let mut is_stored = true;
         for run in entries.chunks(RUN) {
-            self.ask_ahead(row, run).await?;
+            self.ask_ahead(row, step.followed.size(), run).await?;
             for bytes in run {
                 let leaf = step.followed.size();
                 let entry = Entry::decode(bytes).map_err(|error| {
@@ -181,15 +181,20 @@ impl Follower {
 
     /// Asks for the records that a run of entries commits, over all connections. What does not come
     /// is asked for again by whoever needs it, and its error told there.
-    async fn ask_ahead(&mut self, row: &PrimaryRow, run: &[&[u8]]) -> Result<(), ReplicaError> {
+    async fn ask_ahead(
+        &mut self,
+        row: &PrimaryRow,
+        start: u64,
+        run: &[&[u8]],
+    ) -> Result<(), ReplicaError> {
         let mut wanted = Vec::new();
-        let mut leaf = row.followed.size();
-        for entry in run.iter().filter_map(|bytes| Entry::decode(bytes).ok()) {
-            leaf = leaf.saturating_add(1);
+        for (entry, leaf) in run.iter().zip(start..) {
+            let Ok(entry) = Entry::decode(entry) else { continue };
             let Event::Committed { record, .. } = entry.event else { continue };
             let namespace = entry.namespace;
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
-            if self.is_wanted(row, &namespace).await? && !self.here(seen).await? {
+            let is_passed = self.repository.is_passed(row, &namespace);
+            if self.is_wanted(row, leaf, &namespace).await? && !is_passed && !self.here(seen).await? {
                 wanted.push((namespace, record));
             }
         }
@@ -252,8 +257,13 @@ impl Follower {
             _ => return Ok(false),
         };
         let namespace = entry.namespace;
-        if !self.is_wanted(row, &namespace).await? {
+        if !self.is_wanted(row, leaf, &namespace).await? {
             return Ok(false);
+        }
+        if self.repository.is_passed(row, &namespace) {
+            let (primary, step) = (self.primary.clone(), step.clone());
+            self.here(move |r| r.pass_dropped(&primary, step, namespace)).await?;
+            return Ok(true);
         }
         let (primary, step) = (self.primary.clone(), step.clone());
         if let Event::Committed { lock, .. } = entry.event {
@@ -275,18 +285,18 @@ impl Follower {
         Ok(true)
     }
 
-    /// Whether a namespace is followed. One that the primary does not list is, unless the list
-    /// narrows it out: so nothing is passed over because a list was short.
+    /// Whether an entry of a namespace is taken over.
     async fn is_wanted(
         &mut self,
         row: &PrimaryRow,
+        leaf: u64,
         namespace: &NamespaceId,
     ) -> Result<bool, ReplicaError> {
-        if row.only.is_empty() {
+        if row.only.is_empty() && leaf >= row.reread_to {
             return Ok(true);
         }
         let name = self.name_of(namespace).await?;
-        Ok(name.is_none_or(|name| row.only.contains(&name)))
+        Ok(row.wants(leaf, namespace, name.as_ref()))
     }
 
     async fn name_of(&mut self, namespace: &NamespaceId) -> Result<Option<Label>, ReplicaError> {

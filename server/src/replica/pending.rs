@@ -98,6 +98,12 @@ impl Follower {
         mut pending: PendingRow,
     ) -> Result<Option<Wanted>, (String, ReplicaError)> {
         let record = pending.record_digest.to_string();
+        if self.repository.is_passed(row, &pending.namespace) {
+            tracing::info!(%record, "its namespace was dropped here: no more pending");
+            let dropping = self.primary.clone();
+            let dropped = self.here(move |r| r.drop_pending(&dropping, leaf)).await;
+            return dropped.map(|()| None).map_err(|error| (record, error));
+        }
         let outcome = self.complete(row, leaf, &mut pending).await;
         match outcome {
             Ok(body) => Ok(Some(Wanted { leaf, pending, body })),

@@ -23,12 +23,15 @@ use tokio::task::JoinSet;
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::peer::{Peer, Reading};
 use crate::repository::Repository;
 use crate::repository::replicated::Arrival;
 
 /// Lowest nodes whose chunks are asked for together: some 600 MB of chunks, 10 MB of nodes.
 const LOWEST_GROUP: usize = 64;
+/// The first group is this small, each later one twice as large: where the line breaks often, some
+/// groups come whole.
+const FIRST_GROUP: usize = 4;
 /// Higher nodes that are asked for together.
 const HIGHER_GROUP: usize = 8;
 /// Digests that are looked up at once.
@@ -83,7 +86,7 @@ impl Transfer {
         roots: Vec<SealedDigest>,
         met: &mut HashSet<SealedDigest>,
     ) -> Result<(), ReplicaError> {
-        let mut stack = Vec::new();
+        let (mut stack, mut lowest) = (Vec::new(), FIRST_GROUP);
         stack.extend(self.layer(level, roots, met).await?);
         while let Some(top) = stack.last_mut() {
             if top.below.is_empty() {
@@ -98,7 +101,11 @@ impl Transfer {
                 self.bring_chunks(chunks).await?;
                 continue;
             };
-            let group = if level == 1 { LOWEST_GROUP } else { HIGHER_GROUP };
+            let mut group = HIGHER_GROUP;
+            if level == 1 {
+                group = lowest;
+                lowest = lowest.saturating_mul(2).min(LOWEST_GROUP);
+            }
             let group = top.below.drain(..group.min(top.below.len())).collect();
             stack.extend(self.layer(level, group, met).await?);
         }
@@ -197,22 +204,38 @@ impl Transfer {
         }
     }
 
-    /// One request of chunks, stored as they arrive.
+    /// One request of chunks, stored as they arrive. What came before the answer broke is stored
+    /// too: on a line that never lasts long, each try must get further than the one before.
     async fn fetch(&self, digests: Vec<SealedDigest>) -> Result<(), ReplicaError> {
         let mut reading = self.peer.read(self.namespace, &digests).await?;
-        let (mut batch, mut batch_bytes) = (Vec::new(), 0usize);
+        let mut batch = Vec::new();
+        let mut outcome = self.receive(&mut reading, digests, &mut batch).await;
+        if outcome.is_ok() {
+            outcome = reading.next().await.and_then(end);
+        }
+        let stored = self.store(batch).await;
+        outcome.and(stored)
+    }
+
+    /// Stores what arrives in large batches, and leaves the last one.
+    async fn receive(
+        &self,
+        reading: &mut Reading<'_>,
+        digests: Vec<SealedDigest>,
+        batch: &mut Vec<(SealedDigest, Bytes)>,
+    ) -> Result<(), ReplicaError> {
+        let mut batch_bytes = 0usize;
         for digest in digests {
             let chunk = reading.next().await?.ok_or_else(too_few)?;
             batch_bytes = batch_bytes.saturating_add(chunk.len());
             batch.push((digest, chunk));
             if batch_bytes >= STORE_BATCH_BYTES {
                 reading.detach();
-                self.store(std::mem::take(&mut batch)).await?;
+                self.store(std::mem::take(batch)).await?;
                 batch_bytes = 0;
             }
         }
-        end(reading.next().await?)?;
-        self.store(batch).await
+        Ok(())
     }
 
     async fn store(&self, batch: Vec<(SealedDigest, Bytes)>) -> Result<(), ReplicaError> {

@@ -21,6 +21,8 @@
 pub mod clock;
 pub mod commit;
 pub mod enrolment;
+mod filter;
+mod pending;
 pub mod proposals;
 pub mod quota;
 pub mod replicated;

@@ -25,6 +25,7 @@ use crate::followers::{FollowState, PrimaryStatus};
 use crate::registry::{Namespace, all_rows};
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
+use crate::repository::pending::{each_pending, pending_where};
 use crate::repository::retention::Found;
 use crate::rows::{HoldRow, SeenRow};
 use crate::store::Store;
@@ -85,6 +86,7 @@ impl Repository {
             pending_bytes = pending_bytes.saturating_add(bytes);
             ControlFlow::Continue(())
         })?;
+        let passed = row.passed.iter().filter_map(|id| self.registry.dropped_name(id)).collect();
         let now = self.clock.monotonic();
         let lag = progress.in_sync_at.map(|at| now.saturating_sub(at).as_secs());
         let state = match (row.is_refused, row.is_paused) {
@@ -107,6 +109,7 @@ impl Repository {
             ledger_key: row.ledger_key,
             principal: row.principal,
             only: row.only,
+            passed,
         })
     }
 
@@ -271,32 +274,6 @@ impl Repository {
         })
     }
 
-    /// Snapshots of a primary whose trees are not here yet, in the order of its ledger, behind leaf
-    /// `after`: at most `count` of them, because each may bring a long record.
-    pub fn pending_page(
-        &self,
-        row: &PrimaryRow,
-        after: Option<u64>,
-        count: usize,
-    ) -> Result<Vec<(u64, PendingRow)>, ServerError> {
-        let mut page = Vec::new();
-        each_pending(&self.store, row, after, &mut |key, pending| {
-            page.push((key, pending));
-            if page.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        page.into_iter().map(|(key, row)| Ok((PendingRow::leaf_of(&key)?, row))).collect()
-    }
-
-    /// How many snapshots of a primary are pending.
-    pub fn pending_count(&self, row: &PrimaryRow) -> Result<usize, ServerError> {
-        let mut count = 0usize;
-        self.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |_, _| {
-            count = count.saturating_add(1);
-            ControlFlow::Continue(())
-        })?;
-        Ok(count)
-    }
-
     /// Takes over what an entry says about a snapshot. Locks grow, holds are placed; a forget only
     /// marks what is not here yet.
     pub fn receive(
@@ -373,6 +350,7 @@ impl Repository {
         descriptor: VerifiedDescriptor,
     ) -> Result<(), ServerError> {
         let (repository, actor, name) = (self.clone(), primary.actor(), name.clone());
+        let is_readmitted = primary.readmitted.contains(&descriptor.namespace());
         self.writer.decide(move |decision| {
             let id = descriptor.namespace();
             if repository.registry.namespace(&id).is_some() {
@@ -388,7 +366,8 @@ impl Repository {
                 Some(_) => distinct_name(&name, &id)?,
                 None => name,
             };
-            repository.insert_namespace(decision, name, actor, descriptor).map(drop)
+            let made = repository.insert_namespace(decision, name, actor, descriptor, is_readmitted);
+            made.map(drop)
         })
     }
 
@@ -461,43 +440,7 @@ fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
     decision.batch.put(Family::Primaries, PrimaryRow::key(&row.name), row.encode());
 }
 
-/// Gives pending rows of a primary, in the order of its ledger, without keeping them.
-fn each_pending(
-    store: &Store,
-    row: &PrimaryRow,
-    after: Option<u64>,
-    each: &mut dyn FnMut(Vec<u8>, PendingRow) -> ControlFlow<()>,
-) -> Result<(), ServerError> {
-    let mut bad = None;
-    let start = after.map(|leaf| PendingRow::key(&row.ledger_key, leaf.saturating_add(1)));
-    store.scan(Family::Pending, &row.ledger_key.0, start.as_deref(), &mut |key, value| {
-        match PendingRow::decode(value) {
-            Ok(pending) => each(key.to_vec(), pending),
-            Err(error) => {
-                bad = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    bad.map_or(Ok(()), |error| Err(error.into()))
-}
-
-fn pending_where(
-    store: &Store,
-    row: &PrimaryRow,
-    is_meant: impl Fn(&PendingRow) -> bool,
-) -> Result<Vec<(Vec<u8>, PendingRow)>, ServerError> {
-    let mut rows = Vec::new();
-    each_pending(store, row, None, &mut |key, pending| {
-        if is_meant(&pending) {
-            rows.push((key, pending));
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(rows)
-}
-
-fn take_step(row: &mut PrimaryRow, step: Step) {
+pub(super) fn take_step(row: &mut PrimaryRow, step: Step) {
     row.followed = step.followed;
     row.clock_seconds = row.clock_seconds.max(step.clock_seconds);
 }
