@@ -95,6 +95,8 @@ pub struct ReplicaConfig {
     pub schedule: Vec<RateRow>,
     /// A primary that says nothing, or next to nothing, for so long is given up for now.
     pub patience: Period,
+    /// No further entries of a primary are taken over while so many snapshots wait for their trees.
+    pub pending_max: u32,
 }
 
 /// A number of bytes a second for a time of the day, in UTC.
@@ -213,6 +215,7 @@ impl Default for ReplicaConfig {
             bytes_per_second: Size(0),
             schedule: Vec::new(),
             patience: Period::seconds(60),
+            pending_max: 4096,
         }
     }
 }
@@ -287,6 +290,9 @@ impl ReplicaConfig {
         }
         if self.patience.0 < Duration::from_secs(1) {
             return Err("replica.patience: needs at least 1s".into());
+        }
+        if !(256..=1 << 20).contains(&self.pending_max) {
+            return Err("replica.pending_max: must be between 256 and 1048576".into());
         }
         let rates = self.schedule.iter().map(|row| row.bytes_per_second);
         if rates.chain([self.bytes_per_second]).any(|rate| (1..RATE_MIN).contains(&rate.0)) {

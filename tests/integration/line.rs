@@ -32,11 +32,12 @@ struct State {
     rate: AtomicU64,
     /// Bytes that still go through before every connection is cut; negative: no cut.
     left: AtomicI64,
+    /// What goes through before the cut after that.
+    next: AtomicI64,
     is_down: AtomicBool,
     stalled: watch::Sender<bool>,
     cuts: watch::Sender<u64>,
     answered_bytes: AtomicU64,
-    connection_count: AtomicU64,
     /// When the line is free again.
     free_at: Mutex<Option<Instant>>,
 }
@@ -51,11 +52,11 @@ impl Line {
             one_way_ms: AtomicU64::new(0),
             rate: AtomicU64::new(0),
             left: AtomicI64::new(-1),
+            next: AtomicI64::new(-1),
             is_down: AtomicBool::new(false),
             stalled: watch::channel(false).0,
             cuts: watch::channel(0).0,
             answered_bytes: AtomicU64::new(0),
-            connection_count: AtomicU64::new(0),
             free_at: Mutex::new(None),
         });
         let serving = state.clone();
@@ -76,18 +77,16 @@ impl Line {
         self.state.one_way_ms.store(one_way, Ordering::SeqCst);
     }
 
+    /// Bytes a second of answers, for all connections together.
     pub fn rate(&self, bytes_per_second: u64) {
         self.state.rate.store(bytes_per_second, Ordering::SeqCst);
     }
 
-    /// Cuts all connections once so many more bytes of answers came through.
-    pub fn cut_after(&self, bytes: u64) {
-        self.state.left.store(i64::try_from(bytes).unwrap(), Ordering::SeqCst);
-    }
-
-    /// Cuts all connections now.
-    pub fn cut(&self) {
-        self.state.cuts.send_modify(|count| *count += 1);
+    /// Cuts all connections each time that so many more bytes of answers came through.
+    pub fn cut_every(&self, bytes: u64) {
+        let bytes = i64::try_from(bytes).unwrap();
+        self.state.next.store(bytes, Ordering::SeqCst);
+        self.state.left.store(bytes, Ordering::SeqCst);
     }
 
     /// How often it was cut.
@@ -99,7 +98,7 @@ impl Line {
     pub fn down(&self, is_down: bool) {
         self.state.is_down.store(is_down, Ordering::SeqCst);
         if is_down {
-            self.cut();
+            self.state.cuts.send_modify(|count| *count += 1);
         }
     }
 
@@ -112,15 +111,9 @@ impl Line {
     pub fn answered_bytes(&self) -> u64 {
         self.state.answered_bytes.load(Ordering::SeqCst)
     }
-
-    /// Connections so far.
-    pub fn connection_count(&self) -> u64 {
-        self.state.connection_count.load(Ordering::SeqCst)
-    }
 }
 
 async fn carry(state: Arc<State>, near: TcpStream) {
-    state.connection_count.fetch_add(1, Ordering::SeqCst);
     let mut cuts = state.cuts.subscribe();
     cuts.mark_unchanged();
     let target = *state.target.lock().unwrap();
@@ -140,7 +133,7 @@ async fn carry(state: Arc<State>, near: TcpStream) {
 /// Carries one direction until it ends.
 async fn pump(state: Arc<State>, mut from: OwnedReadHalf, to: OwnedWriteHalf, is_answer: bool) {
     let (sender, pieces) = mpsc::channel(PIECES_MAX);
-    let delivering = tokio::spawn(deliver(state.clone(), pieces, to));
+    let delivering = tokio::spawn(deliver(state.clone(), pieces, to, is_answer));
     // A cut drops this function; what was on its way is lost then.
     let _lost = AbortOnDrop(delivering.abort_handle());
     let mut buffer = vec![0; PIECE_BYTES];
@@ -148,22 +141,13 @@ async fn pump(state: Arc<State>, mut from: OwnedReadHalf, to: OwnedWriteHalf, is
         if count == 0 {
             break;
         }
-        let mut piece = buffer[..count].to_vec();
         let mut due = Instant::now();
         if is_answer {
-            piece.truncate(allowed(&state, count));
-            state.answered_bytes.fetch_add(piece.len() as u64, Ordering::SeqCst);
-            due = departure(&state, piece.len()).await;
+            due = departure(&state, count).await;
         }
         due += Duration::from_millis(state.one_way_ms.load(Ordering::SeqCst));
-        let is_cut = piece.len() < count;
-        if sender.send((due, piece)).await.is_err() {
+        if sender.send((due, buffer[..count].to_vec())).await.is_err() {
             break;
-        }
-        if is_cut {
-            // What came before the cut arrives.
-            tokio::time::sleep_until(due + Duration::from_millis(20)).await;
-            state.cuts.send_modify(|count| *count += 1);
         }
     }
     drop(sender);
@@ -182,12 +166,22 @@ async fn deliver(
     state: Arc<State>,
     mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
     mut to: OwnedWriteHalf,
+    is_answer: bool,
 ) {
     let mut stalled = state.stalled.subscribe();
     while let Some((due, piece)) = pieces.recv().await {
         tokio::time::sleep_until(due).await;
         stalled.wait_for(|is_stalled| !*is_stalled).await.unwrap();
-        if to.write_all(&piece).await.is_err() {
+        let count = if is_answer { allowed(&state, piece.len()) } else { piece.len() };
+        if to.write_all(&piece[..count]).await.is_err() {
+            return;
+        }
+        if is_answer {
+            state.answered_bytes.fetch_add(count as u64, Ordering::SeqCst);
+        }
+        if count < piece.len() {
+            state.left.store(state.next.load(Ordering::SeqCst), Ordering::SeqCst);
+            state.cuts.send_modify(|count| *count += 1);
             return;
         }
     }

@@ -106,7 +106,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replica_survives_kills_of_itself_and_of_its_primary() {
+async fn nothing_is_lost_or_torn_when_primary_and_replica_are_killed() {
     let (kills, seed) = (number("KILLS", 8), number("SEED", 1));
     println!("replica kills: {kills} kills, SEED={seed}");
     let (mut primary, mut replica) = (start(), start());

@@ -63,23 +63,39 @@ async fn a_line_that_is_cut_in_the_middle_of_envelopes_only_delays() {
         summary
     };
     let total = summary.sent_sealed_bytes;
-    let mut failures = 0;
-    for cut in 1..=6u64 {
-        // Nowhere near a boundary of anything.
-        line.cut_after(total / 8 + cut * 7919);
-        until("cut", || line.cut_count() == cut).await;
-        let seen = snapshots(&replica, &writer.namespace());
-        assert!(seen.is_empty(), "visible before it is whole: {seen:?}");
-        failures += u64::from(status(&replica, "office").state != FollowState::InSync);
-    }
-    assert_eq!(failures, 6);
+    // Nowhere near a boundary of anything, and it never lasts for more than an eighth.
+    line.cut_every(total / 8 + 7919);
+    until("cut", || line.cut_count() >= 3).await;
+    let seen = snapshots(&replica, &writer.namespace());
+    assert!(seen.is_empty(), "visible before it is whole: {seen:?}");
     synced(&replica, &primary, "office").await;
+    let cuts = line.cut_count();
+    assert!((7..20).contains(&cuts), "{cuts} cuts");
     // What came whole before a cut was kept, but for what was in the air over each connection.
     let carried = line.answered_bytes() - before;
-    assert!(carried < total + 6 * (1 << 20), "{carried} bytes for {total}");
+    assert!(carried < total * 2, "{carried} bytes for {total}");
     let to = folder.path().join("restored");
     let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_narrow_line_that_is_down_for_a_while_brings_all() {
+    let primary = TestServer::start().await;
+    let replica = TestServer::start_with(impatient).await;
+    let writer = primary.writer("erp").await;
+    let line = follow_over(&replica, &primary).await;
+    line.round_trip(Duration::from_millis(200));
+    line.rate(1 << 20);
+    big_snapshot(&writer, "db", 1, 150).await;
+    until("begun", || status(&replica, "office").received_bytes > 256 << 10).await;
+    line.down(true);
+    until("noticed", || status(&replica, "office").state == FollowState::Unreachable).await;
+    line.down(false);
+    synced(&replica, &primary, "office").await;
+    assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
+    // Each byte came about once.
+    assert!(line.answered_bytes() < 5 << 20, "{}", line.answered_bytes());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,9 +129,10 @@ async fn a_small_change_costs_few_round_trips_and_a_look_at_nothing_one() {
     pieces[100] = b"what changed";
     writer.snapshot("db", &pieces).await;
     synced(&replica, &primary, "office").await;
-    // Entries, record, root, nodes below it, chunks. One look more sees that the record was read.
+    // Entries, record, root, nodes below it, chunks. One look more sees that the record was read,
+    // and one may have come while the snapshot was made.
     let asked = count() - before;
-    assert!(asked <= 6, "{asked} requests");
+    assert!(asked <= 7, "{asked} requests");
     let (looks, rest) = (requests(&primary, "consistency"), count());
     until("five more looks", || requests(&primary, "consistency") >= looks + 5).await;
     assert_eq!(count(), rest);

@@ -43,9 +43,6 @@ use crate::repository::replication::{Received, Step};
 
 /// Entries whose records are asked for together: 16 MB of records at most.
 const RUN: usize = 32;
-/// No further entries are taken over while so many snapshots are pending: what keeps them so is
-/// looked into first, and a primary that names what it does not have fills no disk with it.
-const PENDING_MAX: usize = 4096;
 
 /// Follows one primary.
 pub struct Follower {
@@ -85,10 +82,12 @@ impl Follower {
         });
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
+            // A primary that names what it does not have fills no disk with it.
             let counted = row.clone();
-            if self.here(move |r| r.pending_count(&counted)).await? >= PENDING_MAX {
+            let pending_max = self.repository.config().replica.pending_max;
+            if self.here(move |r| r.pending_count(&counted)).await? >= pending_max {
                 trouble = Some(format!(
-                    "{PENDING_MAX} snapshots are pending; no more are taken over until they came"
+                    "{pending_max} snapshots are pending; no more are taken over until they came"
                 ));
                 break;
             }

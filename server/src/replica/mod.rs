@@ -125,6 +125,7 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
                 Some(follower) => Ok(follower),
                 None => open(&repository, &row, throttle, stopping),
             };
+            let before = repository.followers().progress(&name).received_bytes;
             let outcome = match outcome {
                 Ok(mut opened) => {
                     let outcome = opened.look().await;
@@ -133,7 +134,13 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
                 }
                 Err(error) => Err(error),
             };
-            failures = if outcome.is_ok() { 0 } else { failures.saturating_add(1) };
+            // A line that breaks now and then, and brings something in between, is not avoided.
+            let came = repository.followers().progress(&name).received_bytes > before;
+            failures = match outcome {
+                Ok(_) => 0,
+                Err(_) if came => 1,
+                Err(_) => failures.saturating_add(1),
+            };
             if let Err(ReplicaError::Stopping) = outcome {
                 return;
             }

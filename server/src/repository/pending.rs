@@ -27,8 +27,8 @@ impl Repository {
     }
 
     /// How many snapshots of a primary are pending.
-    pub fn pending_count(&self, row: &PrimaryRow) -> Result<usize, ServerError> {
-        let mut count = 0usize;
+    pub fn pending_count(&self, row: &PrimaryRow) -> Result<u32, ServerError> {
+        let mut count = 0u32;
         self.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |_, _| {
             count = count.saturating_add(1);
             ControlFlow::Continue(())
