@@ -281,10 +281,7 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             shown_size: reader.u64()?,
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
-        36 => Event::FilterSet {
-            ledger_key: PublicKey(reader.array()?),
-            names: reader.array()?,
-        },
+        36 => Event::FilterSet { ledger_key: PublicKey(reader.array()?), names: reader.array()? },
         37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
         _ => return reader.refuse(),
     })

@@ -450,8 +450,14 @@ mod tests {
             let day = 20_000 * 24 * 3600 * 1000;
             rates.at_ms(day + (hours * 60 + minutes) * 60_000 + 59_999)
         };
-        assert_eq!([at(7, 59), at(8, 0), at(18, 29), at(18, 30)], [8 << 20, 2 << 20, 2 << 20, 8 << 20]);
-        assert_eq!([at(21, 59), at(22, 0), at(0, 0), at(5, 59), at(6, 0)], [8 << 20, 0, 0, 0, 8 << 20]);
+        assert_eq!(
+            [at(7, 59), at(8, 0), at(18, 29), at(18, 30)],
+            [8 << 20, 2 << 20, 2 << 20, 8 << 20]
+        );
+        assert_eq!(
+            [at(21, 59), at(22, 0), at(0, 0), at(5, 59), at(6, 0)],
+            [8 << 20, 0, 0, 0, 8 << 20]
+        );
         assert!(!rates.is_unbounded() && Rates::default().is_unbounded());
         for bad in [
             row("8:00", "18:00", "2MiB"),

@@ -157,8 +157,7 @@ async fn a_ledger_that_lowers_releases_forgets_and_drops_changes_nothing_here() 
         until_wall_seconds: 0,
         is_held: false,
     };
-    let again =
-        Event::Committed { commit: 99, record, root: body.root, sequence: 99, lock: lower };
+    let again = Event::Committed { commit: 99, record, root: body.root, sequence: 99, lock: lower };
     forge(&primary, namespace, Event::Retained { record, lock: lower });
     forge(&primary, namespace, again);
     forge(&primary, namespace, Event::HoldReleased { record, reason: [1; 32] });
@@ -171,7 +170,11 @@ async fn a_ledger_that_lowers_releases_forgets_and_drops_changes_nothing_here() 
     assert_still_locked(&replica.repository, &namespace, &record);
 }
 
-fn assert_still_locked(repository: &Arc<Repository>, namespace: &NamespaceId, record: &RecordDigest) {
+fn assert_still_locked(
+    repository: &Arc<Repository>,
+    namespace: &NamespaceId,
+    record: &RecordDigest,
+) {
     match repository.forget(&crate::replica::OFFICER, namespace, record) {
         Err(strongroom_server::error::ServerError::Peer(refusal)) => {
             assert_eq!(refusal.code, ErrorCode::Held, "{}", refusal.message);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -128,8 +129,9 @@ async fn nothing_is_lost_or_torn_when_primary_and_replica_are_killed() {
             (writer, outcome)
         });
         tokio::time::sleep(Duration::from_millis(dice.byte(0) * 3)).await;
-        let (kills_primary, kills_replica) = [(true, false), (false, true), (false, true), (true, true)]
-            [usize::try_from(dice.byte(1) % 4).unwrap()];
+        let (kills_primary, kills_replica) =
+            [(true, false), (false, true), (false, true), (true, true)]
+                [usize::try_from(dice.byte(1) % 4).unwrap()];
         in_the_middle += u64::from(status(&replica)["state"] != "in_sync");
         if kills_replica {
             replica.signal(Signal::KILL);
@@ -163,4 +165,73 @@ async fn nothing_is_lost_or_torn_when_primary_and_replica_are_killed() {
         hashes.len(),
         shown.len()
     );
+}
+
+/// Runs a program where the server sees its own disk.
+fn inside(served: &Served, words: &[&str]) -> Output {
+    let pid = served.pid().to_string();
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid, "-U", "-m", "--preserve-credentials", "--"]);
+    command.args(words).output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_disk_is_full_says_so_and_goes_on_when_it_grows() {
+    let try_mount = ["-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"];
+    let may_mount = Command::new("unshare").args(try_mount).output();
+    if !may_mount.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no mount namespaces here; the reserve alone is tested");
+        return;
+    }
+    let (primary, mut replica) = (start(), Served::start());
+    replica.signal(Signal::TERM);
+    replica.config = QUICK.replace("segment", "inbox_fold = \"1MiB\"\nsegment");
+    // A disk of its own, in the place of the data folder.
+    let data = replica.data().to_str().unwrap().to_owned();
+    let script = format!(
+        "cp -a {data} {data}.made && mount -t tmpfs -o size=40m,mode=700 tmpfs {data} && \
+         cp -a {data}.made/. {data}/ && exec \"$@\""
+    );
+    replica.wrapper = ["unshare", "-rm", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec();
+    replica.serve();
+    let strongroomd = crate::harness::program("strongroomd");
+    let strongroomd = strongroomd.to_str().unwrap();
+    let ask = |words: &[&str]| {
+        let words = [&[strongroomd, "replica"], words, &["--data", &data]].concat();
+        let output = inside(&replica, &words);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    ask(&["add", "--token", &primary.token(None, "replica"), "--name", "office"]);
+
+    let token = Token::from_text(&primary.token(Some("erp"), "backup")).unwrap();
+    let mut writer = Actor::enroll(connect_to(primary.address()), token, true).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dump");
+    let bytes = noise(7, 3000).concat();
+    std::fs::write(&path, &bytes).unwrap();
+    let summary = writer.backup("db", &path).await.unwrap();
+    let mut seen = String::new();
+    for _ in 0..1200 {
+        seen = ask(&["status", "--json"]);
+        if seen.contains("the repository is full") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(seen.contains("the repository is full"), "{seen}");
+    let hashes = BTreeMap::from([(summary.snapshot, *blake3::hash(&bytes).as_bytes())]);
+    assert!(check(&replica, &writer, &hashes, false).await.is_empty());
+
+    let grown = inside(&replica, &["mount", "-o", "remount,size=300m", &data]);
+    assert!(grown.status.success(), "{}", text(&grown.stderr));
+    let mut shown = Vec::new();
+    for _ in 0..600 {
+        shown = check(&replica, &writer, &hashes, false).await;
+        if !shown.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(shown, [summary.snapshot], "{}", ask(&["status", "--json"]));
 }

@@ -239,8 +239,7 @@ async fn a_quota_that_is_reached_holds_up_nothing_smaller() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_are_years_apart_shorten_nothing() {
-    let (primary, ahead, behind) =
-        (TestServer::start().await, replica().await, replica().await);
+    let (primary, ahead, behind) = (TestServer::start().await, replica().await, replica().await);
     ahead.clock.advance(DAY * 3000);
     ahead.repository.tick();
     behind.clock.set_wall_back(DAY * 3000);

@@ -21,11 +21,8 @@ fn has(replica: &TestServer, actor: &Actor) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_namespaces_can_be_followed_later_and_nothing_old_happens_twice() {
     let (primary, replica) = (TestServer::start().await, replica().await);
-    let (erp, files, mail) = (
-        primary.writer("erp").await,
-        primary.writer("files").await,
-        primary.writer("mail").await,
-    );
+    let (erp, files, mail) =
+        (primary.writer("erp").await, primary.writer("files").await, primary.writer("mail").await);
     let (record, _) = erp.snapshot("db", &[b"one"]).await;
     files.snapshot("home", &[b"one"]).await;
     mail.snapshot("box", &[b"one"]).await;

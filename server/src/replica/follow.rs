@@ -193,7 +193,10 @@ impl Follower {
             let namespace = entry.namespace;
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
             let is_passed = self.repository.is_passed(row, &namespace);
-            if self.is_wanted(row, leaf, &namespace).await? && !is_passed && !self.here(seen).await? {
+            if self.is_wanted(row, leaf, &namespace).await?
+                && !is_passed
+                && !self.here(seen).await?
+            {
                 wanted.push((namespace, record));
             }
         }

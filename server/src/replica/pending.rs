@@ -160,6 +160,10 @@ impl Follower {
         row: &PrimaryRow,
         forest: Vec<Wanted>,
     ) -> Result<Option<String>, ReplicaError> {
+        // The operator need not wait for what else is listed.
+        if forest.is_empty() || self.row().await?.is_paused {
+            return Ok(None);
+        }
         if forest.len() > 1 {
             match self.bring_trees(row, &forest).await {
                 Ok(()) => return Ok(None),
@@ -180,11 +184,7 @@ impl Follower {
         Ok(trouble)
     }
 
-    async fn bring_trees(
-        &self,
-        row: &PrimaryRow,
-        forest: &[Wanted],
-    ) -> Result<(), ReplicaError> {
+    async fn bring_trees(&self, row: &PrimaryRow, forest: &[Wanted]) -> Result<(), ReplicaError> {
         let Some(first) = forest.first() else { return Ok(()) };
         let namespace = first.pending.namespace;
         let arrival = self.repository.open_arrival(row, &namespace, &first.body.source)?;
@@ -236,4 +236,3 @@ fn joins(forest: &[Wanted], wanted: &Wanted) -> bool {
         && forest.len() < FOREST_MAX
         && (forest.is_empty() || bytes <= FOREST_MAX_BYTES)
 }
-

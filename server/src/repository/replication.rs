@@ -366,7 +366,8 @@ impl Repository {
                 Some(_) => distinct_name(&name, &id)?,
                 None => name,
             };
-            let made = repository.insert_namespace(decision, name, actor, descriptor, is_readmitted);
+            let made =
+                repository.insert_namespace(decision, name, actor, descriptor, is_readmitted);
             made.map(drop)
         })
     }
