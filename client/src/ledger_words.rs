@@ -1,6 +1,6 @@
 //! Ledger entries in plain words.
 
-use strongroom_protocol::entry::{ClockEvent, Entry, Event, Wish};
+use strongroom_protocol::entry::{ClockEvent, ClosedCause, Entry, Event, Wish};
 use strongroom_protocol::id::{RecordDigest, to_hex};
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::retention::{FOREVER, Lock, RetentionRule};
@@ -36,6 +36,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryFollowed { .. } => "primary_followed",
         Event::PrimaryRefused { .. } => "primary_refused",
         Event::PrimaryRemoved { .. } => "primary_removed",
+        Event::NotCarriedOut { .. } => "not_carried_out",
     }
 }
 
@@ -143,6 +144,13 @@ fn later_words(event: &Event) -> String {
                 Verdict::Reject => "rejected",
             };
             format!("{verb} proposal {proposal} (in words {})", short(meaning))
+        }
+        Event::NotCarriedOut { proposal, cause } => {
+            let cause = match cause {
+                ClosedCause::Stale => "it had ended, or what it was about had changed",
+                ClosedCause::Refused => "the rules forbid it",
+            };
+            format!("closed proposal {proposal} and did not carry it out: {cause}")
         }
         Event::Clock { event, amount_ms } => clock_words(*event, *amount_ms),
         other => collection_words(other),
