@@ -1,19 +1,19 @@
 //! Question: how fast does a replica catch up, with how many bytes on the wire and how much memory,
 //! and how soon after a commit is a small change there?
 //!
-//! Expected on two cores, both servers on them, dumps of 2 GB: the first day's sealed bytes at
-//! 250 MB/s or more over loopback; the second day in less than 3 s, with less than 1.05 times its
-//! new bytes on the wire; less than 256 MB more memory on either side. Over a line of 50 ms, a small
-//! change is there in less than 2 s: half a poll interval (0.5 s) on average and 1 s at most, six
-//! round trips (proof, entries, record, root, nodes, chunks), the commit: 0.9 s in the middle.
+//! Expected on two cores, both servers on them, dumps of 2 GB: the first day's sealed bytes at 250
+//! MB/s or more over loopback; the second day in less than 3 s, with less than 1.05 times its
+//! new bytes on the wire; less than 256 MB more memory on either side. Over a line of 50 ms, a
+//! small change is there in less than 2 s: half a poll interval (0.5 s) on average and 1 s at most,
+//! six round trips (proof, entries, record, root, nodes, chunks), the commit: 0.9 s in the middle.
 //! A thousand small snapshots over that line: 10 s or less; without groups they took 150 s.
 //!
 //! ```text
 //! DUMPS=folder cargo bench --bench replica [-- quick]     the folder has day0.sql and day1.sql
 //! ```
 //!
-//! `quick` takes the first 200 MB of each dump, and 100 small snapshots. MB are decimal. The line is
-//! a relay in this program, which delays what goes through and counts it, TLS and HTTP included.
+//! `quick` takes the first 200 MB of each dump, and 100 small snapshots. MB are decimal. The line
+//! is a relay in this program, which delays what goes through and counts it, TLS and HTTP included.
 //! The reference is `dd conv=fdatasync` of as many bytes on the same disk, in the same run.
 //! `scripts/netem-replica.sh` measures over a line that the kernel emulates.
 
@@ -66,7 +66,8 @@ fn whole_days(
     near.wait(primary, began)?;
     let rate = mb(first) / began.elapsed().as_secs_f64();
     println!(
-        "first day     {:8.1} MB sealed  {:6.2} s  {rate:6.0} MB/s (wanted 250)  {:.2} of dd ({reference:.0} MB/s)",
+        "first day     {:8.1} MB sealed  {:6.2} s  {rate:6.0} MB/s (wanted 250)  {:.2} of dd \
+         ({reference:.0} MB/s)",
         mb(first),
         began.elapsed().as_secs_f64(),
         rate / reference,
@@ -93,7 +94,8 @@ fn whole_days(
     far.wait(primary, Instant::now())?;
     let carried = relay.carried() - counted;
     println!(
-        "second day    {:8.1} MB sealed  {seconds:6.2} s (wanted less than 3)  {:.1} MB on the wire, {:.3} of the new bytes (wanted less than 1.05)",
+        "second day    {:8.1} MB sealed  {seconds:6.2} s (wanted less than 3)  {:.1} MB on the \
+         wire, {:.3} of the new bytes (wanted less than 1.05)",
         mb(second),
         mb(carried),
         mb(carried) / mb(second),
@@ -126,7 +128,8 @@ fn over_a_line(
     }
     behind.sort_by(f64::total_cmp);
     println!(
-        "small change  {:.2} s in the middle, {:.2} s at most, of {CHANGES}, at 50 ms (wanted less than 2)",
+        "small change  {:.2} s in the middle, {:.2} s at most, of {CHANGES}, at 50 ms (wanted less \
+         than 2)",
         behind[behind.len() / 2],
         behind[behind.len() - 1]
     );

@@ -125,7 +125,8 @@ small_changes() { # HOW_MANY
     echo
     sleep "0.$((RANDOM % 900 + 100))"
   done | sort -n | awk '{ t[NR] = $1 } END {
-    printf "small change: %.2f s in the middle, %.2f s at most, of %d\n", t[int((NR + 1) / 2)], t[NR], NR }'
+    printf "small change: %.2f s in the middle, %.2f s at most, of %d\n",
+      t[int((NR + 1) / 2)], t[NR], NR }'
 }
 
 serve primary $near $near_ip

@@ -9,7 +9,7 @@
 //! whole repository. Entries hold no personal data and no secret.
 
 use crate::codec::{DecodeError, Reader, Writer};
-pub use crate::event::{ClockEvent, Event, Wish};
+pub use crate::event::{ClockEvent, ClosedCause, Event, Wish};
 use crate::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, TlsKeyDigest, TokenId,
@@ -170,6 +170,9 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::NamespaceReadmitted { ledger_key } => {
             out.u8(37).raw(&ledger_key.0);
         }
+        Event::NotCarriedOut { proposal, cause } => {
+            out.u8(38).u64(*proposal).u8(cause.code());
+        }
         // The first nine are written by the caller.
         _ => {}
     }
@@ -283,6 +286,7 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
         36 => Event::FilterSet { ledger_key: PublicKey(reader.array()?), names: reader.array()? },
         37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
+        38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
         _ => return reader.refuse(),
     })
 }
@@ -308,6 +312,12 @@ pub fn read_lock(reader: &mut Reader<'_>) -> Result<Lock, DecodeError> {
 fn read_wish(reader: &mut Reader<'_>) -> Result<Wish, DecodeError> {
     let code = reader.u8()?;
     Wish::ALL.into_iter().find(|wish| wish.code() == code).ok_or(DecodeError::Value("wish"))
+}
+
+fn read_cause(reader: &mut Reader<'_>) -> Result<ClosedCause, DecodeError> {
+    let code = reader.u8()?;
+    let cause = ClosedCause::ALL.into_iter().find(|cause| cause.code() == code);
+    cause.ok_or(DecodeError::Value("cause"))
 }
 
 fn read_clock_event(reader: &mut Reader<'_>) -> Result<ClockEvent, DecodeError> {

@@ -20,6 +20,7 @@ mod lying_server;
 mod model;
 mod programs;
 mod public_verifier;
+mod quota;
 mod replica;
 mod replica_hostile;
 mod replica_kill;

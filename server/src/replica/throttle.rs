@@ -30,8 +30,8 @@ impl Throttle {
         Self::new(clock, Rates::default())
     }
 
-    /// Lets `bytes` through, and waits until more may follow. Whoever else comes waits behind. True,
-    /// if there was a wait.
+    /// Lets `bytes` through, and waits until more may follow. Whoever else comes waits behind. True
+    /// if there may have been a wait.
     pub async fn take(&self, bytes: usize) -> bool {
         if self.rates.is_unbounded() {
             return false;

@@ -6,8 +6,8 @@
 //! since, for a namespace that was followed all along, is not placed again.
 //!
 //! **Dropped here.** A namespace that this server's operator dropped does not come back by itself:
-//! its entries are passed over, its pending snapshots given up, and the status says so. The operator
-//! can take it again; it is then made anew, and everything that the primary still has of it comes.
+//! its entries are passed over, its pending snapshots given up, and the status says so. The
+//! operator can take it again; it is then made anew, and all that the primary still has comes.
 //!
 //! Each of these is one decision with a ledger entry. *Crash: before it or after it.*
 
