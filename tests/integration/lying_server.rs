@@ -169,7 +169,6 @@ async fn trick(
 ) -> Result<Played, Request<Incoming>> {
     let old = lies.old_checkpoint.lock().unwrap().clone();
     let is_withholding = !lies.withheld.lock().unwrap().is_empty();
-    let endless = |piece: &'static [u8]| Ok(Ok(streamed(Bytes::from_static(piece), None)));
     match (route, lies.trick()) {
         (Route::Consistency(_), _) if old.is_some() => {
             let proof = strongroom_protocol::message::HexBytes(Vec::new());
@@ -209,7 +208,9 @@ async fn trick(
             Ok(Ok(streamed(piece, Some(Duration::from_millis(100)))))
         }
         (Route::Consistency(_), Some(Trick::EndlessProof))
-        | (Route::Record(..), Some(Trick::EndlessRecord)) => endless(&[b'1'; 8192]),
+        | (Route::Record(..), Some(Trick::EndlessRecord)) => {
+            Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
+        }
         (_, Some(Trick::Silence)) => std::future::pending().await,
         _ => Err(request),
     }

@@ -97,21 +97,22 @@ impl Repository {
             Ok(())
         })
     }
-}
 
-/// In the decision that drops a namespace: no primary brings it back.
-pub(super) fn end_readmission(
-    decision: &mut Decision<'_>,
-    namespace: &NamespaceId,
-) -> Result<(), ServerError> {
-    for (key, value) in all_rows(decision.store, Family::Primaries)? {
-        let mut row = PrimaryRow::decode(&value)?;
-        if row.readmitted.contains(namespace) {
-            row.readmitted.retain(|readmitted| readmitted != namespace);
-            decision.batch.put(Family::Primaries, key, row.encode());
+    /// In the decision that drops a namespace: no primary brings it back.
+    pub(super) fn end_readmission(
+        &self,
+        decision: &mut Decision<'_>,
+        namespace: &NamespaceId,
+    ) -> Result<(), ServerError> {
+        for (key, value) in all_rows(decision.store, Family::Primaries)? {
+            let mut row = PrimaryRow::decode(&value)?;
+            if row.readmitted.contains(namespace) {
+                row.readmitted.retain(|readmitted| readmitted != namespace);
+                decision.batch.put(Family::Primaries, key, row.encode());
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn read_again(row: &mut PrimaryRow) -> Result<(), ServerError> {

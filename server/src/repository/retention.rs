@@ -26,7 +26,6 @@ use crate::error::{Refusal, ServerError};
 use crate::lock::{Tree, ahead_of, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
-use crate::repository::filter::end_readmission;
 use crate::repository::waiting::{is_about, withdraw};
 use crate::rows::{HoldRow, NamespaceRow, SeenRow, SnapshotRow};
 use crate::store::Store;
@@ -226,7 +225,7 @@ impl Repository {
             let key = NamespaceRow::key(namespace.number);
             decision.batch.put(Family::Namespaces, key, row.encode());
             decision.enter(PrincipalId::LOCAL, id, Event::NamespaceDropped);
-            end_readmission(decision, &id)?;
+            repository.end_readmission(decision, &id)?;
             repository.revoke_members(decision, &id)?;
             withdraw(decision, |operation| operation.namespace() == Some(id))?;
             repository.registry.remove_namespace(&id);
