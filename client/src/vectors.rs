@@ -444,6 +444,12 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             shown_size: 39,
         },
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([40; 32]), version: 41 },
+        Event::DescriptorRefused {
+            ledger_key: PublicKey([33; 32]),
+            descriptor: DescriptorDigest([40; 32]),
+            version: 41,
+        },
     ]
 }
 

@@ -232,6 +232,12 @@ fn entries() -> Seeds {
             shown_size: 1,
         },
         Event::PrimaryRemoved { ledger_key: signing_key },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::DescriptorRefused {
+            ledger_key: signing_key,
+            descriptor: DescriptorDigest([8; 32]),
+            version: 2,
+        },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
