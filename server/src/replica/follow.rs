@@ -18,9 +18,7 @@ use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{
-    CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES,
-};
+use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
 use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
@@ -241,7 +239,10 @@ impl Follower {
         Ok(name.is_none_or(|name| row.only.contains(&name)))
     }
 
-    pub(super) async fn name_of(&mut self, namespace: &NamespaceId) -> Result<Option<Label>, ReplicaError> {
+    pub(super) async fn name_of(
+        &mut self,
+        namespace: &NamespaceId,
+    ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
             let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
             self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();

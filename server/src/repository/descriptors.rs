@@ -29,7 +29,8 @@ use crate::store::schema::Family;
 use crate::writer::Decision;
 
 /// What a command wants of a descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Move {
     /// The namespace comes to this server.
     Promote,
@@ -138,10 +139,9 @@ impl Repository {
         let repository = self.clone();
         self.writer.decide(move |decision| {
             match repository.take(decision, PrincipalId::LOCAL, descriptor) {
-                Err(ServerError::Peer(refusal)) => Err(ServerError::Operator(format!(
-                    "{}; nothing was changed",
-                    refusal.message
-                ))),
+                Err(ServerError::Peer(refusal)) => {
+                    Err(ServerError::Operator(format!("{}; nothing was changed", refusal.message)))
+                }
                 outcome => outcome.map(|_| version),
             }
         })

@@ -295,7 +295,8 @@ impl Repository {
         let (id, record) = (*namespace, *record);
         let row = self.followed(primary)?;
         let (theirs, actor) = (step.clock_seconds, row.actor());
-        let here = self.registry.namespace(&id).filter(|here| self.takes_from(here, &row.ledger_key));
+        let here =
+            self.registry.namespace(&id).filter(|here| self.takes_from(here, &row.ledger_key));
         let primary_name = primary.name.clone();
         if let Some(namespace) = &here
             && Found::look_up(&self.store, namespace, &record).is_ok()
