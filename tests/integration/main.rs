@@ -18,6 +18,7 @@ mod ledger;
 mod lying_server;
 mod model;
 mod programs;
+mod promote;
 mod public_verifier;
 mod replica;
 mod retention;
