@@ -60,6 +60,20 @@ pub struct EnrollOptions {
     pub connect: ConnectOptions,
 }
 
+impl EnrollOptions {
+    /// What the first server of a profile has shown holds for the second too.
+    fn descriptor_floor(&self) -> u64 {
+        self.second_of.as_ref().map_or(0, |first| first.settings().descriptor_version)
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        match &self.second_of {
+            Some(first) => check_second(&self.token, first),
+            None => check_kit(&self.token, self.kit.as_ref()),
+        }
+    }
+}
+
 /// What came of it; the object that `--json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EnrollSummary {
@@ -118,10 +132,7 @@ pub async fn enroll(
         })?),
         _ => None,
     };
-    match &options.second_of {
-        Some(first) => check_second(token, first)?,
-        None => check_kit(token, options.kit.as_ref())?,
-    }
+    options.check()?;
 
     let identity = folder.tls_identity()?;
     let signing_key = folder.signing_key()?;
@@ -164,11 +175,7 @@ pub async fn enroll(
         role: answer.role,
         namespace: answer.namespace,
         namespace_name: answer.namespace_name.clone(),
-        // What the first server of a profile has shown holds for the second too.
-        descriptor_version: options
-            .second_of
-            .as_ref()
-            .map_or(0, |first| first.settings().descriptor_version),
+        descriptor_version: options.descriptor_floor(),
         checkpoint: None,
     };
     finish(folder, settings, &client, &prepared, &options, &answer).await
@@ -196,8 +203,8 @@ fn check_second(token: &Token, first: &Profile) -> Result<(), ClientError> {
     let settings = first.settings();
     if !token.role.is_of_namespace() || token.role != settings.role {
         return Err(ClientError::Usage(format!(
-            "the token is for role {}, and this profile has role {}: a second server needs a token \
-             of the same role, backup or restore; for another, use a profile of its own (--profile)",
+            "the token is for role {}, and this profile has role {}: a second server needs a \
+             token of the same role, backup or restore; for another, use another --profile",
             token.role, settings.role
         )));
     }

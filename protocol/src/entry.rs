@@ -9,7 +9,7 @@
 //! whole repository. Entries hold no personal data and no secret.
 
 use crate::codec::{DecodeError, Reader, Writer};
-pub use crate::event::{ClockEvent, Event, Wish};
+pub use crate::event::{ClockEvent, ClosedCause, Event, Wish};
 use crate::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, TlsKeyDigest, TokenId,
@@ -177,6 +177,9 @@ fn write_replica_event(out: &mut Writer, event: &Event) {
         Event::DescriptorRefused { ledger_key, descriptor, version } => {
             out.u8(28).raw(&ledger_key.0).raw(&descriptor.0).u64(*version);
         }
+        Event::NotCarriedOut { proposal, cause } => {
+            out.u8(38).u64(*proposal).u8(cause.code());
+        }
         // The others are written by the callers.
         _ => {}
     }
@@ -271,6 +274,12 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         20 => Event::SegmentDropIntended { segment: reader.u32()?, table: reader.array()? },
         21 => Event::SegmentDropped { segment: reader.u32()?, file_bytes: reader.u64()? },
         22 => Event::Configured { configuration: reader.array()? },
+        code => return read_replica_event(reader, code),
+    })
+}
+
+fn read_replica_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
         23 => Event::PrimaryAdded {
             ledger_key: PublicKey(reader.array()?),
             tls_key: TlsKeyDigest(reader.array()?),
@@ -297,6 +306,7 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             descriptor: DescriptorDigest(reader.array()?),
             version: reader.u64()?,
         },
+        38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
         _ => return reader.refuse(),
     })
 }
@@ -322,6 +332,12 @@ pub fn read_lock(reader: &mut Reader<'_>) -> Result<Lock, DecodeError> {
 fn read_wish(reader: &mut Reader<'_>) -> Result<Wish, DecodeError> {
     let code = reader.u8()?;
     Wish::ALL.into_iter().find(|wish| wish.code() == code).ok_or(DecodeError::Value("wish"))
+}
+
+fn read_cause(reader: &mut Reader<'_>) -> Result<ClosedCause, DecodeError> {
+    let code = reader.u8()?;
+    let cause = ClosedCause::ALL.into_iter().find(|cause| cause.code() == code);
+    cause.ok_or(DecodeError::Value("cause"))
 }
 
 fn read_clock_event(reader: &mut Reader<'_>) -> Result<ClockEvent, DecodeError> {

@@ -20,6 +20,7 @@ mod model;
 mod programs;
 mod promote;
 mod public_verifier;
+mod quota;
 mod replica;
 mod retention;
 mod standing;
