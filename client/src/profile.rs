@@ -286,20 +286,14 @@ impl Profile {
         Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
     }
 
-    /// The newest descriptor that was accepted; nothing before the first. One that does not verify
-    /// is an error: a floor must not vanish in silence.
+    /// The newest descriptor that was accepted; nothing where it is lost or damaged. The floor stands
+    /// in `profile.toml` and stays.
     pub fn kept_descriptor(&self) -> Result<Option<VerifiedDescriptor>, ClientError> {
         let path = self.folder.path("descriptor");
         let Some(bytes) = durable::read_if_there(&path, u64::from(DESCRIPTOR_MAX_BYTES))? else {
             return Ok(None);
         };
-        let kept = VerifiedDescriptor::decode_for(&bytes, &self.namespace()?, 0);
-        kept.map(Some).map_err(|error| {
-            ClientError::Usage(format!(
-                "{}: {error}; restore the file, or enrol again",
-                path.display()
-            ))
-        })
+        Ok(VerifiedDescriptor::decode_for(&bytes, &self.namespace()?, 0).ok())
     }
 
     /// Checks a descriptor that the server offers, and keeps it where it is newer than the one

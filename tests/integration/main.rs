@@ -11,6 +11,7 @@ mod access;
 mod clock;
 mod commit;
 mod crash;
+mod drill;
 mod enrolment;
 mod envelopes;
 mod immutability;

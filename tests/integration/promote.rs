@@ -2,6 +2,7 @@
 //! two servers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use strongroom_client::backup::{self, BackupOptions, BackupSummary};
@@ -21,16 +22,21 @@ use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::descriptor::{Descriptor, VerifiedDescriptor};
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{DescriptorDigest, NamespaceId, PublicKey, RecordDigest};
+use strongroom_protocol::id::{
+    DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest,
+};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
+use strongroom_protocol::token::Token;
 use strongroom_server::config::{Config, Size};
 use strongroom_server::followers::FollowState;
 use strongroom_server::repository::descriptors::Move;
+use strongroom_server::writer::Decision;
 
 use crate::harness::{Actor, TestServer, connect_to, label, refused_with, unpack_dumps};
-use crate::replica::{events, follow, quick, replica, snapshots, status, synced, until};
+use crate::lying_server::{Lies, captured};
+use crate::replica::{add, events, follow, quick, replica, snapshots, status, synced, until};
 
 /// What the kit makes of a server's request.
 fn signed(kit: &Kit, server: &TestServer) -> Vec<u8> {
@@ -455,4 +461,83 @@ async fn a_second_server_must_have_the_same_namespace_and_role() {
     }
     assert!(standby::second_of(&writer.profile).unwrap().is_none());
     drop((primary, stranger));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_descriptor_that_a_captured_primary_made_is_not_taken() {
+    let (primary, replica) = (TestServer::start_with(quick).await, replica().await);
+    let writer = primary.writer("erp").await;
+    let lies = Arc::new(Lies::default());
+    let address = captured(primary.repository.clone(), lies.clone()).await;
+    let token = Token { addresses: address.to_string(), ..primary.token(None, Role::Replica) };
+    add(&replica, &token, "office", &[]).await;
+    writer.snapshot("db", &[b"one"]).await;
+    synced(&replica, &primary, "office").await;
+    let kept = replica.repository.descriptor(&writer.namespace(), None).unwrap();
+
+    // One that the primary's own hand signed, and one of a namespace of its own.
+    let (kit, thief) = (writer.kit(), SigningKey::from_bytes(&[66; 32]));
+    let genuine = signed(&kit, &replica);
+    let contents = VerifiedDescriptor::decode(&genuine).unwrap().contents().clone();
+    let authority = PublicKey(thief.verifying_key().to_bytes());
+    let failures = || {
+        let counter = &replica.repository.metrics().replica.failures;
+        counter.with_label_values(&["office"]).get()
+    };
+    let foreign = Descriptor { authority, ..contents.clone() }.sign(&thief);
+    for forged in [contents.sign(&thief), foreign] {
+        *lies.descriptor.lock().unwrap() = Some(forged);
+        // Its ledger is its own: there it can say that such a descriptor is in force.
+        let event = Event::DescriptorTaken { descriptor: DescriptorDigest([9; 32]), version: 2 };
+        let namespace = writer.namespace();
+        let enter = move |decision: &mut Decision<'_>| {
+            decision.enter(PrincipalId::LOCAL, namespace, event);
+            Ok(())
+        };
+        primary.repository.writer().decide(enter).unwrap();
+        let before = failures();
+        until("noticed twice", || failures() >= before + 2).await;
+        assert_eq!(status(&replica, "office").state, FollowState::Failing);
+        assert_eq!(replica.repository.descriptor(&namespace, None).unwrap(), kept);
+        assert!(!takes_backups(&replica));
+    }
+    // The genuine one is taken, and the entry that names another is refused, on record.
+    *lies.descriptor.lock().unwrap() = Some(genuine.clone());
+    until("taken", || takes_backups(&replica)).await;
+    assert_eq!(replica.repository.descriptor(&writer.namespace(), None).unwrap(), genuine);
+    until("refused", || {
+        let refused = |event: &Event| matches!(event, Event::DescriptorRefused { version: 2, .. });
+        events(&replica.repository).iter().any(refused)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_with_two_servers_reads_from_the_one_that_answers() {
+    let (primary, replica, writer) = pair().await;
+    let reader = primary.principal(Some("erp"), Role::Restore).await;
+    let second = reader.profile.folder().standby();
+    let options = EnrollOptions {
+        token: replica.token(Some("erp"), Role::Restore),
+        display_name: "second".into(),
+        kit_folder: reader.home.path().to_path_buf(),
+        kit: None,
+        second_of: Some(Profile::open(reader.profile.folder().clone()).unwrap()),
+        connect: replica.connect(),
+    };
+    enroll::enroll(&second, options).await.unwrap();
+    let chosen = async || {
+        let profile = Profile::open(reader.profile.folder().clone()).unwrap();
+        standby::choose(profile, &connect(), Purpose::Read).await.unwrap()
+    };
+    assert!(!chosen().await.is_replica);
+    primary.stop().await;
+    let Chosen { mut profile, is_replica } = chosen().await;
+    assert!(is_replica);
+    let connect = ConnectOptions { from_replica: is_replica, ..connect() };
+    let identities = vec![writer.kit().identity.clone()];
+    let access = ReadAccess::with_profile(&mut profile, identities, &connect).await.unwrap();
+    let listed = strongroom_client::snapshot::list(&access, None).await.unwrap();
+    let opened = access.open_record(listed[0].snapshot, false).await.unwrap();
+    assert!(listed.len() == 1 && opened.is_verified);
 }

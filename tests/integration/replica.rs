@@ -44,7 +44,7 @@ fn token_at(primary: &TestServer, address: std::net::SocketAddr) -> Token {
     Token { addresses: address.to_string(), ..primary.token(None, Role::Replica) }
 }
 
-async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str]) {
+pub async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str]) {
     let wanted = NewPrimary {
         token: token.to_text(),
         name: Some(label(name)),
