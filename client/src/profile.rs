@@ -286,8 +286,8 @@ impl Profile {
         Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
     }
 
-    /// The newest descriptor that was accepted; nothing where it is lost or damaged. The floor stands
-    /// in `profile.toml` and stays.
+    /// The newest descriptor that was accepted; nothing where it is lost or damaged. The floor
+    /// stands in `profile.toml` and stays.
     pub fn kept_descriptor(&self) -> Result<Option<VerifiedDescriptor>, ClientError> {
         let path = self.folder.path("descriptor");
         let Some(bytes) = durable::read_if_there(&path, u64::from(DESCRIPTOR_MAX_BYTES))? else {

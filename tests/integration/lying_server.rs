@@ -110,7 +110,8 @@ async fn lie(
         }
         Some(Route::Descriptor(_)) if lies.descriptor.lock().unwrap().is_some() => {
             let is_first = request.uri().query() == Some("version=1");
-            match lies.descriptor.lock().unwrap().clone().filter(|_| !is_first) {
+            let shown = lies.descriptor.lock().unwrap().clone().filter(|_| !is_first);
+            match shown {
                 Some(descriptor) => binary(descriptor),
                 None => serve(repository, peer, request).await,
             }
