@@ -155,8 +155,10 @@ pub struct NamespaceRow {
     /// Its policy.
     pub policy: Policy,
     /// Version of its newest descriptor on this server.
+    #[serde(default)]
     pub descriptor_version: u64,
     /// Whether that descriptor names this server, so that it takes backups.
+    #[serde(default)]
     pub takes_backups: bool,
 }
 

@@ -18,6 +18,17 @@ fn done(output: std::process::Output) -> String {
     text(&output.stdout)
 }
 
+/// What a machine with nothing but the kit gets from a server.
+fn restored(server: &Served, kit: &str, snapshot: &str, more: &[&str]) -> Vec<u8> {
+    let address = server.address();
+    let mut arguments = vec!["restore", snapshot, "--kit", kit, "--to", "-"];
+    arguments.extend(["--server", &address]);
+    arguments.extend(more);
+    let output = server.client("fresh", &arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    output.stdout
+}
+
 /// Waits until all that the primary's ledger says is here.
 fn in_sync(replica: &Served, primary: &Served) {
     let size = json(&primary.command(&["status", "--json"]))["status"]["ledger_size"].clone();
@@ -36,7 +47,7 @@ fn in_sync(replica: &Served, primary: &Served) {
 
 #[test]
 fn the_first_site_is_gone_and_backups_go_on() {
-    let (mut office, offsite) = (Served::start(), Served::start());
+    let (mut office, mut offsite) = (Served::start(), Served::start());
     let kit = office.set_up();
     let kit = path(&kit);
     let [day0, day1, _] = unpack_dumps(offsite.folder.path());
@@ -53,19 +64,11 @@ fn the_first_site_is_gone_and_backups_go_on() {
     office.signal(Signal::KILL);
     std::fs::remove_dir_all(office.data()).unwrap();
     let client = |arguments: &[&str]| office.client("home", arguments);
-    let address = offsite.address();
-    let from = |more: &[&str], snapshot: &str| {
-        let mut arguments = vec!["restore", snapshot, "--kit", kit, "--to", "-"];
-        arguments.extend(["--server", &address]);
-        arguments.extend(more);
-        let output = offsite.client("fresh", &arguments);
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        output.stdout
-    };
-    assert!(from(&["--from-replica"], "erp-db@latest") == std::fs::read(&day0).unwrap());
+    let from_replica = restored(&offsite, kit, "erp-db@latest", &["--from-replica"]);
+    assert!(from_replica == std::fs::read(&day0).unwrap());
 
-    let file = |name: &str| offsite.folder.path().join(name);
-    let (request, descriptor) = (file("erp.request"), file("erp.descriptor"));
+    let folder = offsite.folder.path();
+    let (request, descriptor) = (folder.join("erp.request"), folder.join("erp.descriptor"));
     let promote = ["promote", "--namespace", "erp"];
     let asked = done(offsite.command(&[&promote[..], &["--request", path(&request)]].concat()));
     let sign = ["key", "kit", "promote", "--kit", kit, "--request", path(&request)];
@@ -86,10 +89,13 @@ fn the_first_site_is_gone_and_backups_go_on() {
     let wrong_way = ["demote", "--namespace", "erp", "--descriptor", path(&descriptor)];
     assert_eq!(offsite.command(&wrong_way).status.code(), Some(1));
 
+    // It stays so after a kill.
+    offsite.signal(Signal::KILL);
+    offsite.serve();
     let second = json(&client(&["--json", "backup", "erp-db", path(&day1)]));
     for (summary, day) in [(first, day0), (second, day1)] {
         let name = summary["snapshot"].as_str().unwrap();
-        assert!(from(&[], name) == std::fs::read(&day).unwrap());
+        assert!(restored(&offsite, kit, name, &[]) == std::fs::read(&day).unwrap());
         let own = done(client(&["list", "erp-db", "--json"]));
         assert!(own.contains(name), "{own}");
     }
