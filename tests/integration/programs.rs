@@ -38,10 +38,6 @@ impl Served {
         served
     }
 
-    pub fn address(&self) -> std::net::SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
-    }
-
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -57,6 +53,11 @@ impl Served {
             command.args(rest);
         }
         command.arg("--data").arg(self.data()).output().unwrap()
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     pub fn serve(&mut self) {

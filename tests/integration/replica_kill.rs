@@ -35,6 +35,10 @@ impl Dice {
     }
 }
 
+fn socket(served: &Served) -> std::net::SocketAddr {
+    served.address().parse().unwrap()
+}
+
 fn start() -> Served {
     let mut served = Served::start();
     served.signal(Signal::TERM);
@@ -79,7 +83,7 @@ async fn check(
     hashes: &BTreeMap<RecordDigest, [u8; 32]>,
     newest_only: bool,
 ) -> Vec<RecordDigest> {
-    let mut connect = connect_to(replica.address());
+    let mut connect = connect_to(socket(replica));
     connect.from_replica = true;
     let Ok(access) = ReadAccess::with_kit(&writer.kit(), &connect, false).await else {
         return Vec::new();
@@ -112,7 +116,7 @@ async fn nothing_is_lost_or_torn_when_primary_and_replica_are_killed() {
     println!("replica kills: {kills} kills, SEED={seed}");
     let (mut primary, mut replica) = (start(), start());
     let token = Token::from_text(&primary.token(Some("erp"), "backup")).unwrap();
-    let mut connect = connect_to(primary.address());
+    let mut connect = connect_to(socket(&primary));
     connect.retry = RetryPolicy::default();
     let mut writer = Actor::enroll(connect, token, true).await.unwrap();
     let token = primary.token(None, "replica");
@@ -205,7 +209,7 @@ async fn a_replica_whose_disk_is_full_says_so_and_goes_on_when_it_grows() {
     ask(&["add", "--token", &primary.token(None, "replica"), "--name", "office"]);
 
     let token = Token::from_text(&primary.token(Some("erp"), "backup")).unwrap();
-    let mut writer = Actor::enroll(connect_to(primary.address()), token, true).await.unwrap();
+    let mut writer = Actor::enroll(connect_to(socket(&primary)), token, true).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("dump");
     let bytes = noise(7, 3000).concat();

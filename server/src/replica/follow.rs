@@ -18,12 +18,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
-use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{
-    CHECKPOINT_MAX_BYTES, DESCRIPTOR_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES,
-};
+use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
 use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
@@ -192,7 +189,8 @@ impl Follower {
             let Event::Committed { record, .. } = entry.event else { continue };
             let namespace = entry.namespace;
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
-            let is_passed = self.repository.is_passed(row, &namespace);
+            let is_passed =
+                self.repository.is_passed(row, &namespace) || !self.takes(row, &namespace);
             if self.is_wanted(row, leaf, &namespace).await?
                 && !is_passed
                 && !self.here(seen).await?
@@ -250,6 +248,9 @@ impl Follower {
             Event::Retained { record, lock } => (record, Received::Lock(lock)),
             Event::HoldPlaced { record, reason } => (record, Received::Hold(reason)),
             Event::Forgotten { record, .. } => (record, Received::Forgotten),
+            Event::DescriptorTaken { descriptor, version } => {
+                return self.take_descriptor(entry.namespace, (descriptor, version), step).await;
+            }
             Event::NamespaceDropped => {
                 let (primary, step, namespace) =
                     (self.primary.clone(), step.clone(), entry.namespace);
@@ -271,12 +272,17 @@ impl Follower {
         if let Event::Committed { lock, .. } = entry.event {
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
             if !self.here(seen).await? {
-                let bytes = self.record_or_nothing(row, entry, record).await?;
+                let is_set_aside = !self.takes(row, &namespace);
+                let bytes = match is_set_aside {
+                    true => Vec::new(),
+                    false => self.record_or_nothing(row, entry, record).await?,
+                };
                 let pending = PendingRow {
                     namespace,
                     record_digest: record,
                     lock,
                     is_forgotten: false,
+                    is_set_aside,
                     record: bytes,
                 };
                 self.here(move |r| r.put_pending(&primary, step, leaf, pending)).await?;
@@ -301,7 +307,10 @@ impl Follower {
         Ok(row.wants(leaf, namespace, name.as_ref()))
     }
 
-    async fn name_of(&mut self, namespace: &NamespaceId) -> Result<Option<Label>, ReplicaError> {
+    pub(super) async fn name_of(
+        &mut self,
+        namespace: &NamespaceId,
+    ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
             let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
             self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();
@@ -346,28 +355,8 @@ impl Follower {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
         }
         record.verify(&descriptor).map_err(|error| ReplicaError::Wrong(error.to_string()))?;
+        self.demand_descriptor(namespace, record.body.descriptor).await?;
         Ok(bytes)
-    }
-
-    /// The descriptor of a namespace, which is made here if it is not there.
-    async fn descriptor(
-        &mut self,
-        row: &PrimaryRow,
-        namespace: &NamespaceId,
-    ) -> Result<VerifiedDescriptor, ReplicaError> {
-        if let Some(here) = self.repository.registry().namespace(namespace) {
-            return Ok(here.descriptor.clone());
-        }
-        let (route, max) = (Route::Descriptor(*namespace), u64::from(DESCRIPTOR_MAX_BYTES));
-        let bytes = self.peer.call(&route, "", Bytes::new(), max).await?;
-        let descriptor = VerifiedDescriptor::decode_for(&bytes, namespace, 0)
-            .map_err(|error| ReplicaError::Wrong(error.to_string()))?;
-        let unlisted = || ReplicaError::Wrong(format!("namespace {namespace} is not listed"));
-        let name = self.name_of(namespace).await?.ok_or_else(unlisted)?;
-        let (repository, primary, made) =
-            (self.repository.clone(), row.clone(), descriptor.clone());
-        blocking(move || Ok(repository.receive_namespace(&primary, &name, made)?)).await?;
-        Ok(descriptor)
     }
 
     pub(super) async fn row(&self) -> Result<PrimaryRow, ReplicaError> {

@@ -60,6 +60,14 @@ impl Follower {
         let mut trouble = None;
         let mut forest: Vec<Wanted> = Vec::new();
         for (leaf, pending) in page {
+            if pending.is_set_aside && !self.takes(row, &pending.namespace) {
+                let record = pending.record_digest;
+                trouble = Some(format!(
+                    "snapshot {record} is not taken over: it was committed there after the \
+                     namespace had moved here"
+                ));
+                continue;
+            }
             let is_fresh = match self.failed.get_mut(&leaf) {
                 Some((_, left)) if *left > 0 => {
                     *left -= 1;

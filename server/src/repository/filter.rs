@@ -20,7 +20,7 @@ use crate::error::ServerError;
 use crate::registry::all_rows;
 use crate::replica_rows::{Enrolment, PrimaryRow};
 use crate::repository::Repository;
-use crate::repository::replication::{Step, take_step};
+use crate::repository::replication::Step;
 use crate::store::schema::Family;
 use crate::writer::Decision;
 
@@ -90,7 +90,7 @@ impl Repository {
         namespace: NamespaceId,
     ) -> Result<(), ServerError> {
         self.change_primary(primary, move |_, row| {
-            take_step(row, step);
+            step.take(row);
             if !row.passed.contains(&namespace) && !is_too_long(&row.passed) {
                 row.passed.push(namespace);
             }
