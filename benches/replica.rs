@@ -100,6 +100,8 @@ fn whole_days(
         mb(carried),
         mb(carried) / mb(second),
     );
+    // From here on, one replica asks.
+    near.command(&["replica", "pause", "office"])?;
     far.command(&["replica", "remove", "office"])?;
     Ok(())
 }

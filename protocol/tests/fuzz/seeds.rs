@@ -225,26 +225,27 @@ fn entries() -> Seeds {
         Event::SegmentDropIntended { segment: 1, table: [2; 32] },
         Event::SegmentDropped { segment: 1, file_bytes: 2 },
         Event::Configured { configuration: [1; 32] },
-        Event::PrimaryAdded { ledger_key: signing_key, tls_key, principal },
-        Event::PrimaryFollowed { ledger_key: signing_key, size: 1, root: [2; 32] },
-        Event::PrimaryRefused {
-            ledger_key: signing_key,
-            known_size: 2,
-            known_root: [3; 32],
-            shown_size: 1,
-        },
-        Event::PrimaryRemoved { ledger_key: signing_key },
-        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
-        Event::DescriptorRefused {
-            ledger_key: signing_key,
-            descriptor: DescriptorDigest([8; 32]),
-            version: 2,
-        },
-        Event::FilterSet { ledger_key: signing_key, names: [1; 32] },
-        Event::NamespaceReadmitted { ledger_key: signing_key },
     ];
-    let numbered = events.into_iter().enumerate();
+    let events = events.into_iter().chain(replica_events(signing_key, tls_key, principal));
+    let numbered = events.enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
+}
+
+fn replica_events(
+    ledger_key: PublicKey,
+    tls_key: TlsKeyDigest,
+    principal: PrincipalId,
+) -> [Event; 8] {
+    [
+        Event::PrimaryAdded { ledger_key, tls_key, principal },
+        Event::PrimaryFollowed { ledger_key, size: 1, root: [2; 32] },
+        Event::PrimaryRefused { ledger_key, known_size: 2, known_root: [3; 32], shown_size: 1 },
+        Event::PrimaryRemoved { ledger_key },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::DescriptorRefused { ledger_key, descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::FilterSet { ledger_key, names: [1; 32] },
+        Event::NamespaceReadmitted { ledger_key },
+    ]
 }
 
 fn chunk_envelope() -> Vec<u8> {
