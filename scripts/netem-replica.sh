@@ -25,7 +25,7 @@ clean_up() {
   trap - EXIT INT TERM
   for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  [ "$code" = 0 ] || tail -n 5 "$work"/*.log 2>/dev/null || true
+  [ "$code" = 0 ] || [ "$code" = 2 ] || tail -n 5 "$work"/*.log 2>/dev/null || true
   ip netns del $near 2>/dev/null || true
   ip netns del $far 2>/dev/null || true
   rm -rf "$work"
@@ -43,6 +43,11 @@ for end in "$near $near_ip" "$far $far_ip"; do
   ip -n "$1" link set lo up
   ip -n "$1" link set line up
 done
+
+ip netns exec $near tc qdisc replace dev line root netem delay 1ms 2>/dev/null || {
+  echo 'netem-replica: this kernel has no netem (module sch_netem)' >&2
+  exit 2
+}
 
 # line ONE_WAY LOSS [RATE]: the same in both directions.
 line() {
