@@ -36,6 +36,8 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryFollowed { .. } => "primary_followed",
         Event::PrimaryRefused { .. } => "primary_refused",
         Event::PrimaryRemoved { .. } => "primary_removed",
+        Event::Exported { .. } => "exported",
+        Event::Imported { .. } => "imported",
     }
 }
 
@@ -188,6 +190,15 @@ fn replica_words(event: &Event) -> String {
         Event::PrimaryRemoved { ledger_key } => {
             format!("follows primary {} no more, by command", short(&ledger_key.0))
         }
+        Event::Exported { namespace_count, namespaces } => format!(
+            "is about to export {namespace_count} namespaces (ids {}), by command",
+            short(namespaces)
+        ),
+        Event::Imported { ledger_key, size, root } => format!(
+            "is about to take in an export of server {} at {size} entries (root {}), by command",
+            short(&ledger_key.0),
+            short(root)
+        ),
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),
     }

@@ -164,6 +164,12 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::PrimaryRemoved { ledger_key } => {
             out.u8(26).raw(&ledger_key.0);
         }
+        Event::Exported { namespace_count, namespaces } => {
+            out.u8(33).u32(*namespace_count).raw(namespaces);
+        }
+        Event::Imported { ledger_key, size, root } => {
+            out.u8(34).raw(&ledger_key.0).u64(*size).raw(root);
+        }
         // The first nine are written by the caller.
         _ => {}
     }
@@ -275,6 +281,12 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             shown_size: reader.u64()?,
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
+        33 => Event::Exported { namespace_count: reader.u32()?, namespaces: reader.array()? },
+        34 => Event::Imported {
+            ledger_key: PublicKey(reader.array()?),
+            size: reader.u64()?,
+            root: reader.array()?,
+        },
         _ => return reader.refuse(),
     })
 }

@@ -19,6 +19,7 @@ use crate::gc::CycleReport;
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
+use crate::seed_cli::{ExportArguments, ImportArguments, seed_text};
 use crate::store::error::StoreError;
 
 /// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
@@ -121,6 +122,10 @@ enum Command {
         #[command(subcommand)]
         command: ReplicaCommand,
     },
+    /// Write what this server has to a folder, to be carried to another one; add what is new
+    Export(ExportArguments),
+    /// Take in what another server wrote to a folder, or check such a folder
+    Import(ImportArguments),
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -211,6 +216,14 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
+        Command::Export(arguments) => {
+            let (folder, request) = arguments.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Import(arguments) => match arguments.request()? {
+            Some((folder, request)) => ask_or_open(&folder, request),
+            None => arguments.check(say),
+        },
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -361,11 +374,12 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Status { status } => {
             let mib = |bytes: u64| bytes >> 20;
             say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
+                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\nsegments         {} \
                  ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
                 status.version,
                 status.snapshot_count,
                 status.ledger_size,
+                status.ledger_key,
                 status.segment_count,
                 mib(status.segment_bytes),
                 status.session_count,
@@ -397,8 +411,7 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
-        // The others are printed by the caller.
-        _ => {}
+        other => say(&seed_text(other)),
     }
 }
 

@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod replica_cli;
 pub mod run;
+pub mod seed_cli;
 
 pub mod admin;
 pub mod listener;
@@ -24,6 +25,7 @@ pub mod handler;
 pub mod gc;
 pub mod replica;
 pub mod repository;
+pub mod seed;
 
 pub mod ledger;
 pub mod lock;

@@ -21,5 +21,6 @@ mod programs;
 mod public_verifier;
 mod replica;
 mod retention;
+mod seed;
 mod standing;
 mod trust;

@@ -5,13 +5,15 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `tree`, `import`.
 
 pub mod enrol;
 pub mod error;
 mod follow;
+pub mod import;
 mod keys;
 mod peer;
+mod source;
 mod throttle;
 mod tree;
 
@@ -30,6 +32,7 @@ use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::PrimaryKeys;
 use self::peer::Peer;
+use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::ServerError;
 use crate::followers::FollowState;
@@ -157,7 +160,7 @@ fn open(
 ) -> Result<Follower, ReplicaError> {
     let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
     let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
-    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(peer)))
+    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(Source::Peer(peer))))
 }
 
 /// Says what came of a look: in memory, in the log, and on record where the history is wrong.
@@ -206,9 +209,9 @@ async fn settle(
     if let Err(error) = refused {
         tracing::error!(primary = %name, %error, "the refusal was not written");
     }
-    if let Some(follower) = follower {
+    if let Some(Source::Peer(peer)) = follower.map(|follower| &*follower.source) {
         let (route, note) = (Route::ReportHead, Bytes::from(row.checkpoint.clone()));
-        let told = follower.peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
+        let told = peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
         if let Err(error) = told {
             tracing::warn!(primary = %name, %error, "the primary was not told which head is known");
         }
