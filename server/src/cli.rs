@@ -374,8 +374,8 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Status { status } => {
             let mib = |bytes: u64| bytes >> 20;
             say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\nsegments         {} \
-                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
+                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
+                 segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
                 status.version,
                 status.snapshot_count,
                 status.ledger_size,

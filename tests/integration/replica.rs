@@ -96,7 +96,12 @@ pub fn events(repository: &Repository) -> Vec<Event> {
     entries.map(|entry| entry.unwrap().event).collect()
 }
 
-pub async fn restored(replica: &TestServer, actor: &Actor, record: RecordDigest, to: &Path) -> Vec<u8> {
+pub async fn restored(
+    replica: &TestServer,
+    actor: &Actor,
+    record: RecordDigest,
+    to: &Path,
+) -> Vec<u8> {
     let mut connect = connect_to(replica.address);
     assert!(
         ReadAccess::with_kit(&actor.kit(), &connect, false).await.is_err(),

@@ -168,7 +168,9 @@ async fn what_is_wrong_with_a_file_is_said_with_its_name_and_nothing_is_taken_in
             let packs = packs_in(disk);
             std::fs::copy(&packs[0], disk.join("packs/99999999.pack")).unwrap();
         }),
-        ("packs/00000000.new", |disk| std::fs::write(disk.join("packs/00000000.new"), b"").unwrap()),
+        ("packs/00000000.new", |disk| {
+            std::fs::write(disk.join("packs/00000000.new"), b"").unwrap()
+        }),
         ("ledger", |disk| flip(&disk.join("ledger/00000000"), 40)),
         ("ledger/00000000", |disk| {
             std::fs::remove_file(disk.join("ledger/00000000")).unwrap();
@@ -208,7 +210,10 @@ async fn a_damaged_pack_costs_the_snapshots_in_it_until_it_is_copied_again() {
     let checked = check(&disk, None).unwrap_err().to_string();
     assert!(checked.contains("packs/00000001.pack"), "{checked}");
     let refused = refusal(&replica, &disk, key_of(&primary)).await;
-    assert!(refused.contains("packs/00000001.pack") && refused.contains("1 snapshots"), "{refused}");
+    assert!(
+        refused.contains("packs/00000001.pack") && refused.contains("1 snapshots"),
+        "{refused}"
+    );
     let rows = snapshots(&replica, &writer.namespace());
     assert_eq!((rows.len(), commits(&replica)), (1, 1));
     std::fs::copy(good.join("packs/00000001.pack"), disk.join("packs/00000001.pack")).unwrap();
@@ -357,10 +362,8 @@ async fn locks_and_holds_come_with_the_disk_and_never_shorten_what_is_here() {
     let (gone, _) = writer.snapshot("db", &[b"two"]).await;
     let (plain, _) = writer.snapshot("db", &[b"three"]).await;
     let (held, gone, plain) = (held.digest(), gone.digest(), plain.digest());
-    let wish = |days: u32| Retain {
-        lock_wanted: LockWanted::Period((DAY * days).as_secs()),
-        mode: None,
-    };
+    let wish =
+        |days: u32| Retain { lock_wanted: LockWanted::Period((DAY * days).as_secs()), mode: None };
     primary.repository.retain(&OFFICER, &namespace, &held, wish(400)).unwrap();
     primary.repository.place_hold(&OFFICER, &namespace, &held, "audit".to_owned()).unwrap();
     primary.repository.retain(&OFFICER, &namespace, &plain, wish(60)).unwrap();
@@ -410,10 +413,8 @@ async fn a_snapshot_that_comes_by_import_and_by_pull_at_once_is_one_with_the_lon
         records.push(writer.snapshot("other", &[piece]).await.0.digest());
     }
     export_to(&primary, &disk, &[]).await;
-    let wish = |days: u32| Retain {
-        lock_wanted: LockWanted::Period((DAY * days).as_secs()),
-        mode: None,
-    };
+    let wish =
+        |days: u32| Retain { lock_wanted: LockWanted::Period((DAY * days).as_secs()), mode: None };
     // The line knows of longer locks than the disk.
     let mut ends = Vec::new();
     for (record, days) in records.iter().zip([100, 200, 300, 400, 500]) {
@@ -476,16 +477,16 @@ fn the_programs_export_check_and_import_running_or_not() {
     let shown = office.command(&["status"]);
     assert!(text(&shown.stdout).contains(key), "{}", text(&shown.stdout));
     let program = crate::harness::program("strongroomd");
-    let run = |arguments: &[&str]| {
-        std::process::Command::new(&program).args(arguments).output().unwrap()
-    };
+    let run =
+        |arguments: &[&str]| std::process::Command::new(&program).args(arguments).output().unwrap();
     let checked = run(&["import", "--from", disk, "--check", "--ledger-key", key]);
     assert!(text(&checked.stdout).contains("whole"), "{}", text(&checked.stderr));
     assert_eq!(run(&["import", "--from", disk]).status.code(), Some(2), "no data folder");
     let refused = remote.command(&["import", "--from", disk]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("--ledger-key"), "{}", text(&refused.stderr));
-    let imported = json(&remote.command(&["import", "--from", disk, "--ledger-key", key, "--json"]));
+    let imported =
+        json(&remote.command(&["import", "--from", disk, "--ledger-key", key, "--json"]));
     assert_eq!(imported["report"]["snapshots"], 1);
 
     // The same with nobody serving.

@@ -20,7 +20,9 @@ use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
-use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest};
+use strongroom_protocol::id::{
+    Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest,
+};
 use strongroom_protocol::limits::{PRIMARY_FILTER_MAX, SEED_LEDGER_FILE_ENTRIES};
 use strongroom_protocol::seed::{KIND_RECORD, Manifest, PackItem, SeedNamespace};
 use strongroom_protocol::tile::push_entry;
@@ -272,10 +274,7 @@ impl Export<'_> {
 }
 
 /// The namespaces that are exported, by their ids.
-fn namespaces(
-    repository: &Repository,
-    only: &[Label],
-) -> Result<Vec<Arc<Namespace>>, ServerError> {
+fn namespaces(repository: &Repository, only: &[Label]) -> Result<Vec<Arc<Namespace>>, ServerError> {
     let mut namespaces = match only.is_empty() {
         true => repository.registry().namespaces(),
         false => {
@@ -378,16 +377,23 @@ fn page(
 ) -> Result<Vec<(u64, SnapshotRow)>, ServerError> {
     let start = SnapshotRow::key(ns, after.saturating_add(1));
     let (mut rows, mut failure) = (Vec::new(), None);
-    repository.store().scan(Family::Snapshots, &ns.to_be_bytes(), Some(&start), &mut |key, value| {
-        match SnapshotRow::commit_of(key).and_then(|commit| Ok((commit, SnapshotRow::decode(value)?))) {
-            Ok(row) => rows.push(row),
-            Err(error) => failure = Some(error),
-        }
-        match rows.len() < PAGE && failure.is_none() {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
-        }
-    })?;
+    repository.store().scan(
+        Family::Snapshots,
+        &ns.to_be_bytes(),
+        Some(&start),
+        &mut |key, value| {
+            match SnapshotRow::commit_of(key)
+                .and_then(|commit| Ok((commit, SnapshotRow::decode(value)?)))
+            {
+                Ok(row) => rows.push(row),
+                Err(error) => failure = Some(error),
+            }
+            match rows.len() < PAGE && failure.is_none() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        },
+    )?;
     match failure {
         Some(error) => Err(error.into()),
         None => Ok(rows),

@@ -168,7 +168,8 @@ impl SeedFolder {
         let mut rest = &bytes[..];
         let mut entries = Vec::new();
         while entries.len() < before.saturating_add(left) && !rest.is_empty() {
-            let (entry, tail) = next_entry(rest).ok_or_else(|| bad(&path, "an entry is cut off"))?;
+            let (entry, tail) =
+                next_entry(rest).ok_or_else(|| bad(&path, "an entry is cut off"))?;
             entries.push(entry);
             rest = tail;
         }
@@ -278,8 +279,7 @@ impl SeedFolder {
 
     fn table(&self, number: usize) -> Result<Table, ServerError> {
         let wanted = self.manifest.packs.get(number);
-        let (_, listed) =
-            pack::open(&self.folder, number, &self.manifest.ledger_key, wanted)?;
+        let (_, listed) = pack::open(&self.folder, number, &self.manifest.ledger_key, wanted)?;
         let (mut table, mut offset) = (Table::new(), PACK_HEAD_BYTES as u64);
         for item in listed.items {
             let which = usize::try_from(item.namespace).ok();
@@ -345,10 +345,7 @@ impl SeedFolder {
         self.check_ledger_files(&extra)
     }
 
-    fn check_ledger_files(
-        &self,
-        extra: &dyn Fn(&Path) -> ServerError,
-    ) -> Result<(), ServerError> {
+    fn check_ledger_files(&self, extra: &dyn Fn(&Path) -> ServerError) -> Result<(), ServerError> {
         let count = self.checkpoint.size.div_ceil(u64::from(SEED_LEDGER_FILE_ENTRIES));
         let names: HashSet<String> = names_in(&self.folder.join("ledger"))?.into_iter().collect();
         for number in 0..count {
@@ -371,7 +368,8 @@ impl SeedFolder {
         while position < self.checkpoint.size {
             let entries = self.entries(position, u64::MAX)?;
             if entries.is_empty() {
-                let path = ledger_file(&self.folder, position / u64::from(SEED_LEDGER_FILE_ENTRIES));
+                let path =
+                    ledger_file(&self.folder, position / u64::from(SEED_LEDGER_FILE_ENTRIES));
                 return Err(bad(&path, "entries of the ledger are missing; copy the file again"));
             }
             for entry in entries {

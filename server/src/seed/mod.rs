@@ -50,10 +50,7 @@ pub fn manifest_file(folder: &Path) -> PathBuf {
 }
 
 /// Where a descriptor stands.
-pub fn descriptor_file(
-    folder: &Path,
-    namespace: &strongroom_protocol::id::NamespaceId,
-) -> PathBuf {
+pub fn descriptor_file(folder: &Path, namespace: &strongroom_protocol::id::NamespaceId) -> PathBuf {
     folder.join("descriptors").join(namespace.to_string())
 }
 
