@@ -169,7 +169,6 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
         | ErrorCode::ClockSuspect
         | ErrorCode::Shortens
         | ErrorCode::BadDate
-        | ErrorCode::NeedsApproval
         | ErrorCode::Stale
         | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
         ErrorCode::UnknownPrincipal | ErrorCode::NotAllowed | ErrorCode::BadToken => {

@@ -1,6 +1,6 @@
 //! Ledger entries in plain words.
 
-use strongroom_protocol::entry::{ClockEvent, Entry, Event, Wish};
+use strongroom_protocol::entry::{ClockEvent, ClosedCause, Entry, Event, Wish};
 use strongroom_protocol::id::{RecordDigest, to_hex};
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::retention::{FOREVER, Lock, RetentionRule};
@@ -38,6 +38,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryRemoved { .. } => "primary_removed",
         Event::Exported { .. } => "exported",
         Event::Imported { .. } => "imported",
+        Event::NotCarriedOut { .. } => "not_carried_out",
     }
 }
 
@@ -145,6 +146,13 @@ fn later_words(event: &Event) -> String {
                 Verdict::Reject => "rejected",
             };
             format!("{verb} proposal {proposal} (in words {})", short(meaning))
+        }
+        Event::NotCarriedOut { proposal, cause } => {
+            let cause = match cause {
+                ClosedCause::Stale => "it had ended, or what it was about had changed",
+                ClosedCause::Refused => "the rules forbid it",
+            };
+            format!("closed proposal {proposal} and did not carry it out: {cause}")
         }
         Event::Clock { event, amount_ms } => clock_words(*event, *amount_ms),
         other => collection_words(other),

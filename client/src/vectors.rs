@@ -14,7 +14,7 @@ use strongroom_protocol::catalogue::{Entry, Hole, Kind, Xattr};
 use strongroom_protocol::certificate::WriterCertificate;
 use strongroom_protocol::checkpoint::{Checkpoint, origin_of};
 use strongroom_protocol::descriptor::{ChunkSizes, Codec, Descriptor};
-use strongroom_protocol::entry::{ClockEvent, Entry as LedgerEntry, Event, Wish};
+use strongroom_protocol::entry::{ClockEvent, ClosedCause, Entry as LedgerEntry, Event, Wish};
 use strongroom_protocol::envelope::Suite;
 use strongroom_protocol::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
@@ -449,6 +449,7 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
         Event::Exported { namespace_count: 40, namespaces: [41; 32] },
         Event::Imported { ledger_key: PublicKey([33; 32]), size: 42, root: [43; 32] },
+        Event::NotCarriedOut { proposal: 40, cause: ClosedCause::Refused },
     ]
 }
 

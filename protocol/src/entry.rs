@@ -9,7 +9,7 @@
 //! whole repository. Entries hold no personal data and no secret.
 
 use crate::codec::{DecodeError, Reader, Writer};
-pub use crate::event::{ClockEvent, Event, Wish};
+pub use crate::event::{ClockEvent, ClosedCause, Event, Wish};
 use crate::id::{
     DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, TlsKeyDigest, TokenId,
@@ -164,13 +164,23 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::PrimaryRemoved { ledger_key } => {
             out.u8(26).raw(&ledger_key.0);
         }
+        newer => write_newer_event(out, newer),
+    }
+}
+
+/// Events of exports, and of approvals that came to nothing.
+fn write_newer_event(out: &mut Writer, event: &Event) {
+    match event {
         Event::Exported { namespace_count, namespaces } => {
             out.u8(33).u32(*namespace_count).raw(namespaces);
         }
         Event::Imported { ledger_key, size, root } => {
             out.u8(34).raw(&ledger_key.0).u64(*size).raw(root);
         }
-        // The first nine are written by the caller.
+        Event::NotCarriedOut { proposal, cause } => {
+            out.u8(38).u64(*proposal).u8(cause.code());
+        }
+        // The others are written by the callers.
         _ => {}
     }
 }
@@ -281,12 +291,19 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             shown_size: reader.u64()?,
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
+        code => return read_newer_event(reader, code),
+    })
+}
+
+fn read_newer_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
         33 => Event::Exported { namespace_count: reader.u32()?, namespaces: reader.array()? },
         34 => Event::Imported {
             ledger_key: PublicKey(reader.array()?),
             size: reader.u64()?,
             root: reader.array()?,
         },
+        38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
         _ => return reader.refuse(),
     })
 }
@@ -312,6 +329,12 @@ pub fn read_lock(reader: &mut Reader<'_>) -> Result<Lock, DecodeError> {
 fn read_wish(reader: &mut Reader<'_>) -> Result<Wish, DecodeError> {
     let code = reader.u8()?;
     Wish::ALL.into_iter().find(|wish| wish.code() == code).ok_or(DecodeError::Value("wish"))
+}
+
+fn read_cause(reader: &mut Reader<'_>) -> Result<ClosedCause, DecodeError> {
+    let code = reader.u8()?;
+    let cause = ClosedCause::ALL.into_iter().find(|cause| cause.code() == code);
+    cause.ok_or(DecodeError::Value("cause"))
 }
 
 fn read_clock_event(reader: &mut Reader<'_>) -> Result<ClockEvent, DecodeError> {

@@ -47,8 +47,6 @@ pub enum ErrorCode {
     BadDate,
     /// The namespace's quota is used up.
     QuotaExceeded,
-    /// It takes a second principal: propose it, and let another one approve.
-    NeedsApproval,
     /// What was proposed no longer fits what is there, or the proposal has ended.
     Stale,
     /// The repository has no room for uploads.
@@ -65,7 +63,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 24] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -84,7 +82,6 @@ impl ErrorCode {
         Self::Shortens,
         Self::BadDate,
         Self::QuotaExceeded,
-        Self::NeedsApproval,
         Self::Stale,
         Self::RepositoryFull,
         Self::TooLarge,
@@ -114,7 +111,6 @@ impl ErrorCode {
             Self::Shortens => "shortens",
             Self::BadDate => "bad_date",
             Self::QuotaExceeded => "quota_exceeded",
-            Self::NeedsApproval => "needs_approval",
             Self::Stale => "stale",
             Self::RepositoryFull => "repository_full",
             Self::TooLarge => "too_large",
@@ -133,7 +129,7 @@ impl ErrorCode {
             | Self::BadRecord
             | Self::BadDate => 400,
             Self::UnknownPrincipal | Self::BadToken => 401,
-            Self::NotAllowed | Self::NeedsApproval => 403,
+            Self::NotAllowed => 403,
             Self::NotFound => 404,
             Self::MissingChildren
             | Self::OutOfSequence

@@ -248,6 +248,13 @@ pub enum Event {
         /// Root of its ledger.
         root: [u8; 32],
     },
+    /// 38: an approval came to nothing: the proposal was closed, and not carried out.
+    NotCarriedOut {
+        /// The leaf of the proposal.
+        proposal: u64,
+        /// Why.
+        cause: ClosedCause,
+    },
 }
 
 /// What was asked for and refused.
@@ -259,6 +266,15 @@ pub enum Wish {
     ForgetGovernance,
     /// 3: to end its lock earlier, or lower its mode.
     Shorten,
+}
+
+/// Why an approved proposal was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClosedCause {
+    /// 1: it had ended, its proposer was gone, or what it was about had changed.
+    Stale,
+    /// 2: the rules do not allow the operation.
+    Refused,
 }
 
 /// What the retention clock saw.
@@ -298,6 +314,19 @@ impl Wish {
             Self::Forget => 1,
             Self::ForgetGovernance => 2,
             Self::Shorten => 3,
+        }
+    }
+}
+
+impl ClosedCause {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Stale, Self::Refused];
+
+    /// The byte that names it.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Stale => 1,
+            Self::Refused => 2,
         }
     }
 }
@@ -363,5 +392,6 @@ mod tests {
         assert_eq!(clock, (1..=11).collect::<Vec<u8>>());
         let wishes: Vec<u8> = Wish::ALL.iter().map(|wish| wish.code()).collect();
         assert_eq!(wishes, [1, 2, 3]);
+        assert_eq!(ClosedCause::ALL.map(ClosedCause::code), [1, 2]);
     }
 }

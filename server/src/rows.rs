@@ -272,6 +272,11 @@ impl TokenRow {
 }
 
 impl SnapshotRow {
+    /// Bytes of the record.
+    pub fn record_bytes(&self) -> u64 {
+        u64::try_from(self.record.len()).unwrap_or(u64::MAX)
+    }
+
     /// Key of the snapshot of a commit; commits of a namespace sort by their number.
     pub fn key(ns: u32, commit: u64) -> Vec<u8> {
         [&ns.to_be_bytes()[..], &commit.to_be_bytes()].concat()

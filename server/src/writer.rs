@@ -70,6 +70,14 @@ pub struct Decision<'a> {
     next_leaf: u64,
 }
 
+/// How far a decision had come.
+struct Mark {
+    clock: ClockState,
+    retention_seconds: u64,
+    seen_count: usize,
+    entry_count: usize,
+}
+
 impl Decision<'_> {
     /// The clocks at the moment of the decision.
     pub fn moment(&self) -> Moment {
@@ -105,6 +113,35 @@ impl Decision<'_> {
     /// clock sees anything more.
     pub fn clock_digest(&self) -> [u8; 32] {
         self.clock.digest()
+    }
+
+    /// Runs a part of the decision that may be refused while the rest stands: a refused part
+    /// leaves nothing.
+    pub fn attempt<T>(
+        &mut self,
+        part: impl FnOnce(&mut Self) -> Result<T, ServerError>,
+    ) -> Result<T, ServerError> {
+        let before = (self.batch.clone(), self.mark());
+        let outcome = part(self);
+        if outcome.is_err() {
+            self.batch = before.0;
+            self.take_back(before.1);
+        }
+        outcome
+    }
+
+    fn mark(&self) -> Mark {
+        let retention_seconds = self.retention_seconds;
+        let (seen_count, entry_count) = (self.seen.len(), self.entries.len());
+        Mark { clock: self.clock.clone(), retention_seconds, seen_count, entry_count }
+    }
+
+    /// Takes back what was entered, and what the clock was told, since the mark.
+    fn take_back(&mut self, mark: Mark) {
+        self.clock = mark.clock;
+        self.retention_seconds = mark.retention_seconds;
+        self.seen.truncate(mark.seen_count);
+        self.entries.truncate(mark.entry_count);
     }
 
     /// Keeps the words that an entry holds the digest of: a reason, a meaning, a policy. They stay.
@@ -306,13 +343,11 @@ impl Desk {
             next_leaf: self.appender.size(),
         };
         decision.enter_seen(PrincipalId::LOCAL);
-        let before = (decision.clock.clone(), decision.seen.len(), decision.entries.len());
+        let before = decision.mark();
         let (accepted, answer) = job(&mut decision);
         if !accepted {
             decision.batch = MetaBatch::new();
-            decision.clock = before.0;
-            decision.seen.truncate(before.1);
-            decision.entries.truncate(before.2);
+            decision.take_back(before);
         }
         let Decision { mut batch, entries, clock, seen, .. } = decision;
         if batch.is_empty() && entries.is_empty() && !is_due {

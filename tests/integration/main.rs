@@ -19,6 +19,7 @@ mod lying_server;
 mod model;
 mod programs;
 mod public_verifier;
+mod quota;
 mod replica;
 mod retention;
 mod seed;

@@ -10,7 +10,7 @@ use strongroom_client::profile::Profile;
 use strongroom_client::prune::Rules;
 use strongroom_client::retention::{self, PolicyChange};
 use strongroom_client::trust::ReadAccess;
-use strongroom_protocol::entry::{Entry, Event};
+use strongroom_protocol::entry::{ClosedCause, Entry, Event};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, RecordDigest};
 use strongroom_protocol::message::{
@@ -391,6 +391,9 @@ async fn what_takes_two_takes_two_who_differ() {
     let proposal = propose().await;
     stage.retain(at, LockWanted::Period(31 * DAY_SECONDS), None).await.unwrap();
     refused_with(stage.decide(&stage.operator, proposal, Verdict::Approve).await, ErrorCode::Stale);
+    let closed = |leaf| Event::NotCarriedOut { proposal: leaf, cause: ClosedCause::Stale };
+    assert_eq!(stage.last_entry().event, closed(proposal));
+    assert!(stage.server.repository.proposals().unwrap().is_empty(), "an attempt closes it");
     // Nor does it outlive its proposer, or its time.
     let proposal = propose().await;
     stage.server.clock.advance(DAY * 8);
@@ -398,6 +401,7 @@ async fn what_takes_two_takes_two_who_differ() {
     let proposal = propose().await;
     stage.server.repository.revoke(stage.officer.profile.settings().principal).unwrap();
     refused_with(stage.decide(&stage.operator, proposal, Verdict::Approve).await, ErrorCode::Stale);
+    assert_eq!(stage.last_entry().event, closed(proposal));
     refused_with(stage.forget(at).await, ErrorCode::Locked);
 }
 

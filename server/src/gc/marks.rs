@@ -19,6 +19,7 @@ use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::{FOREVER, Moment};
 
+use super::usage::Held;
 use crate::error::ServerError;
 use crate::lock::{Day, Tree, decode_day, locked_until};
 use crate::noted::Changes;
@@ -75,6 +76,8 @@ pub(super) struct Marks {
     pub(super) guarded: RoaringTreemap,
     /// Needed, and quarantined all the same: a contradiction.
     pub(super) contradictions: Vec<Found>,
+    /// Bytes of the records that were marked from at first.
+    pub(super) record_bytes: Held,
     marked_chunks: Known,
     guarded_chunks: Known,
 }
@@ -105,6 +108,9 @@ impl Marks {
             start = Some(after(last));
             for (key, value) in &rows {
                 let tree = self.check_record(store, key, value, now)?;
+                let bytes = SnapshotRow::decode(value)?.record_bytes();
+                let held = self.record_bytes.entry(tree.ns).or_default();
+                *held = held.saturating_add(bytes);
                 self.mark_tree(store, tree, breathe)?;
             }
             breathe()?;

@@ -52,6 +52,7 @@ mod pace;
 mod raise;
 mod space;
 mod sweep;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -214,6 +215,8 @@ impl Collector {
         if now.is_suspect {
             return Ok(Outcome::Frozen);
         }
+        let counted = self.counted()?;
+        self.store.seal()?;
         let catalogue = self.store.catalogue()?.into_iter();
         let candidates = catalogue.filter(|(_, row)| row.state == SegmentState::Live).collect();
         let mut marks = Marks::default();
@@ -230,6 +233,7 @@ impl Collector {
         // Rounded down: what is quarantined must be old enough to the second.
         let today = Day::of(now.retention_seconds);
         let mut survey = self.survey(&marks, &candidates, (mark, today), &mut pace)?;
+        self.recount(counted, std::mem::take(&mut survey.held))?;
         self.sweep((marks, watch), &mut survey, mark, report, &mut pace)?;
         self.reclaim(&candidates, &survey.occupancy, report, &mut pace)?;
         self.complete(mark)?;

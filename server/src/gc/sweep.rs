@@ -24,6 +24,7 @@ use strongroom_protocol::id::{NamespaceId, PrincipalId};
 
 use super::marks::{Marks, alarm, guards};
 use super::pace::Pace;
+use super::usage::Held;
 use super::{Collector, CycleReport, Reaped};
 use crate::error::ServerError;
 use crate::lock::{Day, locked_until};
@@ -64,6 +65,8 @@ pub(super) struct Survey {
     reap_hasher: blake3::Hasher,
     /// Of candidate segments.
     pub(super) occupancy: HashMap<u32, Occupancy>,
+    /// Bytes of records, and of envelopes in candidate segments and in the inbox.
+    pub(super) held: Held,
 }
 
 /// What the decisions of a sweep share with the cycle.
@@ -94,13 +97,16 @@ impl Collector {
         (mark, today): (Quarantine, Day),
         pace: &mut Pace<'_>,
     ) -> Result<Survey, ServerError> {
-        let mut survey = Survey::default();
+        let mut survey = Survey { held: marks.record_bytes.clone(), ..Survey::default() };
         let quarantined_by = today.number().checked_sub(self.quarantine_days());
         let mut after: Option<IndexPosition> = None;
         loop {
             let found = self.store.scan_index(after, SCAN_COUNT)?;
             let Some(last) = found.last() else { return Ok(survey) };
             after = Some((last.ns, last.digest));
+            for found in &found {
+                survey.count(found, candidates);
+            }
             let of_candidates: Vec<Found> = found
                 .into_iter()
                 .filter(|found| found.row.place == Place::Segment)
@@ -234,6 +240,18 @@ impl Collector {
 }
 
 impl Survey {
+    fn count(&mut self, found: &Found, candidates: &BTreeMap<u32, SegmentRow>) {
+        let is_counted = match found.row.place {
+            Place::Segment => candidates.contains_key(&found.row.slot.segment),
+            Place::Inbox => true,
+            Place::Unsealed => false,
+        };
+        if is_counted {
+            let held = self.held.entry(found.ns).or_default();
+            *held = held.saturating_add(u64::from(found.row.length));
+        }
+    }
+
     fn add(
         &mut self,
         found: &Found,

@@ -246,8 +246,7 @@ impl CommitTerms {
         let namespace = self.registry.standing(&self.principal, &self.namespace.row.namespace)?;
         let rule = namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
-        // The record stands in two rows.
-        let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(0).saturating_mul(2);
+        let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(u64::MAX);
         let stored = self.session.stored_bytes().saturating_add(record_bytes);
         count_commit(decision, &namespace, stored)?;
         let commit = next_commit(decision)?;

@@ -14,11 +14,14 @@
 //! Only then are the approval's entry, the operation's rows and its entry written in one batch, and
 //! the row is deleted: a proposal is carried out once, or not at all. One approval is enough for
 //! now, so that two principals stand behind each operation.
+//!
+//! An approval of what has changed since, or is forbidden by now, closes the proposal too: what was
+//! attempted is on record, with the approval's own entry, and nothing else is written.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use strongroom_protocol::entry::{Event, Wish};
+use strongroom_protocol::entry::{ClosedCause, Event, Wish};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{NamespaceId, RecordDigest};
 use strongroom_protocol::limits::{PROPOSAL_TTL_SECONDS, PROPOSALS_MAX, REASON_MAX_BYTES};
@@ -200,12 +203,28 @@ impl Repository {
             let decided = decision.enter(approver.id, namespace, event);
             decision.state(decided, answer.meaning.as_bytes());
             if answer.verdict == Verdict::Reject {
-                return Ok(Outcome { is_done: false, proposal: None });
+                return Ok(Ok(Outcome { is_done: false, proposal: None }));
             }
-            repository.check_fresh(decision, &row)?;
-            repository.carry_out(decision, &approver, leaf, row.operation)?;
-            Ok(Outcome { is_done: true, proposal: None })
-        })
+            let carried = repository.check_fresh(decision, &row).and_then(|()| {
+                decision.attempt(|decision| {
+                    repository.carry_out(decision, &approver, leaf, row.operation)
+                })
+            });
+            match carried {
+                Ok(()) => Ok(Ok(Outcome { is_done: true, proposal: None })),
+                Err(refused @ ServerError::Peer(_)) => {
+                    let cause = match refused.refusal().code {
+                        ErrorCode::Stale | ErrorCode::NotFound => ClosedCause::Stale,
+                        _ => ClosedCause::Refused,
+                    };
+                    let event = Event::NotCarriedOut { proposal: leaf, cause };
+                    decision.enter(approver.id, namespace, event);
+                    // The refusal is entered, so it is an outcome, not an error.
+                    Ok(Err(refused))
+                }
+                Err(error) => Err(error),
+            }
+        })?
     }
 
     /// Refuses a proposal that has ended, whose proposer is gone, or whose state has changed.

@@ -1,12 +1,13 @@
 //! Quotas: what a namespace may hold, so that a stolen client key cannot fill the store with locked
 //! snapshots unseen.
 //!
-//! A row counts what was stored for the namespace and not yet collected, and its snapshots. It is
-//! changed by decisions only: a commit adds what its session stored, a session that ends without a
-//! commit adds what it leaves behind, a forget takes the snapshot off, collection the bytes. What
-//! live sessions have stored so far is added when a quota is asked. It is a fence, not an account:
-//! a restart loses the count of what sessions had stored without a commit, and uploads that run at
-//! the same time are checked one by one.
+//! A row counts what was stored for the namespace and not yet collected, envelopes and records, and
+//! its snapshots. It is changed by decisions only: a commit adds its record and what its session
+//! stored, a session that ends without a commit adds what it leaves behind, a forget takes snapshot
+//! and record off, collection the envelopes. What live sessions have stored so far is added when a
+//! quota is asked. A restart loses the count of what sessions had stored without a commit; the next
+//! collection cycle counts anew (`gc/usage.rs`). Uploads that run at the same time are checked one
+//! by one, so a quota of bytes may be passed by what is under way.
 
 use strongroom_protocol::error::ErrorCode;
 

@@ -180,7 +180,9 @@ impl Terms {
             return Err(ServerError::Bug("root of a replicated snapshot is not durable".into()));
         }
         let lock = self.lock(primary, &pending, decision.moment());
-        count_commit(decision, &self.namespace, self.session.stored_bytes())?;
+        let record_bytes = u64::try_from(pending.record.len()).unwrap_or(u64::MAX);
+        let stored = self.session.stored_bytes().saturating_add(record_bytes);
+        count_commit(decision, &self.namespace, stored)?;
         let commit = next_commit(decision)?;
         let (store, now) = (decision.store, decision.retention_seconds);
         let until = node_lock_end(&lock, now);

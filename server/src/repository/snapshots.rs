@@ -120,8 +120,8 @@ impl Repository {
         Ok(outcome?)
     }
 
-    /// The proof of a commit that was found by its row. The row is readable before it is durable and
-    /// its leaf is published: whoever is that early waits until the writer thread is through.
+    /// The proof of a commit that was found by its row. The row is readable before it is durable
+    /// and its leaf is published: whoever is that early waits until the writer thread is through.
     pub(super) fn receipt_of(&self, seen: SeenRow) -> Result<Receipt, ServerError> {
         if seen.leaf_index >= self.ledger.head().size {
             self.writer.decide(|_| Ok(()))?;
@@ -169,6 +169,7 @@ pub(super) fn forget_found(
     decision.batch.delete(Family::Snapshots, key);
     decision.change_usage(namespace.number, |usage| {
         usage.snapshots = usage.snapshots.saturating_sub(1);
+        usage.bytes = usage.bytes.saturating_sub(found.row.record_bytes());
     })?;
     let event = Event::Forgotten {
         record: found.row.record_digest,
