@@ -375,7 +375,8 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             let mib = |bytes: u64| bytes >> 20;
             say(&format!(
                 "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
-                 segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
+                 segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
+                 accepts uploads  {}\n",
                 status.version,
                 status.snapshot_count,
                 status.ledger_size,

@@ -358,7 +358,9 @@ fn adopt(
 /// Enters that all of these namespaces are about to be read.
 fn enter(repository: &Repository, namespaces: &[Arc<Namespace>]) -> Result<(), ServerError> {
     let mut ids = blake3::Hasher::new();
-    namespaces.iter().for_each(|namespace| drop(ids.update(&namespace.row.namespace.0)));
+    for namespace in namespaces {
+        ids.update(&namespace.row.namespace.0);
+    }
     let event = Event::Exported {
         namespace_count: u32::try_from(namespaces.len()).unwrap_or(u32::MAX),
         namespaces: *ids.finalize().as_bytes(),

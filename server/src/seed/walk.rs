@@ -23,6 +23,9 @@ use crate::store::error::StoreError;
 /// Nodes that are read at once.
 const NODE_GROUP: usize = 16;
 
+/// Receives envelopes: position among the digests asked for, and the bytes.
+type EachEnvelope<'a> = dyn FnMut(usize, &[u8]) -> Result<(), ServerError> + 'a;
+
 /// What was written so far.
 pub struct Walk<'a> {
     /// Where it comes from.
@@ -151,7 +154,7 @@ fn read(
     repository: &Repository,
     namespace: &Namespace,
     digests: &[SealedDigest],
-    each: &mut dyn FnMut(usize, &[u8]) -> Result<(), ServerError>,
+    each: &mut EachEnvelope<'_>,
 ) -> Result<(), ServerError> {
     let (mut at, mut failure) = (0usize, None);
     let outcome = repository.read(&namespace.row.namespace, digests, &mut |bytes| {
