@@ -31,6 +31,7 @@ pub mod checkpoint;
 pub mod entry;
 pub mod event;
 pub mod merkle;
+pub mod promotion;
 pub mod receipt;
 pub mod seed;
 pub mod tile;

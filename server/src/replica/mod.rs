@@ -5,8 +5,10 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `tree`, `import`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `descriptors`, `tree`,
+//! `import`.
 
+mod descriptors;
 pub mod enrol;
 pub mod error;
 mod follow;

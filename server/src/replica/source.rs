@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest, SealedDigest};
 use strongroom_protocol::limits::{
     CHECKPOINT_MAX_BYTES, DESCRIPTOR_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES,
@@ -136,18 +137,29 @@ impl Source {
         }
     }
 
-    /// The descriptor of a namespace.
-    pub async fn descriptor(&self, namespace: &NamespaceId) -> Result<Bytes, ReplicaError> {
+    /// The newest descriptor of a namespace, or a certain version.
+    pub async fn descriptor(
+        &self,
+        namespace: &NamespaceId,
+        version: Option<u64>,
+    ) -> Result<Bytes, ReplicaError> {
         match self {
             Self::Peer(peer) => {
+                let query = version.map_or_else(String::new, |number| format!("version={number}"));
                 let (route, max) = (Route::Descriptor(*namespace), u64::from(DESCRIPTOR_MAX_BYTES));
-                peer.call(&route, "", Bytes::new(), max).await
+                peer.call(&route, &query, Bytes::new(), max).await
             }
             Self::Folder(folder) => {
                 let (folder, namespace) = (folder.clone(), *namespace);
-                let descriptor = blocking(move || Ok(folder.descriptor(&namespace)?)).await?;
-                let lacks = || ReplicaError::Lacking(format!("no namespace {namespace} in it"));
-                Ok(descriptor.ok_or_else(lacks)?.encoded().to_vec().into())
+                let versions = blocking(move || Ok(folder.descriptors(&namespace)?)).await?;
+                let is_asked = |one: &&VerifiedDescriptor| {
+                    version.is_none_or(|version| one.contents().version == version)
+                };
+                let lacks = || {
+                    ReplicaError::Lacking(format!("that descriptor of {namespace} is not in it"))
+                };
+                let found = versions.iter().rfind(is_asked).ok_or_else(lacks)?;
+                Ok(found.encoded().to_vec().into())
             }
         }
     }

@@ -15,12 +15,14 @@
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
 //! | `waiting.rs` | proposals that wait, withdrawn when what they are about changes |
 //! | `quota.rs` | what a namespace holds and may hold |
+//! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
 
 pub mod clock;
 pub mod commit;
+pub mod descriptors;
 pub mod enrolment;
 pub mod importing;
 pub mod proposals;
@@ -347,6 +349,8 @@ impl Repository {
                 name: namespace.row.name.clone(),
                 namespace: namespace.row.namespace,
                 policy: namespace.row.policy.clone(),
+                descriptor_version: namespace.descriptor.contents().version,
+                takes_backups: self.is_primary_of(namespace),
             })
             .collect()
     }

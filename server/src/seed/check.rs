@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::envelope::Envelope;
 use strongroom_protocol::id::{NamespaceId, PublicKey, RecordDigest, SealedDigest};
@@ -129,12 +130,14 @@ fn check_snapshot(
     };
     let bytes = seed.record(namespace, digest)?.ok_or_else(|| lacks(&"its record is not here"))?;
     let record = Record::decode(&bytes)?;
-    let descriptor = seed.descriptor(namespace)?;
-    let descriptor = descriptor.ok_or_else(|| lacks(&"its namespace is not here"))?;
+    let versions = seed.descriptors(namespace)?;
+    let is_its = |one: &&VerifiedDescriptor| one.digest() == record.body.descriptor;
+    let descriptor = versions.iter().find(is_its);
+    let descriptor = descriptor.ok_or_else(|| lacks(&"its descriptor is not here"))?;
     if record.body.namespace != *namespace {
         return Err(lacks(&"its record is of another namespace"));
     }
-    record.verify(&descriptor).map_err(|error| lacks(&error))?;
+    record.verify(descriptor).map_err(|error| lacks(&error))?;
     let mut waiting = vec![(record.body.root_level, record.body.root)];
     while let Some((level, digest)) = waiting.pop() {
         if !nodes.insert(digest) {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::checkpoint::Checkpoint;
+use strongroom_protocol::codec::Writer;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{
     Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest,
@@ -29,7 +30,9 @@ use strongroom_protocol::tile::push_entry;
 
 use super::pack::{self, PackWriter};
 use super::walk::Walk;
-use super::{Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file, names_in};
+use super::{
+    DESCRIPTORS_MAGIC, Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file, names_in,
+};
 use crate::durable;
 use crate::error::ServerError;
 use crate::registry::Namespace;
@@ -240,8 +243,12 @@ impl Export<'_> {
     /// Writes descriptors, and removes those of namespaces that were dropped since.
     fn write_descriptors(&self, folder: &Path) -> Result<(), ServerError> {
         for namespace in &self.namespaces {
-            let path = descriptor_file(folder, &namespace.row.namespace);
-            durable::write(&path, namespace.descriptor.encoded())?;
+            let id = namespace.row.namespace;
+            let mut versions = Writer::with_magic(DESCRIPTORS_MAGIC);
+            for version in 1..=namespace.descriptor.contents().version {
+                versions.bytes(&self.repository.descriptor(&id, Some(version))?);
+            }
+            durable::write(&descriptor_file(folder, &id), &versions.finish())?;
         }
         let is_listed = |name: &String| {
             self.namespaces.iter().any(|namespace| namespace.row.namespace.to_string() == *name)

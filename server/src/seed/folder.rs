@@ -18,16 +18,22 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use strongroom_protocol::checkpoint::Checkpoint;
+use strongroom_protocol::codec::Reader;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{NamespaceId, PublicKey, RecordDigest, SealedDigest};
-use strongroom_protocol::limits::SEED_LEDGER_FILE_ENTRIES;
+use strongroom_protocol::limits::{
+    DESCRIPTOR_MAX_BYTES, SEED_DESCRIPTORS_MAX_BYTES, SEED_LEDGER_FILE_ENTRIES,
+};
 use strongroom_protocol::merkle::{
     Frontier, Hash, SubtreeHashes, consistency_proof, leaf_hash, node_hash,
 };
 use strongroom_protocol::seed::{KIND_RECORD, Manifest, PACK_HEAD_BYTES, SeedNamespace};
 use strongroom_protocol::tile::{TILE_HEIGHT, TILE_WIDTH};
 
-use super::{Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file, names_in, pack};
+use super::{
+    DESCRIPTORS_MAGIC, Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file,
+    names_in, pack,
+};
 use crate::durable;
 use crate::error::ServerError;
 
@@ -127,16 +133,36 @@ impl SeedFolder {
         namespaces.get(at)
     }
 
-    /// The descriptor of a namespace that it holds.
-    pub fn descriptor(&self, id: &NamespaceId) -> Result<Option<VerifiedDescriptor>, ServerError> {
-        let Some(known) = self.namespace(id) else { return Ok(None) };
+    /// All descriptors of a namespace that it holds, from the first to the one that the manifest
+    /// names; none, if it does not hold the namespace.
+    pub fn descriptors(&self, id: &NamespaceId) -> Result<Vec<VerifiedDescriptor>, ServerError> {
+        let Some(known) = self.namespace(id) else { return Ok(Vec::new()) };
         let path = descriptor_file(&self.folder, id);
-        let descriptor = VerifiedDescriptor::decode_for(&durable::read(&path)?, id, 0)
-            .map_err(|error| bad(&path, error))?;
-        if descriptor.digest() != known.descriptor {
-            return Err(bad(&path, "another descriptor than the manifest names"));
+        let length = path.metadata().map_or(0, |metadata| metadata.len());
+        if length > SEED_DESCRIPTORS_MAX_BYTES {
+            return Err(bad(&path, "longer than any chain of descriptors"));
         }
-        Ok(Some(descriptor))
+        let (bytes, mut versions) = (durable::read(&path)?, Vec::<VerifiedDescriptor>::new());
+        let mut reader = Reader::new("descriptors", &bytes);
+        reader.magic(DESCRIPTORS_MAGIC).map_err(|error| bad(&path, error))?;
+        while reader.remaining() > 0 {
+            let encoded = reader.bytes(DESCRIPTOR_MAX_BYTES);
+            let encoded = encoded.map_err(|error| bad(&path, error))?;
+            let next = VerifiedDescriptor::decode_for(encoded, id, 0)
+                .map_err(|error| bad(&path, error))?;
+            let follows = match versions.last() {
+                Some(before) => next.check_follows(before).is_ok(),
+                None => next.contents().version == 1,
+            };
+            if !follows {
+                return Err(bad(&path, "its descriptors do not follow each other"));
+            }
+            versions.push(next);
+        }
+        match versions.last() {
+            Some(newest) if newest.digest() == known.descriptor => Ok(versions),
+            _ => Err(bad(&path, "another descriptor than the manifest names")),
+        }
     }
 
     /// Root of the first `size` entries.
@@ -340,7 +366,7 @@ impl SeedFolder {
             if !path.exists() {
                 return Err(bad(&path, "the descriptor is missing; copy it again"));
             }
-            self.descriptor(&namespace.namespace)?;
+            self.descriptors(&namespace.namespace)?;
         }
         self.check_ledger_files(&extra)
     }

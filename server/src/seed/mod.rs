@@ -44,12 +44,15 @@ pub fn lock_folder(folder: &Path, wanted: Use) -> Result<File, ServerError> {
     }
 }
 
+/// How a file of descriptors begins.
+const DESCRIPTORS_MAGIC: &[u8; 4] = b"SRSD";
+
 /// Where the manifest stands; it is written last.
 pub fn manifest_file(folder: &Path) -> PathBuf {
     folder.join("manifest")
 }
 
-/// Where a descriptor stands.
+/// Where the descriptors of a namespace stand, one after the other from version 1.
 pub fn descriptor_file(folder: &Path, namespace: &strongroom_protocol::id::NamespaceId) -> PathBuf {
     folder.join("descriptors").join(namespace.to_string())
 }
