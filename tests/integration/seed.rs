@@ -21,6 +21,7 @@ use strongroom_server::stop;
 
 use crate::harness::{Actor, DAY, TestServer, copy_folder, label, unpack_dumps};
 use crate::programs::{Served, json, text};
+use crate::promote::{add_standby, back_up, pair, promote, signed, version};
 use crate::replica::{
     OFFICER, events, follow, quick, replica, restored, snapshots, status, synced, until,
 };
@@ -498,4 +499,31 @@ fn the_programs_export_check_and_import_running_or_not() {
     assert!(text(&exported.stdout).contains("1 snapshots"), "{}", text(&exported.stderr));
     let imported = remote.command(&["import", "--from", disk]);
     assert!(text(&imported.stdout).contains("1 snapshots"), "{}", text(&imported.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_every_version_of_a_descriptor() {
+    let (_primary, second, writer) = pair().await;
+    promote(&second, &signed(&writer.kit(), &second)).unwrap();
+    add_standby(&writer, &second).await;
+    let folder = tempfile::tempdir().unwrap();
+    let [day0, ..] = unpack_dumps(folder.path());
+    back_up(&writer, &day0).await.unwrap();
+    let disk = folder.path().join("disk");
+    assert_eq!(export_to(&second, &disk, &[]).await.snapshots, 2);
+    assert_eq!(check(&disk, None).unwrap().snapshots, 2);
+    let third = replica().await;
+    assert_eq!(carry(&disk, &second, &third).await.snapshots, 2);
+    assert_eq!((version(&third), commits(&third)), (2, 2));
+
+    // Without its first, the chain is none.
+    let file = std::fs::read_dir(disk.join("descriptors")).unwrap().next().unwrap();
+    let (path, mut chain) = (file.as_ref().unwrap().path(), Vec::new());
+    let whole = std::fs::read(&path).unwrap();
+    let first = u32::from_le_bytes(whole[4..8].try_into().unwrap()) as usize;
+    chain.extend_from_slice(&whole[..4]);
+    chain.extend_from_slice(&whole[8 + first..]);
+    std::fs::write(&path, chain).unwrap();
+    let refused = refusal(&replica().await, &disk, key_of(&second)).await;
+    assert!(refused.contains("follow each other"), "{refused}");
 }
