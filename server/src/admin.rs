@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
-use strongroom_protocol::limits::COMMAND_MAX_BYTES;
+use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
 use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -25,9 +25,11 @@ use crate::gc::{Collector, CycleReport};
 use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
+use crate::replica::import::{ImportReport, NewImport};
 use crate::repository::Repository;
 use crate::repository::descriptors::Move;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
+use crate::seed::export::{ExportReport, Wanted, export};
 use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
@@ -92,6 +94,22 @@ pub enum AdminRequest {
         name: Label,
         /// Pause.
         is_paused: bool,
+    },
+    /// Write what this server has to a folder.
+    Export {
+        /// The folder.
+        to: PathBuf,
+        /// Namespaces; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Take in what another server wrote to a folder.
+    Import {
+        /// The folder.
+        from: PathBuf,
+        /// The ledger key of that server, where it is not known here.
+        ledger_key: Option<PublicKey>,
+        /// What to call it here.
+        name: Option<Label>,
     },
     /// Follow other namespaces of a server.
     ReplicaOnly {
@@ -217,6 +235,16 @@ pub enum AdminAnswer {
         /// Version of the descriptor.
         version: u64,
     },
+    /// An export is written.
+    Exported {
+        /// What it did.
+        report: ExportReport,
+    },
+    /// An export is taken in.
+    Imported {
+        /// What that did.
+        report: ImportReport,
+    },
     /// Done.
     Done,
     /// Refused.
@@ -260,6 +288,36 @@ pub fn execute(
                 completed_seconds: row.completed_seconds,
             }
         }
+        AdminRequest::Export { to, only } => {
+            let wanted = Wanted { folder: &to, only, pack_bytes: SEED_PACK_BYTES };
+            let stop = repository.followers().stopping();
+            AdminAnswer::Exported { report: export(repository, wanted, &stop)? }
+        }
+        AdminRequest::Import { from, ledger_key, name } => {
+            let wanted = NewImport { from, ledger_key, name };
+            let outcome = run_here(replica::import::import(repository, wanted));
+            // What came in of snapshots that are not whole is kept for the next try.
+            repository.settle()?;
+            AdminAnswer::Imported { report: outcome? }
+        }
+        AdminRequest::PromotionRequest { namespace } => {
+            let request = repository.promotion_request(&namespace)?;
+            AdminAnswer::PromotionRequest { request: HexBytes(request.encode()) }
+        }
+        AdminRequest::MoveNamespace { namespace, wanted, descriptor } => {
+            let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
+            AdminAnswer::Moved { namespace, wanted, version }
+        }
+        other => return execute_replica(repository, other),
+    })
+}
+
+/// Carries out a command about primaries.
+fn execute_replica(
+    repository: &Arc<Repository>,
+    request: AdminRequest,
+) -> Result<AdminAnswer, ServerError> {
+    Ok(match request {
         AdminRequest::ReplicaAdd { token, name, only } => {
             AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
         }
@@ -285,18 +343,12 @@ pub fn execute(
             replica::remove(repository, &name)?;
             AdminAnswer::Done
         }
-        AdminRequest::PromotionRequest { namespace } => {
-            let request = repository.promotion_request(&namespace)?;
-            AdminAnswer::PromotionRequest { request: HexBytes(request.encode()) }
-        }
-        AdminRequest::MoveNamespace { namespace, wanted, descriptor } => {
-            let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
-            AdminAnswer::Moved { namespace, wanted, version }
-        }
+        // The others are carried out by the caller.
+        other => return Err(ServerError::Bug(format!("no such command: {other:?}"))),
     })
 }
 
-/// Enrols at another server: on the runtime that serves, or on one for the command alone.
+/// Enrols at another server.
 fn add_primary(
     repository: &Arc<Repository>,
     token: String,
@@ -306,16 +358,21 @@ fn add_primary(
     let wanted = NewPrimary { token, name, only };
     // Nobody gives this signal: the command ends by its own timeouts.
     let (stopper, stop) = stop::signal();
-    let adding = replica::enrol::add(repository, wanted, stop);
+    let outcome = run_here(replica::enrol::add(repository, wanted, stop));
+    drop(stopper);
+    outcome
+}
+
+/// Runs what waits for I/O: on the runtime that serves, or on one for the command alone.
+fn run_here<T>(work: impl Future<Output = Result<T, ReplicaError>>) -> Result<T, ServerError> {
     let outcome = match Handle::try_current() {
-        Ok(runtime) => runtime.block_on(adding),
+        Ok(runtime) => runtime.block_on(work),
         Err(_) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| ServerError::file("start the runtime", error))?
-            .block_on(adding),
+            .block_on(work),
     };
-    drop(stopper);
     outcome.map_err(|error| match error {
         ReplicaError::Here(error) => error,
         error => ServerError::Operator(error.to_string()),
@@ -339,8 +396,12 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let path = folder.join(SOCKET_FILE);
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
-    // A cycle takes as long as it takes.
-    let timeout = (!matches!(request, AdminRequest::Collect)).then_some(ANSWER_TIMEOUT);
+    // These take as long as they take.
+    let is_long = matches!(
+        request,
+        AdminRequest::Collect | AdminRequest::Export { .. } | AdminRequest::Import { .. }
+    );
+    let timeout = (!is_long).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');

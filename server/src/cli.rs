@@ -20,6 +20,7 @@ use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
+use crate::seed_cli::{ExportArguments, ImportArguments, seed_text};
 use crate::store::error::StoreError;
 
 /// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
@@ -126,6 +127,10 @@ enum Command {
     Promote(Promote),
     /// Take no more backups of a namespace whose descriptor names another server
     Demote(Demote),
+    /// Write what this server has to a folder, to be carried to another one; add what is new
+    Export(ExportArguments),
+    /// Take in what another server wrote to a folder, or check such a folder
+    Import(ImportArguments),
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -221,6 +226,14 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             print_answer(&promote.finish(answer)?, promote.folder.json)
         }
         Command::Demote(demote) => ask_or_open(&demote.folder, demote.request()?),
+        Command::Export(arguments) => {
+            let (folder, request) = arguments.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Import(arguments) => match arguments.request()? {
+            Some((folder, request)) => ask_or_open(&folder, request),
+            None => arguments.check(say),
+        },
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -343,13 +356,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             for p in principals {
                 let namespace = p.namespace.as_ref().map_or("-", Label::as_str);
                 let state = if p.revoked_ms == 0 { "active" } else { "revoked" };
+                let (id, role, enrolled) = (p.principal, p.role.name(), instant(p.enrolled_ms));
                 say(&format!(
-                    "{}  {:<16} {:<20} {:<8} enrolled {}  {}\n",
-                    p.principal,
-                    p.role.name(),
-                    namespace,
-                    state,
-                    instant(p.enrolled_ms),
+                    "{id}  {role:<16} {namespace:<20} {state:<8} enrolled {enrolled}  {}\n",
                     p.display_name
                 ));
             }
@@ -374,11 +383,13 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Status { status } => {
             let mib = |bytes: u64| bytes >> 20;
             say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
-                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
+                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
+                 segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
+                 accepts uploads  {}\n",
                 status.version,
                 status.snapshot_count,
                 status.ledger_size,
+                status.ledger_key,
                 status.segment_count,
                 mib(status.segment_bytes),
                 status.session_count,
@@ -410,6 +421,7 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
+        AdminAnswer::Exported { .. } | AdminAnswer::Imported { .. } => say(&seed_text(answer)),
         other => say(&moved_text(other)),
     }
 }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod promote_cli;
 pub mod replica_cli;
 pub mod run;
+pub mod seed_cli;
 
 pub mod admin;
 pub mod listener;
@@ -25,6 +26,7 @@ pub mod handler;
 pub mod gc;
 pub mod replica;
 pub mod repository;
+pub mod seed;
 
 pub mod ledger;
 pub mod lock;

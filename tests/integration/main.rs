@@ -29,5 +29,6 @@ mod replica_kill;
 mod replica_line;
 mod replica_only;
 mod retention;
+mod seed;
 mod standing;
 mod trust;

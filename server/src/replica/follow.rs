@@ -20,19 +20,15 @@ use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
-use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
-use strongroom_protocol::route::Route;
 use strongroom_protocol::tile::{TILE_WIDTH, Tile, TileContent, entries_of};
-
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::source::Source;
 use crate::followers::FollowState;
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
@@ -48,7 +44,7 @@ pub struct Follower {
     /// Which primary.
     pub primary: Enrolment,
     /// The primary.
-    pub peer: Arc<Peer>,
+    pub source: Arc<Source>,
     /// Names of namespaces there; asked for when they are needed.
     names: HashMap<NamespaceId, Label>,
     /// Records that were asked for ahead.
@@ -59,9 +55,14 @@ pub struct Follower {
 
 impl Follower {
     /// Follows nothing yet.
-    pub fn new(repository: Arc<Repository>, primary: Enrolment, peer: Arc<Peer>) -> Self {
+    pub fn new(repository: Arc<Repository>, primary: Enrolment, source: Arc<Source>) -> Self {
         let (names, records, failed) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { repository, primary, peer, names, records, failed }
+        Self { repository, primary, source, names, records, failed }
+    }
+
+    /// Lets no snapshot that failed wait at the next look.
+    pub fn forgive(&mut self) {
+        self.failed.clear();
     }
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
@@ -70,13 +71,15 @@ impl Follower {
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
         let followed = row.followed.size();
-        self.repository.followers().note(&self.primary.name, |progress| {
-            progress.contact_ms = now_ms;
-            progress.known_entries = size;
-            if size > followed {
-                progress.state = FollowState::CatchingUp;
-            }
-        });
+        if self.source.folder().is_none() {
+            self.repository.followers().note(&self.primary.name, |progress| {
+                progress.contact_ms = now_ms;
+                progress.known_entries = size;
+                if size > followed {
+                    progress.state = FollowState::CatchingUp;
+                }
+            });
+        }
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
             // A primary that names what it does not have fills no disk with it.
@@ -110,12 +113,9 @@ impl Follower {
             false => Checkpoint::verify(&row.checkpoint, &keys)
                 .map_err(|error| crate::error::ServerError::Bug(error.to_string()))?,
         };
-        let route = Route::Consistency(known.size);
-        let answer: ConsistencyAnswer = match self.peer.json(&route, "").await {
+        let answer = match self.source.consistency(known.size, None).await {
             Err(error) if error.is_not_found() => {
-                let max = u64::from(CHECKPOINT_MAX_BYTES);
-                let note = self.peer.call(&Route::Checkpoint, "", Bytes::new(), max).await?;
-                let shown = verified(&String::from_utf8_lossy(&note), row)?;
+                let shown = verified(&self.source.checkpoint().await?, row)?;
                 return Err(history(known, shown.size));
             }
             answer => answer?,
@@ -143,8 +143,7 @@ impl Follower {
         let index = start / u64::from(TILE_WIDTH);
         let tile = Tile::widest(TileContent::Entries, index, newest.size)
             .ok_or_else(|| ReplicaError::Wrong("no entries to follow".into()))?;
-        let max = u64::from(TILE_WIDTH).saturating_mul(u64::from(ENTRY_MAX_BYTES) + 2);
-        let bundle = self.peer.call(&Route::Tile(tile), "", Bytes::new(), max).await?;
+        let bundle = self.source.bundle(tile).await?;
         let before = usize::try_from(start % u64::from(TILE_WIDTH)).unwrap_or(usize::MAX);
         let entries = entries_of(&bundle, tile.width)?;
         let entries = entries.get(before..).unwrap_or_default();
@@ -205,11 +204,10 @@ impl Follower {
         let places = Arc::new(Semaphore::new(connections.unwrap_or(1)));
         let mut asking = JoinSet::new();
         for (namespace, record) in wanted {
-            let (peer, places) = (self.peer.clone(), places.clone());
+            let (source, places) = (self.source.clone(), places.clone());
             asking.spawn(async move {
                 let _place = places.acquire().await.ok()?;
-                let (route, max) = (Route::Record(namespace, record), u64::from(RECORD_MAX_BYTES));
-                Some((record, peer.call(&route, "", Bytes::new(), max).await.ok()?))
+                Some((record, source.record(&namespace, &record).await.ok()?))
             });
         }
         while let Some(came) = asking.join_next().await {
@@ -222,10 +220,7 @@ impl Follower {
     async fn prove(&self, end: &Frontier, newest: &Checkpoint) -> Result<(), ReplicaError> {
         let mut proof = Vec::new();
         if end.size() < newest.size {
-            let query = format!("to={}", newest.size);
-            let answer: ConsistencyAnswer =
-                self.peer.json(&Route::Consistency(end.size()), &query).await?;
-            proof = answer.proof.0;
+            proof = self.source.consistency(end.size(), Some(newest.size)).await?.proof.0;
         }
         let (hashes, rest) = proof.as_chunks::<32>();
         let proven = verify_consistency(end.size(), newest.size, hashes, &end.root(), &newest.root);
@@ -300,6 +295,9 @@ impl Follower {
         leaf: u64,
         namespace: &NamespaceId,
     ) -> Result<bool, ReplicaError> {
+        if let Some(folder) = self.source.folder() {
+            return Ok(folder.namespace(namespace).is_some());
+        }
         if row.only.is_empty() && leaf >= row.reread_to {
             return Ok(true);
         }
@@ -312,8 +310,7 @@ impl Follower {
         namespace: &NamespaceId,
     ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
-            let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
-            self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();
+            self.names = self.source.names().await?;
         }
         Ok(self.names.get(namespace).cloned())
     }
@@ -344,11 +341,9 @@ impl Follower {
         digest: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
         let descriptor = self.descriptor(row, namespace).await?;
-        let route = Route::Record(*namespace, digest);
-        let max = u64::from(RECORD_MAX_BYTES);
         let bytes = match self.records.remove(&digest) {
             Some(bytes) => bytes.to_vec(),
-            None => self.peer.call(&route, "", Bytes::new(), max).await?.to_vec(),
+            None => self.source.record(namespace, &digest).await?.to_vec(),
         };
         let record = Record::decode(&bytes)?;
         if record.digest() != digest || record.body.namespace != *namespace {

@@ -16,6 +16,7 @@ use super::follow::Follower;
 use super::tree::Transfer;
 use crate::replica_rows::{PendingRow, PrimaryRow};
 use crate::repository::replicated::Arrival;
+use crate::seed::folder::SeedFolder;
 
 /// Snapshots that come together at most.
 const FOREST_MAX: usize = 64;
@@ -60,6 +61,9 @@ impl Follower {
         let mut trouble = None;
         let mut forest: Vec<Wanted> = Vec::new();
         for (leaf, pending) in page {
+            if !self.is_covered(row, leaf, &pending) {
+                continue;
+            }
             if pending.is_set_aside && !self.takes(row, &pending.namespace) {
                 let record = pending.record_digest;
                 trouble = Some(format!(
@@ -95,6 +99,15 @@ impl Follower {
             }
         }
         Ok(self.bring_forest(row, forest).await?.or(trouble))
+    }
+
+    /// Whether a pending snapshot is this follower's to bring. What is pending of a primary may
+    /// have been put there by pull or by import: each brings what it has come to itself, because
+    /// only then does it know the primary's clock, which locks are counted in.
+    fn is_covered(&self, row: &PrimaryRow, leaf: u64, pending: &PendingRow) -> bool {
+        let has_namespace =
+            |folder: &Arc<SeedFolder>| folder.namespace(&pending.namespace).is_some();
+        leaf < row.followed.size() && self.source.folder().is_none_or(has_namespace)
     }
 
     /// A pending snapshot with its record, which is asked for if it is not here; nothing, if the
@@ -214,7 +227,11 @@ impl Follower {
     fn transfer(&self, arrival: Arrival, namespace: NamespaceId) -> Transfer {
         let connections = self.repository.config().replica.connections;
         let (repository, name) = (self.repository.clone(), self.primary.name.clone());
+        let is_peer = self.source.folder().is_none();
         let count = move |bytes: u64| {
+            if !is_peer {
+                return;
+            }
             repository.followers().note(&name, |progress| {
                 progress.received_bytes = progress.received_bytes.saturating_add(bytes);
             });
@@ -223,7 +240,7 @@ impl Follower {
         };
         Transfer {
             repository: self.repository.clone(),
-            peer: self.peer.clone(),
+            source: self.source.clone(),
             arrival,
             namespace,
             connections: usize::try_from(connections).unwrap_or(1),
