@@ -179,6 +179,7 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
         | ErrorCode::TooMany
         | ErrorCode::Internal
         | ErrorCode::SessionEnded => ExitCode::Temporary,
+        ErrorCode::Damaged => ExitCode::Untrusted,
         _ => ExitCode::Other,
     }
 }

@@ -49,6 +49,8 @@ pub enum ErrorCode {
     QuotaExceeded,
     /// What was proposed no longer fits what is there, or the proposal has ended.
     Stale,
+    /// A stored envelope is not as it was written.
+    Damaged,
     /// The repository has no room for uploads.
     RepositoryFull,
     /// The body is larger than the route allows.
@@ -63,7 +65,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -83,6 +85,7 @@ impl ErrorCode {
         Self::BadDate,
         Self::QuotaExceeded,
         Self::Stale,
+        Self::Damaged,
         Self::RepositoryFull,
         Self::TooLarge,
         Self::TooMany,
@@ -112,6 +115,7 @@ impl ErrorCode {
             Self::BadDate => "bad_date",
             Self::QuotaExceeded => "quota_exceeded",
             Self::Stale => "stale",
+            Self::Damaged => "damaged",
             Self::RepositoryFull => "repository_full",
             Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
@@ -139,7 +143,7 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::Locked | Self::Held | Self::ClockSuspect | Self::Shortens => 423,
             Self::TooMany => 429,
-            Self::Internal => 500,
+            Self::Damaged | Self::Internal => 500,
             Self::Unavailable => 503,
             Self::RepositoryFull | Self::QuotaExceeded => 507,
         }

@@ -27,6 +27,7 @@ use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
 use crate::repository::Repository;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
+use crate::scrub::{self, ScrubReport};
 use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
@@ -72,6 +73,10 @@ pub enum AdminRequest {
     Collect,
     /// How collection stands.
     CollectionStatus,
+    /// Hash all that is stored now.
+    Scrub,
+    /// How scrub stands.
+    ScrubStatus,
     /// Become a replica of another server.
     ReplicaAdd {
         /// Made by that server, for role `replica`.
@@ -144,6 +149,11 @@ pub enum AdminAnswer {
         /// When that was.
         completed_seconds: u64,
     },
+    /// How scrub stands, or what a pass found.
+    Scrubbed {
+        /// The report.
+        report: ScrubReport,
+    },
     /// A server is followed from now on.
     ReplicaAdded {
         /// Its name here.
@@ -202,6 +212,8 @@ pub fn execute(
                 completed_seconds: row.completed_seconds,
             }
         }
+        AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
+        AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
         AdminRequest::ReplicaAdd { token, name, only } => {
             AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
         }
@@ -266,7 +278,8 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
     // A cycle takes as long as it takes.
-    let timeout = (!matches!(request, AdminRequest::Collect)).then_some(ANSWER_TIMEOUT);
+    let timeout =
+        (!matches!(request, AdminRequest::Collect | AdminRequest::Scrub)).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');

@@ -19,6 +19,7 @@ use crate::gc::CycleReport;
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
+use crate::scrub_cli::{ScrubCommand, scrub_text};
 use crate::store::error::StoreError;
 
 /// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
@@ -121,6 +122,11 @@ enum Command {
         #[command(subcommand)]
         command: ReplicaCommand,
     },
+    /// Hash all that is stored, and say what is damaged
+    Scrub {
+        #[command(subcommand)]
+        command: ScrubCommand,
+    },
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -209,6 +215,10 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
         }
         Command::Replica { command } => {
             let (folder, request) = command.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Scrub { command } => {
+            let (folder, request) = command.request();
             ask_or_open(&folder, request)
         }
         Command::Gc { command: GcCommand::Run { folder } } => {
@@ -379,6 +389,7 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
         }
+        AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::Done => say("done\n"),
         other => print_replica(other),
     }

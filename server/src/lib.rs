@@ -10,6 +10,7 @@
 pub mod cli;
 pub mod replica_cli;
 pub mod run;
+pub mod scrub_cli;
 
 pub mod admin;
 pub mod listener;
@@ -24,6 +25,7 @@ pub mod handler;
 pub mod gc;
 pub mod replica;
 pub mod repository;
+pub mod scrub;
 
 pub mod ledger;
 pub mod lock;
@@ -33,7 +35,9 @@ pub mod retention_clock;
 pub mod session;
 pub mod writer;
 
+pub mod damage;
 pub mod noted;
+pub mod pace;
 pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;

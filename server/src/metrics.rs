@@ -57,6 +57,8 @@ pub struct Metrics {
     pub clock: ClockMetrics,
     /// Following other servers.
     pub replica: ReplicaMetrics,
+    /// Damage and scrub.
+    pub damage: DamageMetrics,
 }
 
 /// Metrics of following primaries, by their names here.
@@ -95,6 +97,43 @@ impl ReplicaMetrics {
                 "replica_failures_total",
                 "Cycles of following that did not go through",
                 &["primary"],
+            )?,
+        })
+    }
+}
+
+/// Metrics of damage and scrub.
+#[derive(Debug)]
+pub struct DamageMetrics {
+    /// Envelopes that are known to be damaged now.
+    pub known: IntGauge,
+    /// Envelopes that were found damaged.
+    pub found: IntCounter,
+    /// Envelopes that became whole again.
+    pub repaired: IntCounter,
+    /// Passes of scrub by outcome.
+    pub scrubs: IntCounterVec,
+    /// Bytes that scrub has hashed.
+    pub scrubbed_bytes: IntCounter,
+    /// Contradictions that the last pass found and no repair mends.
+    pub problems: IntGauge,
+    /// When the last whole pass was through, seconds since 1970.
+    pub last_completed: IntGauge,
+}
+
+impl DamageMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            known: gauge(r, "damaged_envelopes", "Envelopes that are damaged now")?,
+            found: counter(r, "damage_found_total", "Envelopes that were found damaged")?,
+            repaired: counter(r, "damage_repaired_total", "Envelopes that became whole again")?,
+            scrubs: counters(r, "scrub_passes_total", "Passes of scrub by outcome", &["outcome"])?,
+            scrubbed_bytes: counter(r, "scrub_bytes_total", "Bytes that scrub has hashed")?,
+            problems: gauge(r, "scrub_problems", "What no repair mends, in the last pass")?,
+            last_completed: gauge(
+                r,
+                "scrub_last_completed_timestamp_seconds",
+                "When the last whole pass of scrub was through",
             )?,
         })
     }
@@ -243,6 +282,7 @@ impl Metrics {
             namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
             clock,
             replica: ReplicaMetrics::register(r)?,
+            damage: DamageMetrics::register(r)?,
             registry,
         })
     }

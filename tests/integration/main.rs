@@ -22,5 +22,6 @@ mod public_verifier;
 mod quota;
 mod replica;
 mod retention;
+mod scrub;
 mod standing;
 mod trust;

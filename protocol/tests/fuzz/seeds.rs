@@ -232,6 +232,9 @@ fn entries() -> Seeds {
             shown_size: 1,
         },
         Event::PrimaryRemoved { ledger_key: signing_key },
+        Event::Damaged { count: 1, digests: [2; 32] },
+        Event::Repaired { count: 1, digests: [2; 32], from: signing_key },
+        Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
