@@ -295,6 +295,12 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
+        code => return read_damage_event(reader, code),
+    })
+}
+
+fn read_damage_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
         30 => Event::Damaged { count: reader.u64()?, digests: reader.array()? },
         31 => Event::Repaired {
             count: reader.u64()?,

@@ -85,6 +85,8 @@ pub enum AdminRequest {
         name: Option<Label>,
         /// Namespaces to follow; all, where it is empty.
         only: Vec<Label>,
+        /// Ask it only for what is damaged here.
+        is_repair_only: bool,
     },
     /// Which servers are followed.
     ReplicaList,
@@ -214,8 +216,9 @@ pub fn execute(
         }
         AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
         AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
-        AdminRequest::ReplicaAdd { token, name, only } => {
-            AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
+        AdminRequest::ReplicaAdd { token, name, only, is_repair_only } => {
+            let wanted = NewPrimary { token, name, only, is_repair_only };
+            AdminAnswer::ReplicaAdded { name: add_primary(repository, wanted)? }
         }
         AdminRequest::ReplicaList => {
             AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
@@ -235,13 +238,7 @@ pub fn execute(
 }
 
 /// Enrols at another server: on the runtime that serves, or on one for the command alone.
-fn add_primary(
-    repository: &Arc<Repository>,
-    token: String,
-    name: Option<Label>,
-    only: Vec<Label>,
-) -> Result<Label, ServerError> {
-    let wanted = NewPrimary { token, name, only };
+fn add_primary(repository: &Arc<Repository>, wanted: NewPrimary) -> Result<Label, ServerError> {
     // Nobody gives this signal: the command ends by its own timeouts.
     let (stopper, stop) = stop::signal();
     let adding = replica::enrol::add(repository, wanted, stop);

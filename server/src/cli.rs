@@ -372,7 +372,8 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             let mib = |bytes: u64| bytes >> 20;
             say(&format!(
                 "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
-                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
+                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n\
+                 damaged          {} now, {} repaired\n",
                 status.version,
                 status.snapshot_count,
                 status.ledger_size,
@@ -380,7 +381,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 mib(status.segment_bytes),
                 status.session_count,
                 mib(status.free_bytes),
-                if status.accepts_uploads { "yes" } else { "no: repository full" }
+                if status.accepts_uploads { "yes" } else { "no: repository full" },
+                status.damaged_count,
+                status.repaired_count
             ));
         }
         AdminAnswer::Clock { status } => print_clock(status),

@@ -248,7 +248,6 @@ impl Metrics {
             histogram(r, "meta_batch_seconds", "Time to write a batch of rows")?;
         let sync_seconds = histogram(r, "sync_seconds", "Time of the writer's sync")?;
         let store_errors = counter(r, "store_errors_total", "Errors of the store")?;
-        let gc = GcMetrics::register(r)?;
         let free_bytes = gauge(r, "free_bytes", "Free bytes of the filesystem")?;
         let last_backup_timestamp = GaugeVec::new(
             Opts::new(
@@ -258,7 +257,6 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
-        let clock = ClockMetrics::register(r)?;
         Ok(Self {
             requests,
             request_seconds,
@@ -276,11 +274,11 @@ impl Metrics {
             sync_seconds,
             store_errors,
             free_bytes,
-            gc,
+            gc: GcMetrics::register(r)?,
             last_backup_timestamp,
             namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
             namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
-            clock,
+            clock: ClockMetrics::register(r)?,
             replica: ReplicaMetrics::register(r)?,
             damage: DamageMetrics::register(r)?,
             registry,

@@ -46,6 +46,8 @@ pub struct PrimaryRow {
     pub clock_seconds: u64,
     /// Something was taken over since the own ledger named the primary's last.
     pub owes_entry: bool,
+    /// It is not followed, only asked for what is damaged here.
+    pub is_repair_only: bool,
 }
 
 /// A primary for as long as this server is enrolled there in one way: whoever follows it must not
@@ -91,7 +93,7 @@ impl PrimaryRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPM1");
+        let mut out = Writer::with_magic(b"RPM2");
         out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
         out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
         out.count(self.only.len());
@@ -103,14 +105,14 @@ impl PrimaryRow {
         for (height, hash) in self.followed.subtrees() {
             out.u32(*height).raw(hash);
         }
-        out.u64(self.clock_seconds).bool(self.owes_entry);
+        out.u64(self.clock_seconds).bool(self.owes_entry).bool(self.is_repair_only);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
-        reader.magic(b"RPM1")?;
+        reader.magic(b"RPM2")?;
         let name = read_label(&mut reader)?;
         let addresses = reader.text(ADDRESS_MAX_BYTES)?.to_owned();
         let tls_key = TlsKeyDigest(reader.array()?);
@@ -127,6 +129,7 @@ impl PrimaryRow {
             followed.push(reader.u32()?, reader.array()?);
         }
         let (clock_seconds, owes_entry) = (reader.u64()?, reader.bool()?);
+        let is_repair_only = reader.bool()?;
         reader.finish()?;
         Ok(Self {
             name,
@@ -141,6 +144,7 @@ impl PrimaryRow {
             followed,
             clock_seconds,
             owes_entry,
+            is_repair_only,
         })
     }
 }
@@ -224,6 +228,7 @@ mod tests {
             followed,
             clock_seconds: 4,
             owes_entry: true,
+            is_repair_only: true,
         };
         let back = PrimaryRow::decode(&row.encode()).unwrap();
         assert_eq!(back, row);

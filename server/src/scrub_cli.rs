@@ -44,17 +44,14 @@ pub fn scrub_text(report: &ScrubReport, instant_of: fn(u64) -> String) -> String
         0 => "none".to_owned(),
         count => format!("{count} ENVELOPES: see docs/operations.md, section 13"),
     };
-    format!(
-        "newest pass      {} ({state})\nlast complete    {}\nhashed           {} envelopes ({} \
-         MiB)\nfound damaged    {}\nproblems         {}\ndamaged now      {known}\never damaged     \
-         {}\never repaired    {}\n",
-        report.pass,
-        instant_of(report.completed_seconds),
-        report.envelope_count,
-        report.bytes >> 20,
-        report.damaged_count,
-        report.problem_count,
-        report.damaged_total,
-        report.repaired_total,
-    )
+    let mut text = format!("newest pass      {} ({state})\n", report.pass);
+    text += &format!("last complete    {}\n", instant_of(report.completed_seconds));
+    let mib = report.bytes >> 20;
+    text += &format!("hashed           {} envelopes ({mib} MiB)\n", report.envelope_count);
+    text += &format!("found damaged    {}\n", report.damaged_count);
+    text += &format!("problems         {}\n", report.problem_count);
+    text += &format!("damaged now      {known}\n");
+    text += &format!("ever damaged     {}\n", report.damaged_total);
+    text += &format!("ever repaired    {}\n", report.repaired_total);
+    text
 }

@@ -20,6 +20,7 @@ mod model;
 mod programs;
 mod public_verifier;
 mod quota;
+mod repair;
 mod replica;
 mod retention;
 mod scrub;

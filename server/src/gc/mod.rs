@@ -40,8 +40,8 @@
 //!   commit.
 //! * **Seal, fold.** Neither moves what is in a candidate segment. **Evacuation** runs after the
 //!   sweep, in this thread, so the bitmaps never name places that have moved.
-//! * **Damage.** A node that cannot be read ends the cycle like any error: nothing is swept until it
-//!   is whole again. A chunk that is known to be damaged lives and dies like others: its row is
+//! * **Damage.** A node that cannot be read ends the cycle like any error: nothing is swept until
+//!   it is whole again. A chunk that is known to be damaged lives and dies like others: its row is
 //!   marked, and guards its place. A segment that holds damaged rows is not evacuated, and one that
 //!   may hold the last good copy of something is not dropped.
 //! * **Scrub** and repair change rows on the writer thread, and store anew what they have whole: an

@@ -143,7 +143,8 @@ impl Collector {
         self.finish_drop(segment, &row, report)
     }
 
-    /// What was read of a segment; nothing where it is damaged: it stays as it is, and scrub says so.
+    /// What was read of a segment; nothing where it is damaged: it stays as it is, and scrub says
+    /// so.
     fn readable<T>(
         &self,
         segment: u32,

@@ -5,13 +5,14 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`, `repair`.
 
 pub mod enrol;
 pub mod error;
 mod follow;
 mod keys;
 mod peer;
+mod repair;
 mod throttle;
 mod tree;
 
@@ -30,6 +31,7 @@ use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::PrimaryKeys;
 use self::peer::Peer;
+use self::repair::Repairer;
 use self::throttle::Throttle;
 use crate::error::ServerError;
 use crate::followers::FollowState;
@@ -111,7 +113,7 @@ async fn names(repository: &Arc<Repository>) -> Vec<Label> {
 async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle>, mut stop: Stop) {
     let began = repository.clock().monotonic();
     repository.followers().note(&name, |progress| progress.began = began);
-    let (mut follower, mut failures) = (None, 0u32);
+    let (mut follower, mut failures, mut repairer) = (None, 0u32, Repairer::default());
     loop {
         let (reading, wanted) = (repository.clone(), name.clone());
         let Ok(row) = blocking(move || Ok(reading.primary(&wanted)?)).await else { return };
@@ -126,7 +128,14 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
             };
             let outcome = match outcome {
                 Ok(mut opened) => {
-                    let outcome = opened.look().await;
+                    let mut outcome = Ok(None);
+                    if !row.is_repair_only {
+                        outcome = opened.look().await;
+                    }
+                    if outcome.is_ok() {
+                        let mended = repairer.mend(&repository, &opened.peer, &row).await;
+                        outcome = mended.and(outcome);
+                    }
                     follower = Some(opened);
                     outcome
                 }
@@ -169,6 +178,7 @@ async fn settle(
 ) {
     let (name, now) = (&row.name, repository.clock().monotonic());
     let (state, trouble) = match &outcome {
+        Ok(_) if row.is_repair_only => (FollowState::RepairOnly, String::new()),
         Ok(None) => (FollowState::InSync, String::new()),
         Ok(Some(trouble)) => (FollowState::Failing, trouble.clone()),
         Err(error) => {

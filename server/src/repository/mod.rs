@@ -339,6 +339,8 @@ impl Repository {
             session_count: u64::try_from(self.sessions.count()).unwrap_or(u64::MAX),
             free_bytes: self.store.free_bytes()?,
             accepts_uploads: self.store.accepts_uploads()?,
+            damaged_count: self.damage.count(),
+            repaired_count: self.scrub_row()?.repaired_total,
         })
     }
 

@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 use strongroom_protocol::id::SealedDigest;
 
-use super::damage::Noticed;
 use super::error::StoreError;
 use super::index::Index;
 use super::meta::{Meta, MetaBatch};
+use super::noticed::Noticed;
 use super::observer::Step;
 use super::rebuild::Rebuilder;
 use super::schema::{
@@ -229,7 +229,7 @@ impl Collection {
         for (key, row) in elsewhere {
             if row.damaged {
                 // Its mark may be a flipped bit, and on nobody's list.
-                self.noticed.note(Found { ns: key.0, digest: key.1, row });
+                self.noticed.note(key.0, key.1, row);
                 is_proven = false;
                 continue;
             }
@@ -241,7 +241,7 @@ impl Collection {
             let row = self.look_up(&[key])?.pop().flatten();
             let Some(row) = row else { continue };
             if !self.is_at(key, &row, &mut table)? {
-                self.noticed.note(Found { ns: key.0, digest: key.1, row });
+                self.noticed.note(key.0, key.1, row);
                 is_proven = false;
             }
         }

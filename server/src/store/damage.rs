@@ -1,7 +1,7 @@
 //! Damage: who meets it notes it here, and rows are marked by decisions of others.
 //!
 //! Whoever reads an envelope that is not there, or not as it was written, notes the index row that
-//! led to it. Notes are in memory, bounded, and lost with the process: what is lost is met again.
+//! led to it (`noticed.rs`).
 //! The rows themselves are changed in a caller's batch, with the ledger's entry: the caller holds
 //! the order lock ([`OrderGuard`]) from the look at the rows until its batch is written, so nobody
 //! overwrites a row in between, and a row that is not as it was seen is left alone. *Crash: row and
@@ -10,40 +10,22 @@
 //! Checking here means hashing: the engine's checksums see bits that flipped on the disk, not those
 //! that flipped before a block was written, and not a row that names another place.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 use strongroom_protocol::id::SealedDigest;
 
 use super::Store;
-use super::collect::{Found, IndexPosition};
+use super::collect::Found;
 use super::engine;
 use super::error::StoreError;
 use super::meta::MetaBatch;
-use super::reader::is_whole;
+use super::noticed::is_whole;
 use super::schema::{
     Family, IndexRow, Place, SegmentRow, SlotId, index_key, row_invalid, slot_key,
 };
 use super::table::TableRow;
 use super::unsealed::Unsealed;
-
-/// Notes that are kept; what is met beyond is met again.
-const NOTES_MAX: usize = 65_536;
-
-/// What was met since somebody took the notes last.
-#[derive(Default)]
-pub(super) struct Noticed(Mutex<BTreeMap<IndexPosition, IndexRow>>);
-
-impl Noticed {
-    /// Notes a row as it was seen.
-    pub(super) fn note(&self, found: Found) {
-        let mut notes = self.0.lock();
-        if notes.len() < NOTES_MAX {
-            notes.insert((found.ns, found.digest), found.row);
-        }
-    }
-}
 
 /// Keeps other writers of index rows out, until the batch of whoever holds it is written.
 pub struct OrderGuard<'a> {
@@ -71,12 +53,12 @@ pub struct InboxFound {
 impl Store {
     /// Notes that the envelope of a row is not there, or not as it was written.
     pub fn note_damage(&self, found: Found) {
-        self.open.noticed.note(found);
+        self.open.noticed.note(found.ns, found.digest, found.row);
     }
 
     /// Takes what was noted, in the order of the keys.
     pub fn take_damage(&self) -> Vec<Found> {
-        let notes = std::mem::take(&mut *self.open.noticed.0.lock());
+        let notes = self.open.noticed.take();
         notes.into_iter().map(|((ns, digest), row)| Found { ns, digest, row }).collect()
     }
 

@@ -13,8 +13,8 @@ use super::collect::{Collection, Found, Move};
 use super::engine;
 use super::error::StoreError;
 use super::meta::MetaBatch;
+use super::noticed::is_whole;
 use super::observer::Step;
-use super::reader::is_whole;
 use super::records::RecordCopies;
 use super::schema::{Family, SegmentRow, SlotId, slot_key};
 use super::sealer::Sealer;
@@ -104,7 +104,7 @@ impl Sealer {
             };
             let alone = alone.as_deref().filter(|envelope| is_it(&key, envelope));
             let Some(envelope) = item.map(|(_, envelope)| envelope).or(alone) else {
-                self.noticed.note(*found);
+                self.noticed.note(*ns, *digest, *row);
                 return Err(StoreError::Damaged(*digest));
             };
             let to = SlotId { segment: target.number(), slot: target.next_slot() };

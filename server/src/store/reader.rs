@@ -3,21 +3,21 @@
 //! A stream lies on disk in stream order, so envelopes asked for in stream order are mostly
 //! neighbours: a run of them is read with one iterator that reads ahead, which is several times as
 //! fast as one lookup each. Each envelope is hashed before it is given out: what has not its digest
-//! is damage, whatever the engine's checksums say. Whoever meets damage notes the row (`damage.rs`).
-//! An envelope may move between lookup and read (a fold, later an evacuation): then its slot
-//! is empty, and it is looked up again. If the index insists on an empty slot, it is damage.
+//! is damage, whatever the engine's checksums say. Whoever meets damage notes the row
+//! (`damage.rs`). An envelope may move between lookup and read (a fold, later an evacuation): then
+//! its slot is empty, and it is looked up again. If the index insists on an empty slot, it is
+//! damage.
 
 use std::sync::Arc;
 
 use strongroom_protocol::id::SealedDigest;
 
 use super::appender::Appender;
-use super::collect::Found;
-use super::damage::Noticed;
 use super::engine;
 use super::error::StoreError;
 use super::inbox::Inbox;
 use super::index::Index;
+use super::noticed::{Noticed, is_whole};
 use super::schema::{IndexRow, Place, slot_key};
 use super::segments::Segments;
 use super::unsealed::Unsealed;
@@ -101,7 +101,7 @@ impl Reader {
         for (row, digest) in found.into_iter().zip(digests) {
             let row = row.ok_or(StoreError::NotFound(*digest))?;
             if row.damaged {
-                self.noticed.note(Found { ns, digest: *digest, row });
+                self.noticed.note(ns, *digest, row);
                 return Err(StoreError::Damaged(*digest));
             }
             rows.push(row);
@@ -169,7 +169,7 @@ impl Reader {
             }
             row = self.locate(run.ns, &[digest])?.pop().ok_or(StoreError::NotFound(digest))?;
         }
-        self.noticed.note(Found { ns: run.ns, digest, row });
+        self.noticed.note(run.ns, digest, row);
         Err(StoreError::Damaged(digest))
     }
 }
@@ -181,9 +181,4 @@ fn follows(row: &IndexRow, next: &IndexRow) -> bool {
     in_segment
         && row.slot.segment == next.slot.segment
         && gap.is_some_and(|gap| (1..=GAP_MAX_SLOTS).contains(&gap))
-}
-
-/// Whether `envelope` is what its row and its name say.
-pub(super) fn is_whole(length: u32, digest: &SealedDigest, envelope: &[u8]) -> bool {
-    envelope.len() as u64 == u64::from(length) && SealedDigest::of(envelope) == *digest
 }

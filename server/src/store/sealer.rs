@@ -13,11 +13,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::appender::{Appender, Job};
-use super::damage::Noticed;
 use super::error::StoreError;
 use super::inbox::Inbox;
 use super::index::Index;
 use super::meta::{Meta, MetaBatch};
+use super::noticed::Noticed;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
 use super::records::RecordCopies;
