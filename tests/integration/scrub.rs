@@ -572,7 +572,7 @@ async fn a_node_on_a_damaged_child_is_refused_until_the_child_is_sent() {
     };
     let above = tree.nodes.iter().find(is_above).unwrap();
     let node = bytes::Bytes::from(above.envelope.clone());
-    let refused = session.upload(frames(&[node.clone()])).await;
+    let refused = session.upload(frames(std::slice::from_ref(&node))).await;
     refused_with(refused, ErrorCode::MissingChildren);
     session.upload(frames(&[tree.chunks[5].clone(), node])).await.unwrap();
 }
