@@ -84,14 +84,14 @@ pub async fn synced(replica: &TestServer, primary: &TestServer, name: &str) {
     .await;
 }
 
-fn snapshots(server: &TestServer, namespace: &NamespaceId) -> Vec<SnapshotRow> {
+pub fn snapshots(server: &TestServer, namespace: &NamespaceId) -> Vec<SnapshotRow> {
     match server.repository.list(namespace, None, 0) {
         Ok(page) => page.rows,
         Err(_) => Vec::new(),
     }
 }
 
-fn events(repository: &Repository) -> Vec<Event> {
+pub fn events(repository: &Repository) -> Vec<Event> {
     let leaves = 0..repository.ledger().head().size;
     let entries = leaves.map(|leaf| Entry::decode(&repository.ledger().entry(leaf).unwrap()));
     entries.map(|entry| entry.unwrap().event).collect()
