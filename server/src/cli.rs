@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
-use strongroom_protocol::message::ClockStatus;
+use strongroom_protocol::message::{ClockStatus, Status};
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
@@ -222,10 +222,7 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
-        Command::Scrub { command } => {
-            let (folder, request) = command.request();
-            ask_or_open(&folder, request)
-        }
+        Command::Scrub { command } => ask_or_open(command.folder(), command.request()),
         Command::Promote(promote) => {
             let answer = answer_of(&promote.folder, promote.request()?)?;
             print_answer(&promote.finish(answer)?, promote.folder.json)
@@ -381,40 +378,23 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 ));
             }
         }
-        AdminAnswer::Status { status } => {
-            let mib = |bytes: u64| bytes >> 20;
-            say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
-                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n\
-                 damaged          {} now, {} repaired\n",
-                status.version,
-                status.snapshot_count,
-                status.ledger_size,
-                status.segment_count,
-                mib(status.segment_bytes),
-                status.session_count,
-                mib(status.free_bytes),
-                if status.accepts_uploads { "yes" } else { "no: repository full" },
-                status.damaged_count,
-                status.repaired_count
-            ));
-        }
+        AdminAnswer::Status { status } => print_status(status),
         AdminAnswer::Clock { status } => print_clock(status),
         AdminAnswer::Collected { report } => print_cycle(report),
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
         }
-        AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::Done => say("done\n"),
         other => print_replica(other),
     }
     Ok(())
 }
 
-/// What commands about primaries are answered.
+/// What commands about primaries and scrub are answered.
 fn print_replica(answer: &AdminAnswer) {
     match answer {
+        AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
         }
@@ -426,6 +406,24 @@ fn print_replica(answer: &AdminAnswer) {
         }
         other => say(&moved_text(other)),
     }
+}
+
+fn print_status(status: &Status) {
+    say(&format!(
+        "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
+         ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n\
+         damaged          {} now, {} repaired\n",
+        status.version,
+        status.snapshot_count,
+        status.ledger_size,
+        status.segment_count,
+        status.segment_bytes >> 20,
+        status.session_count,
+        status.free_bytes >> 20,
+        if status.accepts_uploads { "yes" } else { "no: repository full" },
+        status.damaged_count,
+        status.repaired_count
+    ));
 }
 
 fn print_clock(status: &ClockStatus) {

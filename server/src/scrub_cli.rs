@@ -24,11 +24,17 @@ pub enum ScrubCommand {
 }
 
 impl ScrubCommand {
-    /// On which folder to ask what.
-    pub fn request(self) -> (Folder, AdminRequest) {
+    /// On which folder.
+    pub fn folder(&self) -> &Folder {
+        let (Self::Run { folder } | Self::Status { folder }) = self;
+        folder
+    }
+
+    /// To ask what.
+    pub fn request(&self) -> AdminRequest {
         match self {
-            Self::Run { folder } => (folder, AdminRequest::Scrub),
-            Self::Status { folder } => (folder, AdminRequest::ScrubStatus),
+            Self::Run { .. } => AdminRequest::Scrub,
+            Self::Status { .. } => AdminRequest::ScrubStatus,
         }
     }
 }

@@ -240,12 +240,17 @@ fn entries() -> Seeds {
             descriptor: DescriptorDigest([8; 32]),
             version: 2,
         },
-        Event::Damaged { count: 1, digests: [2; 32] },
-        Event::Repaired { count: 1, digests: [2; 32], from: signing_key },
-        Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
     ];
-    let numbered = events.into_iter().enumerate();
+    let numbered = events.into_iter().chain(events_of_damage()).enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
+}
+
+fn events_of_damage() -> [Event; 3] {
+    [
+        Event::Damaged { count: 1, digests: [2; 32] },
+        Event::Repaired { count: 1, digests: [2; 32], from: public_key() },
+        Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
+    ]
 }
 
 fn chunk_envelope() -> Vec<u8> {
