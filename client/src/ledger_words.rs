@@ -38,6 +38,8 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryRemoved { .. } => "primary_removed",
         Event::DescriptorTaken { .. } => "descriptor_taken",
         Event::DescriptorRefused { .. } => "descriptor_refused",
+        Event::Exported { .. } => "exported",
+        Event::Imported { .. } => "imported",
         Event::NotCarriedOut { .. } => "not_carried_out",
         Event::Damaged { .. } => "damaged",
         Event::Repaired { .. } => "repaired",
@@ -210,6 +212,15 @@ fn replica_words(event: &Event) -> String {
              not come after what is here",
             short(&descriptor.0),
             short(&ledger_key.0)
+        ),
+        Event::Exported { namespace_count, namespaces } => format!(
+            "is about to export {namespace_count} namespaces (ids {}), by command",
+            short(namespaces)
+        ),
+        Event::Imported { ledger_key, size, root } => format!(
+            "is about to take in an export of server {} at {size} entries (root {}), by command",
+            short(&ledger_key.0),
+            short(root)
         ),
         other => damage_words(other),
     }

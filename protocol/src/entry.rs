@@ -177,6 +177,19 @@ fn write_replica_event(out: &mut Writer, event: &Event) {
         Event::DescriptorRefused { ledger_key, descriptor, version } => {
             out.u8(28).raw(&ledger_key.0).raw(&descriptor.0).u64(*version);
         }
+        newer => write_newer_event(out, newer),
+    }
+}
+
+/// Events of exports, and of approvals that came to nothing.
+fn write_newer_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Exported { namespace_count, namespaces } => {
+            out.u8(33).u32(*namespace_count).raw(namespaces);
+        }
+        Event::Imported { ledger_key, size, root } => {
+            out.u8(34).raw(&ledger_key.0).u64(*size).raw(root);
+        }
         Event::NotCarriedOut { proposal, cause } => {
             out.u8(38).u64(*proposal).u8(cause.code());
         }
@@ -321,6 +334,18 @@ fn read_replica_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, Decode
             ledger_key: PublicKey(reader.array()?),
             descriptor: DescriptorDigest(reader.array()?),
             version: reader.u64()?,
+        },
+        code => return read_newer_event(reader, code),
+    })
+}
+
+fn read_newer_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        33 => Event::Exported { namespace_count: reader.u32()?, namespaces: reader.array()? },
+        34 => Event::Imported {
+            ledger_key: PublicKey(reader.array()?),
+            size: reader.u64()?,
+            root: reader.array()?,
         },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
         code => return read_damage_event(reader, code),

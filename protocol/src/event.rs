@@ -249,6 +249,22 @@ pub enum Event {
         /// As which version.
         version: u64,
     },
+    /// 33: sealed data is about to be written to an export, by command: the intent.
+    Exported {
+        /// How many namespaces.
+        namespace_count: u32,
+        /// BLAKE3 over their ids, rising.
+        namespaces: [u8; 32],
+    },
+    /// 34: an export is about to be taken in, by command.
+    Imported {
+        /// The ledger key of the server that made it.
+        ledger_key: PublicKey,
+        /// Size of its ledger.
+        size: u64,
+        /// Root of its ledger.
+        root: [u8; 32],
+    },
     /// 38: an approval came to nothing: the proposal was closed, and not carried out.
     NotCarriedOut {
         /// The leaf of the proposal.

@@ -279,6 +279,8 @@ pub struct ConsistencyAnswer {
 pub struct Status {
     /// Version of the server program.
     pub version: String,
+    /// The ledger's public key.
+    pub ledger_key: PublicKey,
     /// Leaves of the ledger.
     pub ledger_size: u64,
     /// Newest signed checkpoint.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
-use strongroom_protocol::limits::COMMAND_MAX_BYTES;
+use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
 use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -25,10 +25,12 @@ use crate::gc::{Collector, CycleReport};
 use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
+use crate::replica::import::{ImportReport, NewImport};
 use crate::repository::Repository;
 use crate::repository::descriptors::Move;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
 use crate::scrub::{self, ScrubReport};
+use crate::seed::export::{ExportReport, Wanted, export};
 use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
@@ -99,6 +101,22 @@ pub enum AdminRequest {
         name: Label,
         /// Pause.
         is_paused: bool,
+    },
+    /// Write what this server has to a folder.
+    Export {
+        /// The folder.
+        to: PathBuf,
+        /// Namespaces; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Take in what another server wrote to a folder.
+    Import {
+        /// The folder.
+        from: PathBuf,
+        /// The ledger key of that server, where it is not known here.
+        ledger_key: Option<PublicKey>,
+        /// What to call it here.
+        name: Option<Label>,
     },
     /// Follow a server no more; what came from it stays.
     ReplicaRemove {
@@ -215,6 +233,16 @@ pub enum AdminAnswer {
         /// Version of the descriptor.
         version: u64,
     },
+    /// An export is written.
+    Exported {
+        /// What it did.
+        report: ExportReport,
+    },
+    /// An export is taken in.
+    Imported {
+        /// What that did.
+        report: ImportReport,
+    },
     /// Done.
     Done,
     /// Refused.
@@ -274,6 +302,18 @@ pub fn execute(
             repository.pause_primary(&name, is_paused)?;
             AdminAnswer::Done
         }
+        AdminRequest::Export { to, only } => {
+            let wanted = Wanted { folder: &to, only, pack_bytes: SEED_PACK_BYTES };
+            let stop = repository.followers().stopping();
+            AdminAnswer::Exported { report: export(repository, wanted, &stop)? }
+        }
+        AdminRequest::Import { from, ledger_key, name } => {
+            let wanted = NewImport { from, ledger_key, name };
+            let outcome = run_here(replica::import::import(repository, wanted));
+            // What came in of snapshots that are not whole is kept for the next try.
+            repository.settle()?;
+            AdminAnswer::Imported { report: outcome? }
+        }
         AdminRequest::ReplicaRemove { name } => {
             replica::remove(repository, &name)?;
             AdminAnswer::Done
@@ -289,20 +329,25 @@ pub fn execute(
     })
 }
 
-/// Enrols at another server: on the runtime that serves, or on one for the command alone.
+/// Enrols at another server.
 fn add_primary(repository: &Arc<Repository>, wanted: NewPrimary) -> Result<Label, ServerError> {
     // Nobody gives this signal: the command ends by its own timeouts.
     let (stopper, stop) = stop::signal();
-    let adding = replica::enrol::add(repository, wanted, stop);
+    let outcome = run_here(replica::enrol::add(repository, wanted, stop));
+    drop(stopper);
+    outcome
+}
+
+/// Runs what waits for I/O: on the runtime that serves, or on one for the command alone.
+fn run_here<T>(work: impl Future<Output = Result<T, ReplicaError>>) -> Result<T, ServerError> {
     let outcome = match Handle::try_current() {
-        Ok(runtime) => runtime.block_on(adding),
+        Ok(runtime) => runtime.block_on(work),
         Err(_) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| ServerError::file("start the runtime", error))?
-            .block_on(adding),
+            .block_on(work),
     };
-    drop(stopper);
     outcome.map_err(|error| match error {
         ReplicaError::Here(error) => error,
         error => ServerError::Operator(error.to_string()),
@@ -326,9 +371,15 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let path = folder.join(SOCKET_FILE);
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
-    // A cycle takes as long as it takes.
-    let timeout =
-        (!matches!(request, AdminRequest::Collect | AdminRequest::Scrub)).then_some(ANSWER_TIMEOUT);
+    // These take as long as they take.
+    let is_long = matches!(
+        request,
+        AdminRequest::Collect
+            | AdminRequest::Scrub
+            | AdminRequest::Export { .. }
+            | AdminRequest::Import { .. }
+    );
+    let timeout = (!is_long).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');

@@ -21,6 +21,7 @@ use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
 use crate::scrub_cli::{ScrubCommand, scrub_text};
+use crate::seed_cli::{ExportArguments, ImportArguments, seed_text};
 use crate::store::error::StoreError;
 
 /// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
@@ -132,6 +133,10 @@ enum Command {
     Promote(Promote),
     /// Take no more backups of a namespace whose descriptor names another server
     Demote(Demote),
+    /// Write what this server has to a folder, to be carried to another one; add what is new
+    Export(ExportArguments),
+    /// Take in what another server wrote to a folder, or check such a folder
+    Import(ImportArguments),
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -228,6 +233,14 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             print_answer(&promote.finish(answer)?, promote.folder.json)
         }
         Command::Demote(demote) => ask_or_open(&demote.folder, demote.request()?),
+        Command::Export(arguments) => {
+            let (folder, request) = arguments.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Import(arguments) => match arguments.request()? {
+            Some((folder, request)) => ask_or_open(&folder, request),
+            None => arguments.check(say),
+        },
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -404,18 +417,20 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
+        AdminAnswer::Exported { .. } | AdminAnswer::Imported { .. } => say(&seed_text(answer)),
         other => say(&moved_text(other)),
     }
 }
 
 fn print_status(status: &Status) {
     say(&format!(
-        "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
-         ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n\
-         damaged          {} now, {} repaired\n",
+        "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
+         segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
+         accepts uploads  {}\ndamaged          {} now, {} repaired\n",
         status.version,
         status.snapshot_count,
         status.ledger_size,
+        status.ledger_key,
         status.segment_count,
         status.segment_bytes >> 20,
         status.session_count,

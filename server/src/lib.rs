@@ -12,6 +12,7 @@ pub mod promote_cli;
 pub mod replica_cli;
 pub mod run;
 pub mod scrub_cli;
+pub mod seed_cli;
 
 pub mod admin;
 pub mod listener;
@@ -27,6 +28,7 @@ pub mod gc;
 pub mod replica;
 pub mod repository;
 pub mod scrub;
+pub mod seed;
 
 pub mod ledger;
 pub mod lock;

@@ -3,6 +3,7 @@
 //! | family | key | value |
 //! |---|---|---|
 //! | primaries | name | [`PrimaryRow`] |
+//! | primaries | `+`, ledger key(32) | [`PrimaryRow`] of a server whose exports were taken in |
 //! | pending | ledger key of the primary(32), leaf u64 | [`PendingRow`] |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
@@ -24,7 +25,7 @@ const WHAT: &str = "primary row";
 pub struct PrimaryRow {
     /// Its name here.
     pub name: Label,
-    /// `host:port`, several with commas.
+    /// `host:port`, several with commas; empty where exports are taken in and nothing is asked.
     pub addresses: String,
     /// Pin of its TLS key.
     pub tls_key: TlsKeyDigest,
@@ -58,6 +59,9 @@ pub struct Enrolment {
     pub name: Label,
     /// What this server is enrolled as there.
     pub principal: PrincipalId,
+    /// The ledger key, where it is not followed but its exports are taken in: that is a row of its
+    /// own, so that neither moves the other's position.
+    pub origin: Option<PublicKey>,
 }
 
 /// A snapshot of a primary whose tree is not here yet.
@@ -84,9 +88,20 @@ impl PrimaryRow {
         name.as_str().as_bytes().to_vec()
     }
 
+    /// Key of the row of exports.
+    pub fn import_key(ledger_key: &PublicKey) -> Vec<u8> {
+        [&b"+"[..], &ledger_key.0].concat()
+    }
+
+    /// Whether the row is that of exports.
+    pub fn is_import(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
     /// The primary as it was enrolled at.
     pub fn enrolment(&self) -> Enrolment {
-        Enrolment { name: self.name.clone(), principal: self.principal }
+        let origin = self.is_import().then_some(self.ledger_key);
+        Enrolment { name: self.name.clone(), principal: self.principal, origin }
     }
 
     /// Who stands in this server's ledger for what a primary caused: an id that no enrolment gives.
@@ -149,6 +164,16 @@ impl PrimaryRow {
             owes_entry,
             is_repair_only,
         })
+    }
+}
+
+impl Enrolment {
+    /// Key of the row.
+    pub fn row_key(&self) -> Vec<u8> {
+        match &self.origin {
+            Some(ledger_key) => PrimaryRow::import_key(ledger_key),
+            None => PrimaryRow::key(&self.name),
+        }
     }
 }
 

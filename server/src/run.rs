@@ -68,6 +68,7 @@ impl BoundServer {
 
         stopper.stop();
         cycles.stop();
+        repository.followers().stop();
         for task in [clients, probes, admin, ticker, collection, scrubbing, replication] {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");

@@ -48,7 +48,7 @@ pub fn scrub_text(report: &ScrubReport, instant_of: fn(u64) -> String) -> String
     };
     let known = match report.known_count {
         0 => "none".to_owned(),
-        count => format!("{count} ENVELOPES: see docs/operations.md, section 14"),
+        count => format!("{count} ENVELOPES: see docs/operations.md, section 15"),
     };
     let mut text = format!("newest pass      {} ({state})\n", report.pass);
     text += &format!("last complete    {}\n", instant_of(report.completed_seconds));

@@ -26,5 +26,6 @@ mod repair;
 mod replica;
 mod retention;
 mod scrub;
+mod seed;
 mod standing;
 mod trust;

@@ -25,7 +25,7 @@ use strongroom_server::stop;
 use crate::harness::{Actor, DAY, TestServer, connect_to, copy_folder, label, unpack_dumps};
 use crate::lying_server::{Lies, captured};
 
-const OFFICER: Principal = Principal {
+pub const OFFICER: Principal = Principal {
     id: PrincipalId::LOCAL,
     role: Role::SecurityOfficer,
     namespace: None,

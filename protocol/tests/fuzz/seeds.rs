@@ -25,6 +25,9 @@ use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, T
 use strongroom_protocol::retention::{Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
+use strongroom_protocol::seed::{
+    KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, SeedPack,
+};
 use strongroom_protocol::signature::SIGNATURE_BYTES;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
 
@@ -52,6 +55,8 @@ pub fn of(name: &str) -> Seeds {
         "record" => one("good", record().encode()),
         "record_body" => one("good", record_body().encode()),
         "route" => routes(),
+        "seed_manifest" => one("good", seed_manifest()),
+        "seed_table" => one("good", seed_table()),
         "token" => tokens(),
         _ => Vec::new(),
     }
@@ -240,6 +245,8 @@ fn entries() -> Seeds {
             descriptor: DescriptorDigest([8; 32]),
             version: 2,
         },
+        Event::Exported { namespace_count: 1, namespaces: [2; 32] },
+        Event::Imported { ledger_key: signing_key, size: 1, root: [2; 32] },
     ];
     let numbered = events.into_iter().chain(events_of_damage()).enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
@@ -351,6 +358,29 @@ fn promotion() -> PromotionRequest {
         checkpoint: checkpoint(),
         snapshots: 4,
     }
+}
+
+/// Without the check sum at its end.
+fn seed_manifest() -> Vec<u8> {
+    let namespace = NamespaceId::of_authority(&public_key());
+    let descriptor = DescriptorDigest([1; 32]);
+    let manifest = Manifest {
+        ledger_key: public_key(),
+        only: vec!["erp".parse().unwrap(), label()],
+        namespaces: vec![SeedNamespace { namespace, name: label(), descriptor }],
+        packs: vec![SeedPack { file_bytes: 700, table: [2; 32] }],
+        checkpoint: checkpoint(),
+    };
+    let mut bytes = manifest.encode();
+    bytes.truncate(bytes.len() - 32);
+    bytes
+}
+
+fn seed_table() -> Vec<u8> {
+    let item = |kind, length, digest| PackItem { namespace: 0, kind, length, digest: [digest; 32] };
+    let namespaces = vec![NamespaceId::of_authority(&public_key())];
+    let items = vec![item(0, 568, 1), item(1, 132, 2), item(KIND_RECORD, 1000, 3)];
+    PackTable { namespaces, items }.encode()
 }
 
 fn receipt() -> Receipt {

@@ -53,6 +53,9 @@ pub async fn add(
             token.role
         )));
     }
+    if token.addresses.is_empty() {
+        return Err(operator("the token names no address of the primary".into()));
+    }
     let name = match wanted.name {
         Some(name) => name,
         None => name_of(&token.addresses)?,

@@ -14,25 +14,22 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
-use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
-use strongroom_protocol::route::Route;
 use strongroom_protocol::tile::{TILE_WIDTH, Tile, TileContent, entries_of};
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::source::Source;
 use super::tree::Transfer;
 use crate::followers::FollowState;
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::replication::{Received, Step};
+use crate::seed::folder::SeedFolder;
 
 /// A pending snapshot that failed often is left alone for so many looks at most.
 const SKIPS_MAX: u32 = 64;
@@ -44,7 +41,7 @@ pub struct Follower {
     /// Which primary.
     pub primary: Enrolment,
     /// The primary.
-    pub peer: Arc<Peer>,
+    pub source: Arc<Source>,
     /// Names of namespaces there; asked for when they are needed.
     names: HashMap<NamespaceId, Label>,
     /// Pending snapshots that failed: how often, and how many looks to leave them alone.
@@ -53,8 +50,13 @@ pub struct Follower {
 
 impl Follower {
     /// Follows nothing yet.
-    pub fn new(repository: Arc<Repository>, primary: Enrolment, peer: Arc<Peer>) -> Self {
-        Self { repository, primary, peer, names: HashMap::new(), failed: HashMap::new() }
+    pub fn new(repository: Arc<Repository>, primary: Enrolment, source: Arc<Source>) -> Self {
+        Self { repository, primary, source, names: HashMap::new(), failed: HashMap::new() }
+    }
+
+    /// Lets no snapshot that failed wait at the next look.
+    pub fn forgive(&mut self) {
+        self.failed.clear();
     }
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
@@ -63,13 +65,15 @@ impl Follower {
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
         let followed = row.followed.size();
-        self.repository.followers().note(&self.primary.name, |progress| {
-            progress.contact_ms = now_ms;
-            progress.known_entries = size;
-            if size > followed {
-                progress.state = FollowState::CatchingUp;
-            }
-        });
+        if self.source.folder().is_none() {
+            self.repository.followers().note(&self.primary.name, |progress| {
+                progress.contact_ms = now_ms;
+                progress.known_entries = size;
+                if size > followed {
+                    progress.state = FollowState::CatchingUp;
+                }
+            });
+        }
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
             self.take_bundle(&row, &newest).await?;
@@ -94,12 +98,9 @@ impl Follower {
             false => Checkpoint::verify(&row.checkpoint, &keys)
                 .map_err(|error| crate::error::ServerError::Bug(error.to_string()))?,
         };
-        let route = Route::Consistency(known.size);
-        let answer: ConsistencyAnswer = match self.peer.json(&route, "").await {
+        let answer = match self.source.consistency(known.size, None).await {
             Err(error) if error.is_not_found() => {
-                let max = u64::from(CHECKPOINT_MAX_BYTES);
-                let note = self.peer.call(&Route::Checkpoint, "", Bytes::new(), max).await?;
-                let shown = verified(&String::from_utf8_lossy(&note), row)?;
+                let shown = verified(&self.source.checkpoint().await?, row)?;
                 return Err(history(known, shown.size));
             }
             answer => answer?,
@@ -127,8 +128,7 @@ impl Follower {
         let index = start / u64::from(TILE_WIDTH);
         let tile = Tile::widest(TileContent::Entries, index, newest.size)
             .ok_or_else(|| ReplicaError::Wrong("no entries to follow".into()))?;
-        let max = u64::from(TILE_WIDTH).saturating_mul(u64::from(ENTRY_MAX_BYTES) + 2);
-        let bundle = self.peer.call(&Route::Tile(tile), "", Bytes::new(), max).await?;
+        let bundle = self.source.bundle(tile).await?;
         let before = usize::try_from(start % u64::from(TILE_WIDTH)).unwrap_or(usize::MAX);
         let entries = entries_of(&bundle, tile.width)?;
         let entries = entries.get(before..).unwrap_or_default();
@@ -159,10 +159,7 @@ impl Follower {
     async fn prove(&self, end: &Frontier, newest: &Checkpoint) -> Result<(), ReplicaError> {
         let mut proof = Vec::new();
         if end.size() < newest.size {
-            let query = format!("to={}", newest.size);
-            let answer: ConsistencyAnswer =
-                self.peer.json(&Route::Consistency(end.size()), &query).await?;
-            proof = answer.proof.0;
+            proof = self.source.consistency(end.size(), Some(newest.size)).await?.proof.0;
         }
         let (hashes, rest) = proof.as_chunks::<32>();
         let proven = verify_consistency(end.size(), newest.size, hashes, &end.root(), &newest.root);
@@ -232,6 +229,9 @@ impl Follower {
         row: &PrimaryRow,
         namespace: &NamespaceId,
     ) -> Result<bool, ReplicaError> {
+        if let Some(folder) = self.source.folder() {
+            return Ok(folder.namespace(namespace).is_some());
+        }
         if row.only.is_empty() {
             return Ok(true);
         }
@@ -244,8 +244,7 @@ impl Follower {
         namespace: &NamespaceId,
     ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
-            let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
-            self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();
+            self.names = self.source.names().await?;
         }
         Ok(self.names.get(namespace).cloned())
     }
@@ -276,9 +275,7 @@ impl Follower {
         digest: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
         let descriptor = self.descriptor(row, namespace).await?;
-        let route = Route::Record(*namespace, digest);
-        let max = u64::from(RECORD_MAX_BYTES);
-        let bytes = self.peer.call(&route, "", Bytes::new(), max).await?.to_vec();
+        let bytes = self.source.record(namespace, &digest).await?.to_vec();
         let record = Record::decode(&bytes)?;
         if record.digest() != digest || record.body.namespace != *namespace {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
@@ -296,6 +293,9 @@ impl Follower {
         let pending = self.here(move |repository| repository.pending(&listed)).await?;
         let mut trouble = None;
         for (leaf, pending) in pending {
+            if !self.is_covered(&row, leaf, &pending) {
+                continue;
+            }
             if pending.is_set_aside && !self.takes(&row, &pending.namespace) {
                 let record = pending.record_digest;
                 trouble = Some(format!(
@@ -333,6 +333,15 @@ impl Follower {
         Ok(trouble)
     }
 
+    /// Whether a pending snapshot is this follower's to bring. What is pending of a primary may
+    /// have been put there by pull or by import: each brings what it has come to itself, because
+    /// only then does it know the primary's clock, which locks are counted in.
+    fn is_covered(&self, row: &PrimaryRow, leaf: u64, pending: &PendingRow) -> bool {
+        let has_namespace =
+            |folder: &Arc<SeedFolder>| folder.namespace(&pending.namespace).is_some();
+        leaf < row.followed.size() && self.source.folder().is_none_or(has_namespace)
+    }
+
     async fn bring(
         &mut self,
         row: &PrimaryRow,
@@ -367,7 +376,11 @@ impl Follower {
         let arrival = self.repository.open_arrival(row, &namespace, &body.source)?;
         let connections = self.repository.config().replica.connections;
         let (repository, name) = (self.repository.clone(), self.primary.name.clone());
+        let is_peer = self.source.folder().is_none();
         let count = move |bytes: u64| {
+            if !is_peer {
+                return;
+            }
             repository.followers().note(&name, |progress| {
                 progress.received_bytes = progress.received_bytes.saturating_add(bytes);
             });
@@ -376,7 +389,7 @@ impl Follower {
         };
         let transfer = Transfer {
             repository: self.repository.clone(),
-            peer: self.peer.clone(),
+            source: self.source.clone(),
             arrival: arrival.clone(),
             namespace,
             connections: usize::try_from(connections).unwrap_or(1),

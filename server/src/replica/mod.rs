@@ -5,15 +5,18 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `descriptors`, `tree`, `repair`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `descriptors`, `tree`,
+//! `import`, `repair`.
 
 mod descriptors;
 pub mod enrol;
 pub mod error;
 mod follow;
+pub mod import;
 mod keys;
 mod peer;
 mod repair;
+mod source;
 mod throttle;
 mod tree;
 
@@ -33,6 +36,7 @@ use self::follow::Follower;
 use self::keys::PrimaryKeys;
 use self::peer::Peer;
 use self::repair::Repairer;
+use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::ServerError;
 use crate::followers::FollowState;
@@ -134,7 +138,7 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
                         outcome = opened.look().await;
                     }
                     if outcome.is_ok() {
-                        let mended = repairer.mend(&repository, &opened.peer, &row).await;
+                        let mended = repairer.mend(&repository, &opened.source, &row).await;
                         outcome = mended.and(outcome);
                     }
                     follower = Some(opened);
@@ -167,7 +171,7 @@ fn open(
 ) -> Result<Follower, ReplicaError> {
     let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
     let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
-    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(peer)))
+    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(Source::Peer(peer))))
 }
 
 /// Says what came of a look: in memory, in the log, and on record where the history is wrong.
@@ -217,9 +221,9 @@ async fn settle(
     if let Err(error) = refused {
         tracing::error!(primary = %name, %error, "the refusal was not written");
     }
-    if let Some(follower) = follower {
+    if let Some(Source::Peer(peer)) = follower.map(|follower| &*follower.source) {
         let (route, note) = (Route::ReportHead, Bytes::from(row.checkpoint.clone()));
-        let told = follower.peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
+        let told = peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
         if let Err(error) = told {
             tracing::warn!(primary = %name, %error, "the primary was not told which head is known");
         }

@@ -21,7 +21,7 @@ use strongroom_protocol::id::{NamespaceId, SealedDigest};
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::source::Source;
 use crate::replica_rows::PrimaryRow;
 use crate::repository::Repository;
 use crate::repository::damage::Giver;
@@ -46,7 +46,7 @@ pub(super) struct Repairer {
 /// One server that is asked.
 struct Asking<'a> {
     repository: &'a Arc<Repository>,
-    peer: &'a Peer,
+    source: &'a Source,
     row: &'a PrimaryRow,
     giver: Giver,
 }
@@ -56,7 +56,7 @@ impl Repairer {
     pub(super) async fn mend(
         &mut self,
         repository: &Arc<Repository>,
-        peer: &Peer,
+        source: &Source,
         row: &PrimaryRow,
     ) -> Result<(), ReplicaError> {
         if repository.damage().count() == 0 {
@@ -70,7 +70,7 @@ impl Repairer {
             return Ok(());
         }
         let giver = Giver { actor: row.actor(), ledger_key: row.ledger_key };
-        let outcome = Asking { repository, peer, row, giver }.mend_all().await;
+        let outcome = Asking { repository, source, row, giver }.mend_all().await;
         self.failures = match outcome {
             Ok(()) if repository.damage().count() == 0 => 0,
             _ => self.failures.saturating_add(1),
@@ -132,7 +132,7 @@ impl Asking<'_> {
         namespace: NamespaceId,
         digests: &[SealedDigest],
     ) -> Result<u64, ReplicaError> {
-        let mut reading = self.peer.read(namespace, digests).await?;
+        let mut reading = self.source.read(namespace, digests).await?;
         let (mut batch, mut batch_bytes, mut repaired_count) = (Vec::new(), 0usize, 0);
         for digest in digests {
             let Some(envelope) = reading.next().await? else {
@@ -184,5 +184,5 @@ impl Asking<'_> {
 fn is_lacking(error: &ReplicaError) -> bool {
     let is_damaged =
         matches!(error, ReplicaError::Primary(body) if body.code == ErrorCode::Damaged);
-    error.is_not_found() || is_damaged
+    error.is_not_found() || is_damaged || matches!(error, ReplicaError::Lacking(_))
 }

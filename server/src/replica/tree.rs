@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::source::Source;
 use crate::repository::Repository;
 use crate::repository::replicated::Arrival;
 
@@ -33,8 +33,7 @@ const LOWEST_GROUP: usize = 64;
 const HIGHER_GROUP: usize = 8;
 /// Digests that are looked up at once.
 const LOOKUP_BATCH: usize = 8192;
-/// Most chunks of one request, and fewest where there are connections for more requests.
-const REQUEST_MAX: usize = 1024;
+/// Fewest chunks of one request, where there are connections for more requests.
 const REQUEST_MIN: usize = 64;
 /// Bytes that are stored together.
 const STORE_BATCH_BYTES: usize = 2 << 20;
@@ -45,7 +44,7 @@ pub struct Transfer {
     /// This server.
     pub repository: Arc<Repository>,
     /// The primary.
-    pub peer: Arc<Peer>,
+    pub source: Arc<Source>,
     /// What pins that which arrives.
     pub arrival: Arrival,
     /// Where.
@@ -118,10 +117,10 @@ impl Transfer {
         })
         .await?;
         if !absent.is_empty() {
-            let mut reading = self.peer.read(self.namespace, &absent).await?;
+            let mut reading = self.source.read(self.namespace, &absent).await?;
             for digest in &absent {
                 let node = reading.next().await?.ok_or_else(too_few)?;
-                check_digest(digest, &node)?;
+                self.check_digest(digest, &node)?;
                 (self.count)(u64::try_from(node.len()).unwrap_or(u64::MAX));
                 nodes.push(Bytes::copy_from_slice(&node));
             }
@@ -161,7 +160,7 @@ impl Transfer {
     async fn bring_chunks(&self, digests: Vec<SealedDigest>) -> Result<(), ReplicaError> {
         let lacking = self.lacking(digests).await?;
         let share = lacking.len().div_ceil(self.connections.max(1));
-        let request = share.clamp(REQUEST_MIN, REQUEST_MAX);
+        let request = share.clamp(REQUEST_MIN, self.source.request_max());
         let mut requests = lacking.chunks(request).map(<[SealedDigest]>::to_vec);
         let (mut running, mut outcome) = (JoinSet::new(), Ok(()));
         loop {
@@ -183,7 +182,7 @@ impl Transfer {
 
     /// One request of chunks, stored as they arrive.
     async fn fetch(&self, digests: Vec<SealedDigest>) -> Result<(), ReplicaError> {
-        let mut reading = self.peer.read(self.namespace, &digests).await?;
+        let mut reading = self.source.read(self.namespace, &digests).await?;
         let (mut batch, mut batch_bytes) = (Vec::new(), 0usize);
         for digest in digests {
             let chunk = reading.next().await?.ok_or_else(too_few)?;
@@ -205,24 +204,24 @@ impl Transfer {
         }
         let bytes: usize = batch.iter().map(|(_, envelope)| envelope.len()).sum();
         (self.count)(u64::try_from(bytes).unwrap_or(u64::MAX));
-        let (repository, arrival) = (self.repository.clone(), self.arrival.clone());
+        let transfer = self.clone();
         blocking(move || {
             let mut envelopes = Vec::with_capacity(batch.len());
             for (digest, envelope) in batch {
-                check_digest(&digest, &envelope)?;
+                transfer.check_digest(&digest, &envelope)?;
                 envelopes.push(envelope);
             }
-            Ok(repository.take_in(&arrival, envelopes).map(drop)?)
+            Ok(transfer.repository.take_in(&transfer.arrival, envelopes).map(drop)?)
         })
         .await
     }
-}
 
-fn check_digest(digest: &SealedDigest, envelope: &[u8]) -> Result<(), ReplicaError> {
-    if SealedDigest::of(envelope) == *digest {
-        return Ok(());
+    fn check_digest(&self, digest: &SealedDigest, envelope: &[u8]) -> Result<(), ReplicaError> {
+        if SealedDigest::of(envelope) == *digest {
+            return Ok(());
+        }
+        Err(self.source.wrong_bytes(&self.namespace, digest))
     }
-    Err(ReplicaError::Wrong(format!("envelope {digest}: other bytes came")))
 }
 
 fn too_few() -> ReplicaError {

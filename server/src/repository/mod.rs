@@ -19,12 +19,14 @@
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
+//! | `importing.rs` | servers whose exports are taken in |
 
 pub mod clock;
 pub mod commit;
 pub mod damage;
 pub mod descriptors;
 pub mod enrolment;
+pub mod importing;
 pub mod proposals;
 pub mod quota;
 pub mod replicated;
@@ -333,6 +335,7 @@ impl Repository {
         let head = self.ledger.head();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
+            ledger_key: self.keys.ledger_public(),
             ledger_size: head.size,
             checkpoint: head.note,
             snapshot_count: read_counter(&self.store, SNAPSHOT_COUNTER)?,

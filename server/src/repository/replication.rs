@@ -62,10 +62,11 @@ impl Step {
 }
 
 impl Repository {
-    /// All primaries, by name.
+    /// All primaries that are followed, by name.
     pub fn primaries(&self) -> Result<Vec<PrimaryRow>, ServerError> {
-        let rows = all_rows(&self.store, Family::Primaries)?;
-        rows.iter().map(|(_, value)| Ok(PrimaryRow::decode(value)?)).collect()
+        let mut rows = all_primaries(&self.store)?;
+        rows.retain(|row| !row.is_import());
+        Ok(rows)
     }
 
     /// A primary; refuses names that are none.
@@ -120,18 +121,19 @@ impl Repository {
     }
 
     /// Begins to follow a primary, from the beginning of its ledger.
-    pub fn add_primary(&self, row: PrimaryRow) -> Result<(), ServerError> {
+    /// What an export of it has shown of its ledger, it must continue.
+    pub fn add_primary(&self, mut row: PrimaryRow) -> Result<(), ServerError> {
         if row.ledger_key == self.keys.ledger_public() {
             return Err(ServerError::Operator("this server cannot follow itself".into()));
         }
         self.writer.decide(move |decision| {
-            let others = all_rows(decision.store, Family::Primaries)?;
+            let (imports, others): (Vec<_>, Vec<_>) =
+                all_primaries(decision.store)?.into_iter().partition(PrimaryRow::is_import);
             if u32::try_from(others.len()).map_or(true, |count| count >= PRIMARIES_MAX) {
                 let message = format!("at most {PRIMARIES_MAX} primaries can be followed");
                 return Err(ServerError::Operator(message));
             }
-            for (_, value) in others {
-                let other = PrimaryRow::decode(&value)?;
+            for other in others {
                 if other.name == row.name || other.ledger_key == row.ledger_key {
                     return Err(ServerError::Operator(format!(
                         "primary {} is followed already; remove it first",
@@ -140,6 +142,9 @@ impl Repository {
                 }
             }
             let PrimaryRow { ledger_key, tls_key, principal, .. } = row;
+            if let Some(import) = imports.into_iter().find(|row| row.ledger_key == ledger_key) {
+                row.checkpoint = import.checkpoint;
+            }
             let event = Event::PrimaryAdded { ledger_key, tls_key, principal };
             decision.enter(PrincipalId::LOCAL, NOWHERE, event);
             put_primary(decision, &row);
@@ -164,8 +169,12 @@ impl Repository {
         let followers = self.followers.clone();
         self.writer.decide(move |decision| {
             let row = read_primary(decision.store, &name)?;
-            for (key, _) in pending_rows(decision.store, &row)? {
-                decision.batch.delete(Family::Pending, key);
+            // What an import waits for too is its own.
+            let import = PrimaryRow::import_key(&row.ledger_key);
+            if decision.store.get(Family::Primaries, &import)?.is_none() {
+                for (key, _) in pending_rows(decision.store, &row)? {
+                    decision.batch.delete(Family::Pending, key);
+                }
             }
             decision.batch.delete(Family::Primaries, PrimaryRow::key(&name));
             let event = Event::PrimaryRemoved { ledger_key: row.ledger_key };
@@ -236,17 +245,26 @@ impl Repository {
         })
     }
 
-    /// Takes over that a snapshot was committed at `leaf`; its tree is still to come.
+    /// Takes over that a snapshot was committed at `leaf`; its tree is still to come. If it is
+    /// pending already, by pull or by import, what was received since stays.
     pub fn put_pending(
         &self,
         primary: &Enrolment,
         step: Step,
         leaf: u64,
-        pending: PendingRow,
+        mut pending: PendingRow,
     ) -> Result<(), ServerError> {
         self.change_primary(primary, move |decision, row| {
             step.take(row);
             let key = PendingRow::key(&row.ledger_key, leaf);
+            if let Some(value) = decision.store.get(Family::Pending, &key)? {
+                let known = PendingRow::decode(&value)?;
+                pending.lock = pending.lock.joined(&known.lock);
+                pending.is_forgotten |= known.is_forgotten;
+                if pending.record.is_empty() {
+                    pending.record = known.record;
+                }
+            }
             decision.batch.put(Family::Pending, key, pending.encode());
             Ok(())
         })
@@ -439,15 +457,23 @@ fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> 
 }
 
 fn read_enrolled(store: &Store, primary: &Enrolment) -> Result<PrimaryRow, ServerError> {
-    let row = read_primary(store, &primary.name)?;
+    let unknown = || ServerError::Operator(format!("no primary is called {}", primary.name));
+    let value = store.get(Family::Primaries, &primary.row_key())?;
+    let row = PrimaryRow::decode(&value.ok_or_else(unknown)?)?;
     if row.principal == primary.principal {
         return Ok(row);
     }
     Err(ServerError::Operator(format!("primary {} is another one now", primary.name)))
 }
 
-fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
-    decision.batch.put(Family::Primaries, PrimaryRow::key(&row.name), row.encode());
+pub(super) fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
+    decision.batch.put(Family::Primaries, row.enrolment().row_key(), row.encode());
+}
+
+/// Rows of primaries and of imports.
+pub(super) fn all_primaries(store: &Store) -> Result<Vec<PrimaryRow>, ServerError> {
+    let rows = all_rows(store, Family::Primaries)?;
+    rows.iter().map(|(_, value)| Ok(PrimaryRow::decode(value)?)).collect()
 }
 
 fn pending_rows(

@@ -102,6 +102,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether one envelope is at fault, and all others can be read.
+    pub fn is_of_one_envelope(&self) -> bool {
+        matches!(self, StoreError::NotFound(_) | StoreError::Damaged(_))
+    }
+
     /// An error of RocksDB while it did `operation`.
     pub(super) fn engine(operation: &'static str, error: &rocksdb::Error) -> Self {
         StoreError::Engine { operation, cause: Arc::from(error.as_ref()) }
