@@ -43,6 +43,9 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::FilterSet { .. } => "filter_set",
         Event::NamespaceReadmitted { .. } => "namespace_readmitted",
         Event::NotCarriedOut { .. } => "not_carried_out",
+        Event::Damaged { .. } => "damaged",
+        Event::Repaired { .. } => "repaired",
+        Event::Scrubbed { .. } => "scrubbed",
     }
 }
 
@@ -229,6 +232,26 @@ fn replica_words(event: &Event) -> String {
         Event::NamespaceReadmitted { ledger_key } => {
             format!("takes the dropped namespace from primary {} again", short(&ledger_key.0))
         }
+        other => damage_words(other),
+    }
+}
+
+fn damage_words(event: &Event) -> String {
+    match event {
+        Event::Damaged { count, digests } => {
+            format!("found {count} envelopes DAMAGED (list {})", short(digests))
+        }
+        Event::Repaired { count, digests, from } => {
+            let whence = match from.0 == [0; 32] {
+                true => "sent again or found here".to_owned(),
+                false => format!("from server {}", short(&from.0)),
+            };
+            format!("has {count} damaged envelopes whole again, {whence} (list {})", short(digests))
+        }
+        Event::Scrubbed { pass, envelope_count, bytes, damaged_count } => format!(
+            "hashed all that is stored, pass {pass}: {envelope_count} envelopes, {bytes} bytes, \
+             {damaged_count} newly found damaged"
+        ),
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),
     }

@@ -448,6 +448,9 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             shown_size: 39,
         },
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
+        Event::Damaged { count: 50, digests: [51; 32] },
+        Event::Repaired { count: 50, digests: [51; 32], from: PublicKey([52; 32]) },
+        Event::Scrubbed { pass: 53, envelope_count: 54, bytes: 55, damaged_count: 56 },
         Event::DescriptorTaken { descriptor: DescriptorDigest([40; 32]), version: 41 },
         Event::DescriptorRefused {
             ledger_key: PublicKey([33; 32]),

@@ -199,6 +199,22 @@ fn write_newer_event(out: &mut Writer, event: &Event) {
         Event::NotCarriedOut { proposal, cause } => {
             out.u8(38).u64(*proposal).u8(cause.code());
         }
+        later => write_damage_event(out, later),
+    }
+}
+
+/// Events of damage and repair.
+fn write_damage_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Damaged { count, digests } => {
+            out.u8(30).u64(*count).raw(digests);
+        }
+        Event::Repaired { count, digests, from } => {
+            out.u8(31).u64(*count).raw(digests).raw(&from.0);
+        }
+        Event::Scrubbed { pass, envelope_count, bytes, damaged_count } => {
+            out.u8(32).u64(*pass).u64(*envelope_count).u64(*bytes).u64(*damaged_count);
+        }
         // The others are written by the callers.
         _ => {}
     }
@@ -340,6 +356,24 @@ fn read_newer_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         36 => Event::FilterSet { ledger_key: PublicKey(reader.array()?), names: reader.array()? },
         37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
+        code => return read_damage_event(reader, code),
+    })
+}
+
+fn read_damage_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        30 => Event::Damaged { count: reader.u64()?, digests: reader.array()? },
+        31 => Event::Repaired {
+            count: reader.u64()?,
+            digests: reader.array()?,
+            from: PublicKey(reader.array()?),
+        },
+        32 => Event::Scrubbed {
+            pass: reader.u64()?,
+            envelope_count: reader.u64()?,
+            bytes: reader.u64()?,
+            damaged_count: reader.u64()?,
+        },
         _ => return reader.refuse(),
     })
 }

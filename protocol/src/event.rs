@@ -285,6 +285,34 @@ pub enum Event {
         /// Why.
         cause: ClosedCause,
     },
+    /// 30: envelopes of the namespace cannot be read back as they were written.
+    Damaged {
+        /// How many.
+        count: u64,
+        /// BLAKE3 over their digests, rising.
+        digests: [u8; 32],
+    },
+    /// 31: envelopes that were known to be damaged are whole again.
+    Repaired {
+        /// How many.
+        count: u64,
+        /// BLAKE3 over their digests, rising.
+        digests: [u8; 32],
+        /// Ledger key of the server that gave them; zeros where they came from a client or were
+        /// found here.
+        from: PublicKey,
+    },
+    /// 32: everything stored was hashed once.
+    Scrubbed {
+        /// Number of the pass.
+        pass: u64,
+        /// Envelopes that were hashed.
+        envelope_count: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// What was found to be wrong and was not known before.
+        damaged_count: u64,
+    },
 }
 
 /// What was asked for and refused.

@@ -297,4 +297,8 @@ pub struct Status {
     pub free_bytes: u64,
     /// Whether uploads are accepted.
     pub accepts_uploads: bool,
+    /// Envelopes that are damaged now.
+    pub damaged_count: u64,
+    /// Envelopes that were damaged and are whole again.
+    pub repaired_count: u64,
 }

@@ -29,6 +29,7 @@ use crate::replica::import::{ImportReport, NewImport};
 use crate::repository::Repository;
 use crate::repository::descriptors::Move;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
+use crate::scrub::{self, ScrubReport};
 use crate::seed::export::{ExportReport, Wanted, export};
 use crate::stop::{self, Stop};
 
@@ -75,6 +76,10 @@ pub enum AdminRequest {
     Collect,
     /// How collection stands.
     CollectionStatus,
+    /// Hash all that is stored now.
+    Scrub,
+    /// How scrub stands.
+    ScrubStatus,
     /// Become a replica of another server.
     ReplicaAdd {
         /// Made by that server, for role `replica`.
@@ -83,6 +88,8 @@ pub enum AdminRequest {
         name: Option<Label>,
         /// Namespaces to follow; all, where it is empty.
         only: Vec<Label>,
+        /// Ask it only for what is damaged here.
+        is_repair_only: bool,
     },
     /// Which servers are followed.
     ReplicaList,
@@ -191,6 +198,11 @@ pub enum AdminAnswer {
         /// When that was.
         completed_seconds: u64,
     },
+    /// How scrub stands, or what a pass found.
+    Scrubbed {
+        /// The report.
+        report: ScrubReport,
+    },
     /// A server is followed from now on.
     ReplicaAdded {
         /// Its name here.
@@ -288,6 +300,8 @@ pub fn execute(
                 completed_seconds: row.completed_seconds,
             }
         }
+        AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
+        AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
         AdminRequest::Export { to, only } => {
             let wanted = Wanted { folder: &to, only, pack_bytes: SEED_PACK_BYTES };
             let stop = repository.followers().stopping();
@@ -318,8 +332,9 @@ fn execute_replica(
     request: AdminRequest,
 ) -> Result<AdminAnswer, ServerError> {
     Ok(match request {
-        AdminRequest::ReplicaAdd { token, name, only } => {
-            AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
+        AdminRequest::ReplicaAdd { token, name, only, is_repair_only } => {
+            let wanted = NewPrimary { token, name, only, is_repair_only };
+            AdminAnswer::ReplicaAdded { name: add_primary(repository, wanted)? }
         }
         AdminRequest::ReplicaList => {
             AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
@@ -349,13 +364,7 @@ fn execute_replica(
 }
 
 /// Enrols at another server.
-fn add_primary(
-    repository: &Arc<Repository>,
-    token: String,
-    name: Option<Label>,
-    only: Vec<Label>,
-) -> Result<Label, ServerError> {
-    let wanted = NewPrimary { token, name, only };
+fn add_primary(repository: &Arc<Repository>, wanted: NewPrimary) -> Result<Label, ServerError> {
     // Nobody gives this signal: the command ends by its own timeouts.
     let (stopper, stop) = stop::signal();
     let outcome = run_here(replica::enrol::add(repository, wanted, stop));
@@ -399,7 +408,10 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     // These take as long as they take.
     let is_long = matches!(
         request,
-        AdminRequest::Collect | AdminRequest::Export { .. } | AdminRequest::Import { .. }
+        AdminRequest::Collect
+            | AdminRequest::Scrub
+            | AdminRequest::Export { .. }
+            | AdminRequest::Import { .. }
     );
     let timeout = (!is_long).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;

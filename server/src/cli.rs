@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
-use strongroom_protocol::message::ClockStatus;
+use strongroom_protocol::message::{ClockStatus, Status};
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
@@ -20,6 +20,7 @@ use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
+use crate::scrub_cli::{ScrubCommand, scrub_text};
 use crate::seed_cli::{ExportArguments, ImportArguments, seed_text};
 use crate::store::error::StoreError;
 
@@ -123,6 +124,11 @@ enum Command {
         #[command(subcommand)]
         command: ReplicaCommand,
     },
+    /// Hash all that is stored, and say what is damaged
+    Scrub {
+        #[command(subcommand)]
+        command: ScrubCommand,
+    },
     /// Have a namespace's backups come to this server: ask for it, then take the answer
     Promote(Promote),
     /// Take no more backups of a namespace whose descriptor names another server
@@ -221,6 +227,7 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
+        Command::Scrub { command } => ask_or_open(command.folder(), command.request()),
         Command::Promote(promote) => {
             let answer = answer_of(&promote.folder, promote.request()?)?;
             print_answer(&promote.finish(answer)?, promote.folder.json)
@@ -380,23 +387,7 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 ));
             }
         }
-        AdminAnswer::Status { status } => {
-            let mib = |bytes: u64| bytes >> 20;
-            say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
-                 segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
-                 accepts uploads  {}\n",
-                status.version,
-                status.snapshot_count,
-                status.ledger_size,
-                status.ledger_key,
-                status.segment_count,
-                mib(status.segment_bytes),
-                status.session_count,
-                mib(status.free_bytes),
-                if status.accepts_uploads { "yes" } else { "no: repository full" }
-            ));
-        }
+        AdminAnswer::Status { status } => print_status(status),
         AdminAnswer::Clock { status } => print_clock(status),
         AdminAnswer::Collected { report } => print_cycle(report),
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
@@ -409,9 +400,10 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// What commands about primaries are answered.
+/// What commands about primaries and scrub are answered.
 fn print_replica(answer: &AdminAnswer) {
     match answer {
+        AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
         }
@@ -424,6 +416,25 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Exported { .. } | AdminAnswer::Imported { .. } => say(&seed_text(answer)),
         other => say(&moved_text(other)),
     }
+}
+
+fn print_status(status: &Status) {
+    say(&format!(
+        "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
+         segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
+         accepts uploads  {}\ndamaged          {} now, {} repaired\n",
+        status.version,
+        status.snapshot_count,
+        status.ledger_size,
+        status.ledger_key,
+        status.segment_count,
+        status.segment_bytes >> 20,
+        status.session_count,
+        status.free_bytes >> 20,
+        if status.accepts_uploads { "yes" } else { "no: repository full" },
+        status.damaged_count,
+        status.repaired_count
+    ));
 }
 
 fn print_clock(status: &ClockStatus) {

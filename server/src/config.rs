@@ -29,6 +29,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Garbage collection.
     pub gc: GcConfig,
+    /// Hashing all that is stored.
+    pub scrub: ScrubConfig,
     /// Following other servers.
     pub replica: ReplicaConfig,
     /// Limits against hostile or broken peers.
@@ -78,6 +80,16 @@ pub struct GcConfig {
     /// What is dead is kept in quarantine for so long, at least, before it is gone.
     pub quarantine: Period,
     /// Share of the time that a cycle works; for the rest it sleeps.
+    pub pace: f64,
+}
+
+/// Hashing all that is stored.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// A pass begins so long after the one before was through.
+    pub interval: Period,
+    /// Share of the time that a pass works; for the rest it sleeps.
     pub pace: f64,
 }
 
@@ -170,6 +182,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             store: StoreConfig::default(),
             gc: GcConfig::default(),
+            scrub: ScrubConfig::default(),
             replica: ReplicaConfig::default(),
             limits: LimitConfig::default(),
         }
@@ -204,6 +217,12 @@ impl Default for StoreConfig {
 impl Default for GcConfig {
     fn default() -> Self {
         Self { interval: Period::seconds(DAY), quarantine: Period::seconds(7 * DAY), pace: 0.5 }
+    }
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { interval: Period::seconds(30 * DAY), pace: 0.2 }
     }
 }
 
@@ -271,6 +290,12 @@ impl Config {
         }
         if !(0.01..=1.0).contains(&config.gc.pace) {
             return Err("gc.pace: must be between 0.01 and 1".into());
+        }
+        if config.scrub.interval.0 < Duration::from_secs(60) {
+            return Err("scrub.interval: needs at least 1m".into());
+        }
+        if !(0.01..=1.0).contains(&config.scrub.pace) {
+            return Err("scrub.pace: must be between 0.01 and 1".into());
         }
         config.replica.check()?;
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
@@ -428,6 +453,8 @@ mod tests {
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
+        assert!(Config::parse("[scrub]\ninterval = \"1s\"").is_err());
+        assert!(Config::parse("[scrub]\npace = 2").is_err());
         assert!(Config::parse("[replica]\nconnections = 17").is_err());
         assert!(Config::parse("[replica]\npoll_interval = \"0s\"").is_err());
         assert!(Config::parse("[replica]\nbytes_per_second = \"1KiB\"").is_err());

@@ -25,6 +25,8 @@ pub enum FollowState {
     Failing,
     /// The primary cannot be reached.
     Unreachable,
+    /// It is not followed, only asked for what is damaged here.
+    RepairOnly,
     /// The primary does not know this server any more.
     Revoked,
     /// Paused by command.
@@ -48,6 +50,8 @@ pub struct Progress {
     pub known_entries: u64,
     /// Bytes of envelopes that came from it since the start.
     pub received_bytes: u64,
+    /// Damaged envelopes that it gave whole since the start.
+    pub repaired_count: u64,
     /// What went wrong last, in plain words; empty, if nothing did since all went well.
     pub trouble: String,
 }
@@ -83,6 +87,10 @@ pub struct PrimaryStatus {
     pub contact_ms: u64,
     /// Bytes of envelopes that came from it since the start.
     pub received_bytes: u64,
+    /// It is not followed, only asked for what is damaged here.
+    pub is_repair_only: bool,
+    /// Damaged envelopes that it gave whole since the start.
+    pub repaired_count: u64,
     /// What went wrong last, in plain words.
     pub trouble: String,
 }

@@ -29,6 +29,9 @@ pub enum ReplicaCommand {
         /// Namespaces to follow, by their names there [default: all, also later ones]
         #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
         only: Vec<Label>,
+        /// Follow nothing; ask that server only for envelopes that are damaged here
+        #[arg(long, conflicts_with = "only")]
+        repair_only: bool,
     },
     /// List the servers that are followed
     List {
@@ -97,8 +100,9 @@ impl ReplicaCommand {
     /// On which folder to ask what.
     pub fn request(self) -> Result<(Folder, AdminRequest), ServerError> {
         Ok(match self {
-            Self::Add { folder, token, name, only } => {
-                (folder, AdminRequest::ReplicaAdd { token: text_of(&token)?, name, only })
+            Self::Add { folder, token, name, only, repair_only: is_repair_only } => {
+                let token = text_of(&token)?;
+                (folder, AdminRequest::ReplicaAdd { token, name, only, is_repair_only })
             }
             Self::List { folder } => (folder, AdminRequest::ReplicaList),
             Self::Status { folder } => (folder, AdminRequest::ReplicaStatus),
@@ -123,7 +127,13 @@ impl ReplicaCommand {
 /// A primary in one line.
 pub fn primary_line(primary: &PrimaryStatus) -> String {
     let only: Vec<&str> = primary.only.iter().map(Label::as_str).collect();
-    let only = if only.is_empty() { "all namespaces".into() } else { only.join(",") };
+    let only = if primary.is_repair_only {
+        "repairs only".into()
+    } else if only.is_empty() {
+        "all namespaces".into()
+    } else {
+        only.join(",")
+    };
     format!("{:<24} {:<28} {only}\n", primary.name.as_str(), primary.addresses)
 }
 
@@ -136,6 +146,7 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
         FollowState::Failing => "FAILING: see trouble",
         FollowState::Unreachable => "UNREACHABLE",
         FollowState::Revoked => "REVOKED there: enrol again with a new token",
+        FollowState::RepairOnly => "not followed; asked for what is damaged here",
         FollowState::Paused => "paused by command",
         FollowState::Refused => "REFUSED: it was rolled back or shows another history",
     };
@@ -147,7 +158,8 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
     let mut text = format!(
         "{}\n  state            {state}\n  address          {}\n  lag              {lag}\n  \
          answered         {contact}\n  ledger entries   {} of {}\n  pending          {} \
-         snapshots ({} MiB)\n  received         {} MiB\n",
+         snapshots ({} MiB)\n  received         {} MiB\n  \
+         repaired         {} envelopes\n",
         primary.name,
         primary.addresses,
         primary.followed_entries,
@@ -155,6 +167,7 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
         primary.pending_snapshots,
         primary.pending_bytes >> 20,
         primary.received_bytes >> 20,
+        primary.repaired_count,
     );
     for name in &primary.passed {
         text.push_str(&format!("  passed over      {name}: it was dropped here\n"));

@@ -56,6 +56,8 @@ pub struct PrimaryRow {
     pub readmitted: Vec<NamespaceId>,
     /// Namespaces that were dropped here, and that the primary goes on with: they are passed over.
     pub passed: Vec<NamespaceId>,
+    /// It is not followed, only asked for what is damaged here.
+    pub is_repair_only: bool,
 }
 
 /// A primary for as long as this server is enrolled there in one way: whoever follows it must not
@@ -144,6 +146,7 @@ impl PrimaryRow {
                 out.raw(&id.0);
             }
         }
+        out.bool(self.is_repair_only);
         out.finish()
     }
 
@@ -167,10 +170,11 @@ impl PrimaryRow {
         }
         let (clock_seconds, owes_entry) = (reader.u64()?, reader.bool()?);
         let (mut reread_to, mut had) = (0, Vec::new());
-        let (mut readmitted, mut passed) = (Vec::new(), Vec::new());
+        let (mut readmitted, mut passed, mut is_repair_only) = (Vec::new(), Vec::new(), false);
         if !is_short {
             (reread_to, had) = (reader.u64()?, read_labels(&mut reader)?);
             (readmitted, passed) = (read_ids(&mut reader)?, read_ids(&mut reader)?);
+            is_repair_only = reader.bool()?;
         }
         reader.finish()?;
         Ok(Self {
@@ -190,6 +194,7 @@ impl PrimaryRow {
             had,
             readmitted,
             passed,
+            is_repair_only,
         })
     }
 }
@@ -303,6 +308,7 @@ mod tests {
             had: vec!["files".parse().unwrap(), "mail".parse().unwrap()],
             readmitted: vec![NamespaceId([7; 32])],
             passed: vec![NamespaceId([8; 32]), NamespaceId([9; 32])],
+            is_repair_only: true,
         };
         let back = PrimaryRow::decode(&row.encode()).unwrap();
         assert_eq!(back, row);

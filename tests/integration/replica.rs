@@ -49,6 +49,7 @@ pub async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str])
         token: token.to_text(),
         name: Some(label(name)),
         only: only.iter().map(|name| label(name)).collect(),
+        is_repair_only: false,
     };
     let (_stopper, stop) = stop::signal();
     enrol::add(&replica.repository, wanted, stop).await.unwrap();

@@ -231,7 +231,10 @@ fn entries() -> Seeds {
         Event::SegmentDropped { segment: 1, file_bytes: 2 },
         Event::Configured { configuration: [1; 32] },
     ];
-    let events = events.into_iter().chain(replica_events(signing_key, tls_key, principal));
+    let events = events
+        .into_iter()
+        .chain(replica_events(signing_key, tls_key, principal))
+        .chain(events_of_damage());
     let numbered = events.enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
 }
@@ -252,6 +255,14 @@ fn replica_events(
         Event::Imported { ledger_key, size: 1, root: [2; 32] },
         Event::FilterSet { ledger_key, names: [1; 32] },
         Event::NamespaceReadmitted { ledger_key },
+    ]
+}
+
+fn events_of_damage() -> [Event; 3] {
+    [
+        Event::Damaged { count: 1, digests: [2; 32] },
+        Event::Repaired { count: 1, digests: [2; 32], from: public_key() },
+        Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
     ]
 }
 

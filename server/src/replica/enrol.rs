@@ -35,6 +35,8 @@ pub struct NewPrimary {
     pub name: Option<Label>,
     /// Namespaces to follow, by their names there; all, where it is empty.
     pub only: Vec<Label>,
+    /// Ask it only for what is damaged here.
+    pub is_repair_only: bool,
 }
 
 /// Enrols at a primary and begins to follow it; gives its name here.
@@ -87,6 +89,7 @@ pub async fn add(
         had: Vec::new(),
         readmitted: Vec::new(),
         passed: Vec::new(),
+        is_repair_only: wanted.is_repair_only,
     };
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;

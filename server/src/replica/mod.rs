@@ -6,7 +6,7 @@
 //! captured primary can do.
 //!
 //! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `descriptors`,
-//! `pending`, `tree`, `import`.
+//! `pending`, `tree`, `import`, `repair`.
 
 mod descriptors;
 pub mod enrol;
@@ -16,6 +16,7 @@ pub mod import;
 mod keys;
 mod peer;
 mod pending;
+mod repair;
 mod source;
 mod throttle;
 mod tree;
@@ -35,6 +36,7 @@ use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::PrimaryKeys;
 use self::peer::Peer;
+use self::repair::Repairer;
 use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::ServerError;
@@ -117,7 +119,7 @@ async fn names(repository: &Arc<Repository>) -> Vec<Label> {
 async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle>, mut stop: Stop) {
     let began = repository.clock().monotonic();
     repository.followers().note(&name, |progress| progress.began = began);
-    let (mut follower, mut failures) = (None, 0u32);
+    let (mut follower, mut failures, mut repairer) = (None, 0u32, Repairer::default());
     loop {
         let (reading, wanted) = (repository.clone(), name.clone());
         let Ok(row) = blocking(move || Ok(reading.primary(&wanted)?)).await else { return };
@@ -133,7 +135,14 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
             let before = repository.followers().progress(&name).received_bytes;
             let outcome = match outcome {
                 Ok(mut opened) => {
-                    let outcome = opened.look().await;
+                    let mut outcome = Ok(None);
+                    if !row.is_repair_only {
+                        outcome = opened.look().await;
+                    }
+                    if outcome.is_ok() {
+                        let mended = repairer.mend(&repository, &opened.source, &row).await;
+                        outcome = mended.and(outcome);
+                    }
                     follower = Some(opened);
                     outcome
                 }
@@ -183,6 +192,7 @@ async fn settle(
 ) {
     let (name, now) = (&row.name, repository.clock().monotonic());
     let (state, trouble) = match &outcome {
+        Ok(_) if row.is_repair_only => (FollowState::RepairOnly, String::new()),
         Ok(None) => (FollowState::InSync, String::new()),
         Ok(Some(trouble)) => (FollowState::Failing, trouble.clone()),
         Err(error) => {

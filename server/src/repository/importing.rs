@@ -80,5 +80,6 @@ fn new_row(name: Label, ledger_key: PublicKey) -> PrimaryRow {
         had: Vec::new(),
         readmitted: Vec::new(),
         passed: Vec::new(),
+        is_repair_only: false,
     }
 }

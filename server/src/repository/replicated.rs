@@ -89,7 +89,7 @@ impl Repository {
     ) -> Result<Vec<bool>, ServerError> {
         let session = self.session(&arrival.principal, &arrival.namespace, &arrival.session)?;
         let namespace = self.namespace(&arrival.namespace)?;
-        let answers = self.find_and_pin(&namespace, &session, digests)?;
+        let answers = self.find_and_pin(&namespace, &session, digests, true)?;
         Ok(answers.into_iter().map(|answer| answer == 1).collect())
     }
 

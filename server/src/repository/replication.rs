@@ -112,6 +112,8 @@ impl Repository {
             lag_seconds: lag,
             contact_ms: progress.contact_ms,
             received_bytes: progress.received_bytes,
+            is_repair_only: row.is_repair_only,
+            repaired_count: progress.repaired_count,
             trouble: progress.trouble,
             name: row.name,
             addresses: row.addresses,

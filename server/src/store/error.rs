@@ -112,6 +112,20 @@ impl StoreError {
         StoreError::Engine { operation, cause: Arc::from(error.as_ref()) }
     }
 
+    /// Whether something stored cannot be read back, which says nothing about anything else.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StoreError::Damaged(_) | StoreError::RowInvalid { .. } => true,
+            // The engine's words: its kinds do not tell a lost file from a limit of open files.
+            StoreError::Engine { cause, .. } => {
+                cause.starts_with("Corruption")
+                    || cause.contains("No such file")
+                    || cause.contains("Input/output error")
+            }
+            _ => false,
+        }
+    }
+
     /// An error of the file system while the store did `operation` on `path`.
     pub(super) fn file(operation: &'static str, path: &Path, error: std::io::Error) -> Self {
         StoreError::File { operation, path: path.to_path_buf(), cause: Arc::new(error) }
