@@ -1,0 +1,144 @@
+//! What keeps an envelope, one thing at a time: each namespace for itself, holds and locks without
+//! end alone and together, and the lock of a root to the day.
+
+use std::sync::Arc;
+
+use strongroom_protocol::retention::{FOREVER, Lock};
+use strongroom_server::gc::Outcome;
+use strongroom_server::lock::{Day, locked_until};
+use strongroom_server::repository::Repository;
+use strongroom_server::rows::{SnapshotRow, lock_key};
+use strongroom_server::store::meta::MetaBatch;
+use strongroom_server::store::schema::Family;
+use strongroom_server::writer::Decision;
+
+use crate::gc::{assert_whole, collect, forget, gc_config, noise, number, snapshot, tree_of};
+use crate::harness::{DAY, TestServer};
+
+/// Changes the lock in the row of a snapshot, and nothing else.
+fn set_lock(repository: &Arc<Repository>, ns: u32, commit: u64, change: impl Fn(&mut Lock)) {
+    let key = SnapshotRow::key(ns, commit);
+    let value = repository.store().get(Family::Snapshots, &key).unwrap().unwrap();
+    let mut row = SnapshotRow::decode(&value).unwrap();
+    change(&mut row.lock);
+    let write = move |decision: &mut Decision<'_>| {
+        decision.batch.put(Family::Snapshots, key, row.encode());
+        Ok(())
+    };
+    repository.writer().decide(write).unwrap();
+}
+
+/// The server cannot tell whose keys sealed an envelope, so two namespaces may hold one digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envelope_that_two_namespaces_hold_is_kept_in_each() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let (one, two) = (server.writer("one").await, server.writer("two").await);
+    let (tree, other) = (tree_of(&one, &noise(1, 8)), tree_of(&one, &noise(2, 8)));
+    let first = snapshot(&one, "db", &tree).await;
+    snapshot(&two, "db", &tree).await;
+    snapshot(&one, "other", &other).await;
+    snapshot(&two, "other", &other).await;
+    assert_eq!(collect(&repository).unwrap().quarantined_count, 0);
+    for writer in [&one, &two] {
+        assert_whole(&repository, writer, &tree);
+        assert_whole(&repository, writer, &other);
+    }
+    // What one forgets, the other keeps; without locks, only the records say so.
+    server.clock.advance(DAY * 4);
+    forget(&repository, &one, &first);
+    assert_eq!(collect(&repository).unwrap().quarantined_count, 8 + 2, "chunks, node, root");
+    server.clock.advance(DAY * 8);
+    assert_eq!(collect(&repository).unwrap().outcome, Outcome::Complete);
+    assert_whole(&repository, &two, &tree);
+    assert_whole(&repository, &one, &other);
+    assert_whole(&repository, &two, &other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holds_and_locks_without_end_are_raised_alone_and_together() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let writer = server.writer("erp").await;
+    let ns = number(&repository, &writer);
+    let tree = tree_of(&writer, &noise(3, 5));
+    snapshot(&writer, "db", &tree).await;
+    let dated = SnapshotRow::decode(
+        &repository.store().get(Family::Snapshots, &SnapshotRow::key(ns, 1)).unwrap().unwrap(),
+    );
+    let dated = dated.unwrap().lock.until_seconds;
+    for (is_held, until_seconds) in [(true, dated), (false, FOREVER), (true, FOREVER)] {
+        set_lock(&repository, ns, 1, |lock| {
+            *lock = Lock { is_held, until_seconds, ..*lock };
+        });
+        server.clock.advance(DAY * 450);
+        let report = collect(&repository).unwrap();
+        assert_eq!((report.outcome, report.raised_count), (Outcome::Complete, 1));
+        let today = Day::of(repository.moment().retention_seconds);
+        let root = locked_until(repository.store(), ns, &tree.root.digest).unwrap().unwrap();
+        assert!(root >= today.plus(400), "held {is_held}, until {until_seconds}");
+        assert_eq!(collect(&repository).unwrap().raised_count, 0);
+        // Again where less than 200 days are left, and not before.
+        let left = root.number() - today.number();
+        server.clock.advance(DAY * (left - 200));
+        assert_eq!(collect(&repository).unwrap().raised_count, 0, "200 days are left");
+        server.clock.advance(DAY);
+        assert_eq!(collect(&repository).unwrap().raised_count, 1, "less than 200 days");
+    }
+    assert_whole(&repository, &writer, &tree);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_locked_a_day_less_than_its_record_ends_the_cycle() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let writer = server.writer("erp").await;
+    let ns = number(&repository, &writer);
+    let (dead, live) = (tree_of(&writer, &noise(4, 5)), tree_of(&writer, &noise(5, 5)));
+    let record = snapshot(&writer, "dead", &dead).await;
+    server.clock.advance(DAY * 4);
+    forget(&repository, &writer, &record);
+    snapshot(&writer, "live", &live).await;
+    let until = repository.moment().retention_seconds + 20 * 24 * 3600 + 1;
+    set_lock(&repository, ns, 2, |lock| lock.until_seconds = until);
+    let put_root = |day: Day| {
+        let mut batch = MetaBatch::new();
+        let key = lock_key(ns, &live.root.digest);
+        batch.put(Family::Locks, key, day.number().to_be_bytes());
+        repository.store().write(&batch).unwrap();
+    };
+    let wanted = Day::at_or_after(until);
+    put_root(Day::of(until));
+    assert!(collect(&repository).is_err(), "the lock ends in the course of that day");
+    assert_whole(&repository, &writer, &dead);
+    put_root(wanted);
+    let report = collect(&repository).unwrap();
+    assert_eq!(report.quarantined_count, 5 + 2);
+    assert_whole(&repository, &writer, &live);
+}
+
+/// Rows are read a batch at a time: a record that stands behind more than one batch of others is
+/// marked from like them.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_record_is_marked_from_however_many_there_are() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let writer = server.writer("erp").await;
+    let ns = number(&repository, &writer);
+    let (many, last) = (tree_of(&writer, &noise(6, 3)), tree_of(&writer, &noise(7, 3)));
+    snapshot(&writer, "many", &many).await;
+    snapshot(&writer, "last", &last).await;
+    let store = repository.store();
+    let row = |commit| store.get(Family::Snapshots, &SnapshotRow::key(ns, commit)).unwrap();
+    let (one, two) = (row(1).unwrap(), row(2).unwrap());
+    let mut batch = MetaBatch::new();
+    for commit in 2..1500 {
+        batch.put(Family::Snapshots, SnapshotRow::key(ns, commit), one.clone());
+    }
+    batch.put(Family::Snapshots, SnapshotRow::key(ns, 1500), two);
+    store.write(&batch).unwrap();
+    server.clock.advance(DAY * 4);
+    let report = collect(&repository).unwrap();
+    assert_eq!((report.outcome, report.quarantined_count), (Outcome::Complete, 0));
+    assert_whole(&repository, &writer, &last);
+}
