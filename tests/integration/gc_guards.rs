@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use strongroom_protocol::entry::Event;
 use strongroom_protocol::retention::{FOREVER, Lock};
 use strongroom_server::gc::Outcome;
 use strongroom_server::lock::{Day, locked_until};
@@ -12,8 +13,11 @@ use strongroom_server::store::meta::MetaBatch;
 use strongroom_server::store::schema::Family;
 use strongroom_server::writer::Decision;
 
-use crate::gc::{assert_whole, collect, forget, gc_config, noise, number, snapshot, tree_of};
-use crate::harness::{DAY, TestServer};
+use crate::gc::{
+    assert_whole, collect, events, forget, gc_config, noise, number, reaped_count, snapshot,
+    tree_of,
+};
+use crate::harness::{DAY, TestServer, digests};
 
 /// Changes the lock in the row of a snapshot, and nothing else.
 fn set_lock(repository: &Arc<Repository>, ns: u32, commit: u64, change: impl Fn(&mut Lock)) {
@@ -141,4 +145,60 @@ async fn every_record_is_marked_from_however_many_there_are() {
     let report = collect(&repository).unwrap();
     assert_eq!((report.outcome, report.quarantined_count), (Outcome::Complete, 0));
     assert_whole(&repository, &writer, &last);
+}
+
+/// Time in quarantine counts for each envelope, whatever else the same cycle sweeps. And each
+/// sweep has its intent and its outcome in the ledger, with what it was to do and what it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_reaped_early_beside_what_is_swept() {
+    let server = TestServer::start_with(gc_config).await;
+    let repository = server.repository.clone();
+    let writer = server.writer("erp").await;
+    let trees: Vec<_> = (0..3).map(|seed| tree_of(&writer, &noise(seed, 5))).collect();
+    let mut records = Vec::new();
+    for (tree, source) in trees.iter().zip(["first", "second", "third"]) {
+        records.push(snapshot(&writer, source, tree).await);
+    }
+    let ns = number(&repository, &writer);
+    let present = |tree: &crate::harness::Tree| {
+        let wanted = digests(&tree.chunks[1..]);
+        let rows = repository.store().lookup(ns, &wanted).unwrap();
+        rows.iter().filter(|row| row.is_some()).count()
+    };
+    server.clock.advance(DAY * 4);
+    let mut swept = Vec::new();
+    let mut cycle = |quarantined: u64, reaped: u64| {
+        let report = collect(&repository).unwrap();
+        assert_eq!((report.quarantined_count, reaped_count(&report)), (quarantined, reaped));
+        swept.push((report.generation, quarantined, reaped));
+    };
+    forget(&repository, &writer, &records[0]);
+    cycle(7, 0);
+    server.clock.advance(DAY * 4);
+    forget(&repository, &writer, &records[1]);
+    cycle(7, 0);
+    assert_eq!(present(&trees[0]), 5, "four days of seven");
+    server.clock.advance(DAY * 3);
+    forget(&repository, &writer, &records[2]);
+    cycle(7, 7);
+    assert_eq!((present(&trees[0]), present(&trees[1])), (0, 5));
+    server.clock.advance(DAY * 4);
+    cycle(0, 7);
+    assert_eq!((present(&trees[1]), present(&trees[2])), (0, 5));
+    let mut said = Vec::new();
+    for event in events(repository.store()) {
+        match event {
+            Event::CollectionIntended { generation, dead_count, reap_count, .. } => {
+                said.push(("intent", generation, dead_count, reap_count));
+            }
+            Event::Collected { generation, quarantined_count, reaped_count, .. } => {
+                said.push(("outcome", generation, quarantined_count, reaped_count));
+            }
+            _ => {}
+        }
+    }
+    let both = |(generation, dead, reaped)| {
+        [("intent", generation, dead, reaped), ("outcome", generation, dead, reaped)]
+    };
+    assert_eq!(said, swept.into_iter().flat_map(both).collect::<Vec<_>>());
 }

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
+use strongroom_client::enroll::{EnrollOptions, enroll};
 use strongroom_client::error::ClientError;
+use strongroom_client::profile::{Profile, ProfileFolder};
 use strongroom_client::retention;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::PublicKey;
@@ -230,4 +232,60 @@ async fn one_officer_cannot_fill_the_desk() {
     propose(&second).await.unwrap();
     let waiting = server.repository.proposals().unwrap();
     assert_eq!(waiting.len(), 2, "what a revoked officer proposed is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_signing_key_under_two_names_is_one_person() {
+    let server = TestServer::start().await;
+    let first = server.principal(None, Role::SecurityOfficer).await;
+    let home = tempfile::tempdir().unwrap();
+    let folder = ProfileFolder::new(home.path(), "default").unwrap();
+    folder.make().unwrap();
+    let key = "signing.key";
+    std::fs::copy(first.profile.folder().path(key), folder.path(key)).unwrap();
+    let options = EnrollOptions {
+        token: server.token(None, Role::Operator),
+        display_name: "the same again".into(),
+        kit_folder: home.path().to_path_buf(),
+        kit: None,
+        connect: server.connect(),
+    };
+    enroll(&folder, options).await.unwrap();
+    let second = Profile::open(folder).unwrap();
+    let proposed = retention::tend_clock(&first.client(), ClockWish::Credit(5)).await.unwrap();
+    let decide = async |profile: &Profile| {
+        let client = profile.client(&server.connect()).unwrap();
+        let (leaf, meaning) = (proposed.proposal.unwrap(), "checked".to_owned());
+        retention::decide(profile, &client, leaf, Verdict::Approve, meaning).await
+    };
+    refused_with(decide(&second).await, ErrorCode::NotAllowed);
+    // To somebody else the clock itself answers: nothing was lost that could be credited.
+    let third = server.principal(None, Role::Operator).await;
+    refused_with(decide(&third.profile).await, ErrorCode::BadRequest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_policy_withdraws_what_was_proposed_about_it_and_about_no_other() {
+    let server = TestServer::start().await;
+    let repository = &server.repository;
+    let actor = server.principal(None, Role::SecurityOfficer).await;
+    let officer = principal_of(&actor, Role::SecurityOfficer);
+    let (erp, crm) = (server.writer("erp").await, server.writer("crm").await);
+    let change = |writer: &Actor, by_seconds: i64| {
+        let mut policy = repository.policy(&writer.namespace()).unwrap();
+        let default = &mut policy.rule.default_seconds;
+        *default = default.checked_add_signed(by_seconds).unwrap();
+        repository.set_policy(&officer, &writer.namespace(), policy).unwrap()
+    };
+    let (first, other) = (change(&erp, -1).proposal.unwrap(), change(&crm, -1).proposal.unwrap());
+    let waiting = || {
+        let rows = repository.proposals().unwrap().into_iter();
+        rows.map(|row| row.proposal).collect::<Vec<u64>>()
+    };
+    assert_eq!(waiting(), [first, other]);
+    assert!(change(&erp, 1).is_done);
+    assert_eq!(waiting(), [other]);
+    let again = change(&erp, -1).proposal.unwrap();
+    repository.drop_namespace(&label("crm")).unwrap();
+    assert_eq!(waiting(), [again], "those of a dropped namespace go with it");
 }
