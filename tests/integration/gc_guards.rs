@@ -159,6 +159,7 @@ async fn nothing_is_reaped_early_beside_what_is_swept() {
     for (tree, source) in trees.iter().zip(["first", "second", "third"]) {
         records.push(snapshot(&writer, source, tree).await);
     }
+    snapshot(&writer, "lives", &tree_of(&writer, &noise(3, 5))).await;
     let ns = number(&repository, &writer);
     let present = |tree: &crate::harness::Tree| {
         let wanted = digests(&tree.chunks[1..]);
