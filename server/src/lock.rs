@@ -496,8 +496,9 @@ mod tests {
 
     #[test]
     fn what_is_locked_ahead_is_high_enough_for_a_decision_a_day_later() {
+        let forest = Forest::grow();
         for days in [0, 1, 40, 90, 365, 800, 5000] {
-            let (forest, until) = (Forest::grow(), NOW + days * DAY_SECONDS + 7);
+            let until = NOW + days * DAY_SECONDS + 7;
             for slice in forest.plan(NOW, ahead_of(until, NOW), true).into_slices() {
                 forest.write(&slice).unwrap();
             }
