@@ -533,6 +533,18 @@ mod tests {
     }
 
     #[test]
+    fn a_tree_with_a_node_that_does_not_parse_is_not_locked() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap().0;
+        let junk = put(&store, 1, b"not a node".to_vec());
+        let root = put(&store, 2, node_of(2, &[junk]));
+        store.seal().unwrap();
+        let (tree, mut batch) = (Tree { ns: NS, root, level: 2 }, MetaBatch::new());
+        let locked = lock_tree(&store, &mut batch, tree, NOW, NOW + 5, &|_, _| false);
+        assert!(matches!(locked, Err(ServerError::Bug(_))) && batch.is_empty());
+    }
+
+    #[test]
     fn what_no_lock_vouches_for_is_proven_and_what_is_pinned_is_not() {
         let forest = Forest::grow();
         let until = NOW + 10 * DAY_SECONDS;

@@ -43,6 +43,10 @@ async fn an_envelope_that_two_namespaces_hold_is_kept_in_each() {
     snapshot(&two, "db", &tree).await;
     snapshot(&one, "other", &other).await;
     snapshot(&two, "other", &other).await;
+    // A third has nothing of theirs, and nothing of it is looked for among theirs.
+    let three = server.writer("three").await;
+    let own = tree_of(&three, &noise(3, 8));
+    snapshot(&three, "db", &own).await;
     assert_eq!(collect(&repository).unwrap().quarantined_count, 0);
     for writer in [&one, &two] {
         assert_whole(&repository, writer, &tree);
@@ -57,6 +61,7 @@ async fn an_envelope_that_two_namespaces_hold_is_kept_in_each() {
     assert_whole(&repository, &two, &tree);
     assert_whole(&repository, &one, &other);
     assert_whole(&repository, &two, &other);
+    assert_whole(&repository, &three, &own);
 }
 
 #[tokio::test(flavor = "multi_thread")]
