@@ -17,12 +17,13 @@ FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 MUTANTS_OF = $(addprefix protocol/src/,retention.rs policy.rs proposal.rs merkle.rs checkpoint.rs \
   tile.rs event.rs entry.rs codec.rs)
 
-.PHONY: help build demo test bench bench-quick campaign-fuzz campaign-kills campaign-locks \
+.PHONY: help build demo drill-replica test bench bench-quick campaign-fuzz campaign-kills campaign-locks \
   campaign-mutants fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
 	@echo 'make demo           a real ERP dump through server and client, and back: two minutes'
+	@echo 'make drill-replica  the first site is lost, the replica gives back and takes over'
 	@echo 'make test           formatting, lints, all tests, documentation tests'
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
@@ -43,6 +44,11 @@ demo:
 	@scripts/bootstrap.sh build demo
 	$(CARGO) build --release --workspace $(LOCKED)
 	@scripts/demo.sh
+
+drill-replica:
+	@scripts/bootstrap.sh build demo
+	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/drill-replica.sh
 
 # The binaries are built first, because the integration tests start them. The runner comes last,
 # so that its count of tests is the end of the output.

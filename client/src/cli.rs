@@ -102,6 +102,12 @@ SNAPSHOT is SOURCE, SOURCE@latest, latest, an id, or at least 4 digits of one. A
 as they are verified: if restore fails in the middle, what was piped is the start of the dump, and
 the exit code is not 0.";
 
+const PROMOTE_HELP: &str = "\
+It needs no network: carry the request to where the kit is, and the descriptor back. Compare the
+ledger key that is shown with the one that `strongroomd promote` printed on the server: whoever can
+swap the request could have another server named. Carry the descriptor to that server only:
+  strongroomd promote --data DIR --namespace NAME --descriptor FILE";
+
 /// `key new`'s choices.
 #[derive(Debug, Clone, Args)]
 pub struct NewKeys {
@@ -131,6 +137,10 @@ pub struct Enroll {
     /// Recovery kit of the namespace, for a further backup machine; it is only read
     #[arg(long, value_name = "FILE")]
     pub kit: Option<PathBuf>,
+    /// Add the server that made the token to this profile, as the second of its namespace: a
+    /// replica, which takes backups once it is promoted
+    #[arg(long, conflicts_with_all = ["kit", "kit_folder"])]
+    pub standby: bool,
 }
 
 /// `setup`.
@@ -162,6 +172,19 @@ pub enum KitCommand {
         /// The kit, typed or scanned from the paper
         #[arg(long, value_name = "FILE")]
         kit: PathBuf,
+    },
+    /// Sign the descriptor that moves a namespace to the server which asks for it
+    #[command(after_help = PROMOTE_HELP)]
+    Promote {
+        /// The kit, typed or scanned from the paper
+        #[arg(long, value_name = "FILE")]
+        kit: PathBuf,
+        /// From `strongroomd promote --request FILE` on the server that is to take backups
+        #[arg(long, value_name = "FILE")]
+        request: PathBuf,
+        /// Where to write the descriptor; it is no secret
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
     },
 }
 

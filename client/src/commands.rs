@@ -3,10 +3,11 @@
 //! Results go to standard output, everything else to standard error. With `--json` the result is
 //! one object, also where the command failed: `{"error": ..., "code": ..., "exit_code": ...}`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use strongroom_protocol::descriptor::Codec;
+use strongroom_protocol::limits::PROMOTION_MAX_BYTES;
 use strongroom_protocol::message::Status;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::role::Role;
@@ -26,14 +27,16 @@ use crate::error::{ClientError, ExitCode};
 use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
 use crate::output::{
-    backup_text, details_text, enrolled_text, kit_text, restore_text, row_text, status_text,
-    verify_text,
+    backup_text, details_text, enrolled_text, kit_text, promoted_text, promotion_text,
+    restore_text, row_text, status_text, verify_text,
 };
 use crate::progress::Monitor;
+use crate::promotion;
 use crate::restore::{self, RestoreOptions};
 use crate::retention_commands;
 use crate::snapshot::{self, SnapshotSummary};
 use crate::source::Source;
+use crate::standby::{self, Purpose};
 use crate::terminal::{Output, read_kit, report};
 use crate::trust::ReadAccess;
 
@@ -60,6 +63,9 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
         Command::Enroll(options) => enroll(&output, options).await,
         Command::Key(Key::New(keys)) => new_keys(&output, keys),
         Command::Key(Key::Kit(KitCommand::Check { kit })) => check_kit(&output, &kit).await,
+        Command::Key(Key::Kit(KitCommand::Promote { kit, request, out })) => {
+            promote(&output, &kit, &request, out)
+        }
         Command::Backup(options) => back_up(&output, options).await,
         Command::List(options) => list(&output, options).await,
         Command::Show(options) => show(&output, options).await,
@@ -93,12 +99,17 @@ async fn set_up(output: &Output, setup: Setup) -> Result<(), ClientError> {
 }
 
 async fn enroll(output: &Output, options: Enroll) -> Result<(), ClientError> {
-    let folder = output.folder()?;
+    let second_of = options.standby.then(|| output.profile()).transpose()?;
+    let folder = match &second_of {
+        Some(first) => first.folder().standby(),
+        None => output.folder()?,
+    };
     let options = EnrollOptions {
         token: read_token(&options.token)?,
         display_name: options.name.unwrap_or_else(host_name),
         kit_folder: options.kit_folder,
         kit: options.kit.as_deref().map(read_kit).transpose()?,
+        second_of,
         connect: output.connect()?,
     };
     let summary = Box::pin(enroll::enroll(&folder, options)).await?;
@@ -139,6 +150,16 @@ async fn check_kit(output: &Output, path: &Path) -> Result<(), ClientError> {
     output.emit(&check, || kit_text(&check))
 }
 
+fn promote(output: &Output, kit: &Path, request: &Path, out: PathBuf) -> Result<(), ClientError> {
+    let kit = read_kit(kit)?;
+    let request = durable::read(request, u64::from(PROMOTION_MAX_BYTES))?;
+    let prepared = promotion::prepare(&kit, &request, out)?;
+    output.say(&promotion_text(prepared.summary()));
+    let summary = prepared.summary();
+    durable::create(&summary.file, &prepared.sign(&kit))?;
+    output.emit(summary, || promoted_text(summary))
+}
+
 async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
     let mut source = match (options.file, options.stdin, options.command) {
         (Some(file), ..) => Source::File(file),
@@ -150,12 +171,14 @@ async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
             ));
         }
     };
-    let mut profile = output.profile()?;
+    let connect = output.connect()?;
+    let chosen = standby::choose(output.profile()?, &connect, Purpose::Backup).await?;
+    let mut profile = chosen.profile;
     let backup_options = BackupOptions {
         source: options.source,
         lock_wanted: options.until.wanted(),
         tags: options.tag,
-        connect: output.connect()?,
+        connect,
         worker_count: options.threads,
     };
     let monitor = Monitor::hidden();

@@ -229,6 +229,7 @@ fn is_hopeless(error: &ClientError) -> bool {
                 | ErrorCode::BadRecord
                 | ErrorCode::MissingChildren
                 | ErrorCode::NotFound
+                | ErrorCode::NotPrimary
                 | ErrorCode::RetentionOutOfPolicy
         )
     )

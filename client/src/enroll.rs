@@ -37,7 +37,7 @@ use crate::profile::{
 };
 use crate::tls::Pin;
 use crate::transport::{Body, Client, Endpoint, parse_json};
-use crate::trust::{fetch_descriptor, open_wrapped_secret};
+use crate::trust::{fetch_descriptor, fetch_signed_descriptor, open_wrapped_secret};
 
 /// Longest answer to identity and enrolment, in bytes.
 const ANSWER_MAX_BYTES: u64 = 64 * 1024;
@@ -53,8 +53,25 @@ pub struct EnrollOptions {
     /// Kit of an existing namespace: lets a further machine of role `backup` have the convergence
     /// secret.
     pub kit: Option<Kit>,
+    /// The profile that this becomes the second server of: its namespace, role and convergence
+    /// secret are the same.
+    pub second_of: Option<Profile>,
     /// How to reach the server.
     pub connect: ConnectOptions,
+}
+
+impl EnrollOptions {
+    /// What the first server of a profile has shown holds for the second too.
+    fn descriptor_floor(&self) -> u64 {
+        self.second_of.as_ref().map_or(0, |first| first.settings().descriptor_version)
+    }
+
+    fn check(&self) -> Result<(), ClientError> {
+        match &self.second_of {
+            Some(first) => check_second(&self.token, first),
+            None => check_kit(&self.token, self.kit.as_ref()),
+        }
+    }
 }
 
 /// What came of it; the object that `--json` prints.
@@ -115,7 +132,7 @@ pub async fn enroll(
         })?),
         _ => None,
     };
-    check_kit(token, options.kit.as_ref())?;
+    options.check()?;
 
     let identity = folder.tls_identity()?;
     let signing_key = folder.signing_key()?;
@@ -158,7 +175,7 @@ pub async fn enroll(
         role: answer.role,
         namespace: answer.namespace,
         namespace_name: answer.namespace_name.clone(),
-        descriptor_version: 0,
+        descriptor_version: options.descriptor_floor(),
         checkpoint: None,
     };
     finish(folder, settings, &client, &prepared, &options, &answer).await
@@ -178,6 +195,30 @@ fn check_kit(token: &Token, kit: Option<&Kit>) -> Result<(), ClientError> {
                 .into(),
         )),
         _ => Ok(()),
+    }
+}
+
+/// A second server must be for what the first is for: else backups would go astray with it.
+fn check_second(token: &Token, first: &Profile) -> Result<(), ClientError> {
+    let settings = first.settings();
+    if !token.role.is_of_namespace() || token.role != settings.role {
+        return Err(ClientError::Usage(format!(
+            "the token is for role {}, and this profile has role {}: a second server needs a \
+             token of the same role, backup or restore; for another, use another --profile",
+            token.role, settings.role
+        )));
+    }
+    match &token.scope {
+        Scope::Existing(namespace, _) if Some(*namespace) == settings.namespace => Ok(()),
+        Scope::Existing(_, name) => Err(ClientError::Untrusted(format!(
+            "the token is for another namespace ({name}) than this profile: ask who made the token \
+             why"
+        ))),
+        _ => Err(ClientError::Usage(
+            "the token is for a namespace that its server does not have: the second server must be \
+             a replica of the first, and in sync, before it makes the token"
+                .into(),
+        )),
     }
 }
 
@@ -225,6 +266,9 @@ async fn finish(
     options: &EnrollOptions,
     answer: &EnrollAnswer,
 ) -> Result<EnrollSummary, ClientError> {
+    if let (Some(first), Role::Backup) = (&options.second_of, answer.role) {
+        folder.write_convergence_secret(&first.convergence_secret()?)?;
+    }
     let mut profile = Profile::create(folder.clone(), settings)?;
     if let Some(floor) = options.kit.as_ref().and_then(|kit| kit.checkpoint)
         && floor.ledger_key == profile.settings().ledger_key
@@ -236,6 +280,8 @@ async fn finish(
     let mut descriptor: Option<VerifiedDescriptor> = None;
     if !prepared.descriptor.is_empty() {
         descriptor = Some(profile.accept_descriptor(&prepared.descriptor)?);
+    } else if options.second_of.is_some() {
+        descriptor = Some(fetch_signed_descriptor(&mut profile, client).await?);
     } else if answer.namespace.is_some() {
         descriptor = Some(fetch_descriptor(&mut profile, client).await?);
     }

@@ -178,6 +178,7 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
         ErrorCode::Unavailable
         | ErrorCode::TooMany
         | ErrorCode::Internal
+        | ErrorCode::NotPrimary
         | ErrorCode::SessionEnded => ExitCode::Temporary,
         _ => ExitCode::Other,
     }
@@ -189,6 +190,7 @@ fn describe(body: &ErrorBody) -> String {
         ErrorCode::NotAllowed => "; use a profile whose role allows it (--profile)",
         ErrorCode::NotFound => "; see `strongroom list` for what there is",
         ErrorCode::RetentionOutOfPolicy => "; choose another --retain",
+        ErrorCode::NotPrimary => "; run again: the client asks which server takes the backups now",
         ErrorCode::RepositoryFull => "; nothing is lost: run again when there is room",
         ErrorCode::Internal => "; run again, and if it stays tell the operator the request id",
         _ => "",

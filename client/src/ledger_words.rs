@@ -36,6 +36,8 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryFollowed { .. } => "primary_followed",
         Event::PrimaryRefused { .. } => "primary_refused",
         Event::PrimaryRemoved { .. } => "primary_removed",
+        Event::DescriptorTaken { .. } => "descriptor_taken",
+        Event::DescriptorRefused { .. } => "descriptor_refused",
         Event::NotCarriedOut { .. } => "not_carried_out",
     }
 }
@@ -196,6 +198,16 @@ fn replica_words(event: &Event) -> String {
         Event::PrimaryRemoved { ledger_key } => {
             format!("follows primary {} no more, by command", short(&ledger_key.0))
         }
+        Event::DescriptorTaken { descriptor, version } => format!(
+            "took version {version} of the namespace's descriptor ({})",
+            short(&descriptor.0)
+        ),
+        Event::DescriptorRefused { ledger_key, descriptor, version } => format!(
+            "REFUSED version {version} of the namespace's descriptor ({}) from primary {}: it does \
+             not come after what is here",
+            short(&descriptor.0),
+            short(&ledger_key.0)
+        ),
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),
     }

@@ -6,8 +6,8 @@
 //! * `keys`, `age_file`, `kit`, `namespace`: secrets, and how a namespace begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
-//! * `profile`, `history`, `receipts`, `trust`, `enroll`: what a machine keeps and believes, and
-//!   how it becomes known to a server;
+//! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
+//!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
 //! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
 //!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
@@ -40,7 +40,9 @@ pub mod transport;
 pub mod enroll;
 pub mod history;
 pub mod profile;
+pub mod promotion;
 pub mod receipts;
+pub mod standby;
 pub mod trust;
 
 pub mod backup;

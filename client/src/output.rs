@@ -10,6 +10,7 @@ use strongroom_protocol::role::Role;
 use crate::arguments::{end_text, local_time};
 use crate::backup::BackupSummary;
 use crate::enroll::EnrollSummary;
+use crate::promotion::Promotion;
 use crate::restore::{RestoreSummary, VerifySummary};
 use crate::snapshot::{KitCheck, SnapshotDetails, SnapshotSummary};
 
@@ -162,6 +163,40 @@ pub fn verify_text(summary: &VerifySummary) -> String {
 pub fn kit_text(check: &KitCheck) -> String {
     let time = local_time(signed(check.committed_ms));
     format!("the kit opens the newest snapshot: {} of {time}\n", check.source)
+}
+
+/// What is about to be signed with a namespace's authority key.
+pub fn promotion_text(promotion: &Promotion) -> String {
+    let mut text = format!(
+        "About to sign version {} of the descriptor of namespace {} ({}).\n\
+         From then on one server takes its backups, and no other:\n  ledger key  {}\n  address     \
+         {}\n  it has      {} snapshots, {} ledger entries\nNo longer:\n",
+        promotion.version,
+        promotion.namespace_name,
+        promotion.namespace,
+        promotion.ledger_key,
+        promotion.addresses,
+        HumanCount(promotion.snapshots),
+        HumanCount(promotion.ledger_size),
+    );
+    for key in &promotion.dropped_ledger_keys {
+        text.push_str(&format!("  ledger key  {key}\n"));
+    }
+    text.push_str("Recipients, keys of records and all snapshots stay as they are.\n");
+    text
+}
+
+/// What to do with a descriptor that was signed.
+pub fn promoted_text(promotion: &Promotion) -> String {
+    format!(
+        "signed: {}\nIf the first ledger key above is the one that `strongroomd promote` printed, \
+         carry it there:\n  strongroomd promote --data DIR --namespace {} --descriptor FILE\nIf \
+         not, destroy it. On every copy of the kit, write descriptor_version = {}: so that the kit \
+         believes nothing older.\n",
+        promotion.file.display(),
+        promotion.namespace_name,
+        promotion.version
+    )
 }
 
 /// How a server stands.

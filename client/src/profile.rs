@@ -13,6 +13,7 @@
 //!   pending/SOURCE.record  a signed record whose receipt has not come yet
 //!   receipts/SOURCE/       what the server has proven to have committed
 //!   distrust               a server was caught lying: the next run asks it nothing
+//!   standby/               the same for a second server of the namespace (`standby.rs`)
 //! ```
 //!
 //! No file of a `backup` profile opens a backup: identity, authority key and access key are in the
@@ -51,7 +52,7 @@ pub struct ConnectOptions {
     pub retry: RetryPolicy,
     /// Addresses instead of the profile's; the pin stays.
     pub servers: Vec<String>,
-    /// With a kit: the server may be a replica, which the descriptor does not name.
+    /// Read from a replica: the server need not be one that the descriptor names.
     pub from_replica: bool,
 }
 
@@ -135,6 +136,11 @@ impl ProfileFolder {
     /// Waits for this process's turn to read something and write it again.
     fn lock(&self) -> Result<File, ClientError> {
         durable::lock(&self.path("lock"))
+    }
+
+    /// The folder of the profile's second server.
+    pub fn standby(&self) -> Self {
+        Self(self.0.join("standby"))
     }
 
     /// A file or folder in it.
@@ -278,6 +284,16 @@ impl Profile {
             )));
         };
         Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
+    }
+
+    /// The newest descriptor that was accepted; nothing where it is lost or damaged. The floor
+    /// stands in `profile.toml` and stays.
+    pub fn kept_descriptor(&self) -> Result<Option<VerifiedDescriptor>, ClientError> {
+        let path = self.folder.path("descriptor");
+        let Some(bytes) = durable::read_if_there(&path, u64::from(DESCRIPTOR_MAX_BYTES))? else {
+            return Ok(None);
+        };
+        Ok(VerifiedDescriptor::decode_for(&bytes, &self.namespace()?, 0).ok())
     }
 
     /// Checks a descriptor that the server offers, and keeps it where it is newer than the one

@@ -16,6 +16,7 @@ use crate::error::ClientError;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed};
 use crate::restore::open_tree;
+use crate::standby;
 use crate::transport::{Body, parse_json};
 use crate::trust::{Freshness, ReadAccess};
 
@@ -110,12 +111,17 @@ pub async fn list(
     rows.into_iter().map(SnapshotSummary::of_row).collect()
 }
 
-/// The snapshots that this writer holds receipts of, oldest first.
+/// The snapshots that this writer holds receipts of, from both servers of its profile, oldest
+/// first.
 pub fn list_own(
     profile: &Profile,
     source: Option<&Label>,
 ) -> Result<Vec<SnapshotSummary>, ClientError> {
-    let kept = receipts::list(profile, source)?;
+    let mut kept = receipts::list(profile, source)?;
+    if let Some(second) = standby::second_of(profile)? {
+        kept.extend(receipts::list(&second, source)?);
+        kept.sort_by_key(|committed| committed.committed_ms);
+    }
     Ok(kept.into_iter().map(SnapshotSummary::of_receipt).collect())
 }
 

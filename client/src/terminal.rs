@@ -16,6 +16,7 @@ use crate::options::{Global, Reading};
 use crate::output::printable;
 use crate::profile::{ConnectOptions, Profile, ProfileFolder, locate_home, parse_addresses};
 use crate::progress::{Display, Monitor, Style};
+use crate::standby::{self, Chosen, Purpose};
 use crate::transport::Client;
 use crate::trust::{ReadAccess, is_server_role};
 
@@ -98,7 +99,7 @@ impl Output {
         if let Some(kit) = &reading.kit {
             return ReadAccess::with_kit(&read_kit(kit)?, &connect, unverified).await;
         }
-        let mut profile = self.profile()?;
+        let profile = self.profile()?;
         let role = profile.settings().role;
         if is_server_role(role) {
             let Some(namespace) = &reading.namespace else {
@@ -106,12 +107,16 @@ impl Output {
                     "a profile of role {role} sees all namespaces: name one with --namespace"
                 )));
             };
+            let mut profile = profile;
             return ReadAccess::with_server_profile(&mut profile, namespace, &connect).await;
         }
         let identities = match &reading.identity {
             Some(path) => identities_in(&read_text(path)?)?,
             None => Vec::new(),
         };
+        let Chosen { mut profile, is_replica } =
+            standby::choose(profile, &connect, Purpose::Read).await?;
+        connect.from_replica = is_replica;
         ReadAccess::with_profile(&mut profile, identities, &connect).await
     }
 }

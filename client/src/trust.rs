@@ -81,22 +81,32 @@ pub struct OpenRecord {
     pub is_verified: bool,
 }
 
-/// Fetches the newest descriptor of the profile's namespace and verifies it.
+/// Fetches the newest descriptor of the profile's namespace and verifies it; it must name the
+/// server.
 pub async fn fetch_descriptor(
+    profile: &mut Profile,
+    client: &Client,
+) -> Result<VerifiedDescriptor, ClientError> {
+    let descriptor = fetch_signed_descriptor(profile, client).await?;
+    if !descriptor.names(&profile.settings().ledger_key) {
+        return Err(ClientError::Untrusted(
+            "the namespace's descriptor does not name this server's ledger key: the namespace has \
+             left this server, or never was backed up to it; enrol with the one that it names \
+             (--standby adds it to this profile)"
+                .into(),
+        ));
+    }
+    Ok(descriptor)
+}
+
+/// Fetches the newest descriptor of the profile's namespace, whichever server it names.
+pub async fn fetch_signed_descriptor(
     profile: &mut Profile,
     client: &Client,
 ) -> Result<VerifiedDescriptor, ClientError> {
     let route = Route::Descriptor(profile.namespace()?);
     let bytes = client.request(&route, "", Body::empty()).await?;
-    let descriptor = profile.accept_descriptor(&bytes)?;
-    if !descriptor.contents().ledger_keys.contains(&profile.settings().ledger_key) {
-        return Err(ClientError::Untrusted(
-            "the namespace's descriptor does not name this server's ledger key: the namespace has \
-             left this server; enrol with the one it moved to"
-                .into(),
-        ));
-    }
-    Ok(descriptor)
+    profile.accept_descriptor(&bytes)
 }
 
 /// The convergence secret that a descriptor wraps for its recipients.
@@ -120,9 +130,11 @@ impl ReadAccess {
         connect: &ConnectOptions,
     ) -> Result<Self, ClientError> {
         let client = history::connect(profile, connect).await?;
-        let descriptor = fetch_descriptor(profile, &client).await?;
+        let (descriptor, freshness) = match connect.from_replica {
+            false => (fetch_descriptor(profile, &client).await?, Freshness::Profile),
+            true => (fetch_signed_descriptor(profile, &client).await?, Freshness::Replica),
+        };
         let namespace = descriptor.namespace();
-        let freshness = Freshness::Profile;
         let descriptor = Some(descriptor);
         let wanted_source = None;
         Ok(Self { client, namespace, descriptor, identities, freshness, wanted_source })

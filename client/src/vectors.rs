@@ -22,6 +22,7 @@ use strongroom_protocol::id::{
 };
 use strongroom_protocol::merkle::leaf_hash;
 use strongroom_protocol::policy::Quota;
+use strongroom_protocol::promotion::PromotionRequest;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
@@ -444,6 +445,12 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             shown_size: 39,
         },
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([40; 32]), version: 41 },
+        Event::DescriptorRefused {
+            ledger_key: PublicKey([33; 32]),
+            descriptor: DescriptorDigest([40; 32]),
+            version: 41,
+        },
         Event::NotCarriedOut { proposal: 40, cause: ClosedCause::Refused },
     ]
 }
@@ -498,9 +505,20 @@ fn enrolment_objects() {
         display_name: "erp-1".into(),
         descriptor: b"descriptor".to_vec(),
     };
+    let promotion = PromotionRequest {
+        namespace_name: "erp".parse().unwrap(),
+        descriptor: descriptor().sign(&authority()),
+        ledger_key: public_key_of(&ledger()),
+        tls_key: TlsKeyDigest([3; 32]),
+        vouch: [8; 64],
+        addresses: "replica.example:7443".into(),
+        checkpoint: "a note".into(),
+        snapshots: 9,
+    };
     check(
         "enrolment",
         &json!({
+            "promotion_request_(vouch of 64 x 8, checkpoint 'a note')": hex(&promotion.encode()),
             "token_for_new_namespace": token.to_text(),
             "token_for_existing_namespace": existing.to_text(),
             "exporter": hex(&[7; 32]),

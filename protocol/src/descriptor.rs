@@ -48,6 +48,27 @@ pub enum DescriptorError {
         /// Version known before.
         known: u64,
     },
+    /// It is not the next version.
+    #[error("descriptor: version {offered} does not come next after version {known}")]
+    NotNext {
+        /// Version of the refused descriptor.
+        offered: u64,
+        /// Newest version known.
+        known: u64,
+    },
+    /// It comes after another descriptor than the one that is known.
+    #[error(
+        "descriptor: version {offered} comes after another version {known} than the one known here"
+    )]
+    Forked {
+        /// Version of the refused descriptor.
+        offered: u64,
+        /// Newest version known.
+        known: u64,
+    },
+    /// It begins another epoch, or changes what the epoch's records are verified with.
+    #[error("descriptor: another epoch or record key; this program knows one epoch a namespace")]
+    OtherEpoch,
 }
 
 /// How chunk bodies are compressed.
@@ -245,6 +266,31 @@ impl VerifiedDescriptor {
         Ok(descriptor)
     }
 
+    /// Checks that it is the next version after `known`, so that what was written by `known` is
+    /// verified with it too.
+    pub fn check_follows(&self, known: &Self) -> Result<(), DescriptorError> {
+        if self.namespace() != known.namespace() {
+            return Err(DescriptorError::OtherNamespace);
+        }
+        let (offered, newest) = (&self.contents, &known.contents);
+        let versions = (offered.version, newest.version);
+        if newest.version.checked_add(1) != Some(offered.version) {
+            return Err(DescriptorError::NotNext { offered: versions.0, known: versions.1 });
+        }
+        if offered.previous != known.digest {
+            return Err(DescriptorError::Forked { offered: versions.0, known: versions.1 });
+        }
+        if (offered.epoch, offered.record_key) != (newest.epoch, newest.record_key) {
+            return Err(DescriptorError::OtherEpoch);
+        }
+        Ok(())
+    }
+
+    /// Whether it names the server whose ledger this key signs.
+    pub fn names(&self, ledger_key: &PublicKey) -> bool {
+        self.contents.ledger_keys.contains(ledger_key)
+    }
+
     /// What it says.
     pub fn contents(&self) -> &Descriptor {
         &self.contents
@@ -302,6 +348,45 @@ mod tests {
         );
         assert_eq!(
             VerifiedDescriptor::decode_for(&encoded, &NamespaceId([0; 32]), 0),
+            Err(DescriptorError::OtherNamespace)
+        );
+    }
+
+    #[test]
+    fn only_the_next_version_of_the_same_chain_and_epoch_follows() {
+        let authority = SigningKey::from_bytes(&[9; 32]);
+        let decoded = |contents: &Descriptor, key: &SigningKey| {
+            VerifiedDescriptor::decode(&contents.sign(key)).unwrap()
+        };
+        let known = decoded(&descriptor(&authority), &authority);
+        let next = Descriptor {
+            version: 4,
+            previous: known.digest(),
+            ledger_keys: vec![PublicKey([6; 32])],
+            ..descriptor(&authority)
+        };
+        assert_eq!(decoded(&next, &authority).check_follows(&known), Ok(()));
+        assert!(decoded(&next, &authority).names(&PublicKey([6; 32])));
+        assert!(!decoded(&next, &authority).names(&PublicKey([4; 32])));
+        let refused = |change: fn(&mut Descriptor)| {
+            let mut changed = next.clone();
+            change(&mut changed);
+            decoded(&changed, &authority).check_follows(&known).unwrap_err()
+        };
+        let not_next = |offered| DescriptorError::NotNext { offered, known: 3 };
+        assert_eq!(refused(|next| next.version = 3), not_next(3));
+        assert_eq!(refused(|next| next.version = 5), not_next(5));
+        let forked = DescriptorError::Forked { offered: 4, known: 3 };
+        assert_eq!(refused(|next| next.previous = DescriptorDigest([1; 32])), forked);
+        assert_eq!(refused(|next| next.epoch = 2), DescriptorError::OtherEpoch);
+        assert_eq!(
+            refused(|next| next.record_key = PublicKey([7; 32])),
+            DescriptorError::OtherEpoch
+        );
+        let other = SigningKey::from_bytes(&[8; 32]);
+        let foreign = Descriptor { authority: descriptor(&other).authority, ..next.clone() };
+        assert_eq!(
+            decoded(&foreign, &other).check_follows(&known),
             Err(DescriptorError::OtherNamespace)
         );
     }

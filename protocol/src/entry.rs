@@ -106,7 +106,7 @@ fn write_event(out: &mut Writer, event: &Event) {
     }
 }
 
-/// Events of retention, clock, collection and replication.
+/// Events of retention, clock and collection.
 fn write_later_event(out: &mut Writer, event: &Event) {
     match event {
         Event::Retained { record, lock } => {
@@ -152,6 +152,13 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::Configured { configuration } => {
             out.u8(22).raw(configuration);
         }
+        other => write_replica_event(out, other),
+    }
+}
+
+/// Events of replication and descriptors.
+fn write_replica_event(out: &mut Writer, event: &Event) {
+    match event {
         Event::PrimaryAdded { ledger_key, tls_key, principal } => {
             out.u8(23).raw(&ledger_key.0).raw(&tls_key.0).raw(&principal.0);
         }
@@ -164,10 +171,16 @@ fn write_later_event(out: &mut Writer, event: &Event) {
         Event::PrimaryRemoved { ledger_key } => {
             out.u8(26).raw(&ledger_key.0);
         }
+        Event::DescriptorTaken { descriptor, version } => {
+            out.u8(27).raw(&descriptor.0).u64(*version);
+        }
+        Event::DescriptorRefused { ledger_key, descriptor, version } => {
+            out.u8(28).raw(&ledger_key.0).raw(&descriptor.0).u64(*version);
+        }
         Event::NotCarriedOut { proposal, cause } => {
             out.u8(38).u64(*proposal).u8(cause.code());
         }
-        // The first nine are written by the caller.
+        // The others are written by the callers.
         _ => {}
     }
 }
@@ -261,6 +274,12 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         20 => Event::SegmentDropIntended { segment: reader.u32()?, table: reader.array()? },
         21 => Event::SegmentDropped { segment: reader.u32()?, file_bytes: reader.u64()? },
         22 => Event::Configured { configuration: reader.array()? },
+        code => return read_replica_event(reader, code),
+    })
+}
+
+fn read_replica_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
         23 => Event::PrimaryAdded {
             ledger_key: PublicKey(reader.array()?),
             tls_key: TlsKeyDigest(reader.array()?),
@@ -278,6 +297,15 @@ fn read_later_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
             shown_size: reader.u64()?,
         },
         26 => Event::PrimaryRemoved { ledger_key: PublicKey(reader.array()?) },
+        27 => Event::DescriptorTaken {
+            descriptor: DescriptorDigest(reader.array()?),
+            version: reader.u64()?,
+        },
+        28 => Event::DescriptorRefused {
+            ledger_key: PublicKey(reader.array()?),
+            descriptor: DescriptorDigest(reader.array()?),
+            version: reader.u64()?,
+        },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
         _ => return reader.refuse(),
     })

@@ -33,6 +33,8 @@ pub enum ErrorCode {
     BadRecord,
     /// The record does not follow the newest one of its source.
     OutOfSequence,
+    /// The namespace's newest descriptor does not name this server, so it takes no backups.
+    NotPrimary,
     /// The retention asked for is outside the namespace's policy.
     RetentionOutOfPolicy,
     /// The snapshot is locked.
@@ -63,7 +65,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -75,6 +77,7 @@ impl ErrorCode {
         Self::MissingChildren,
         Self::BadRecord,
         Self::OutOfSequence,
+        Self::NotPrimary,
         Self::RetentionOutOfPolicy,
         Self::Locked,
         Self::Held,
@@ -104,6 +107,7 @@ impl ErrorCode {
             Self::MissingChildren => "missing_children",
             Self::BadRecord => "bad_record",
             Self::OutOfSequence => "out_of_sequence",
+            Self::NotPrimary => "not_primary",
             Self::RetentionOutOfPolicy => "retention_out_of_policy",
             Self::Locked => "locked",
             Self::Held => "held",
@@ -133,6 +137,7 @@ impl ErrorCode {
             Self::NotFound => 404,
             Self::MissingChildren
             | Self::OutOfSequence
+            | Self::NotPrimary
             | Self::RetentionOutOfPolicy
             | Self::Stale => 409,
             Self::SessionEnded => 410,

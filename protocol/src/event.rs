@@ -232,6 +232,23 @@ pub enum Event {
         /// The primary.
         ledger_key: PublicKey,
     },
+    /// 27: a namespace goes by a newer descriptor from now on.
+    DescriptorTaken {
+        /// Which.
+        descriptor: DescriptorDigest,
+        /// Its version, one more than the one before.
+        version: u64,
+    },
+    /// 28: a primary's ledger names a descriptor that cannot come after those that are here;
+    /// nothing was replaced.
+    DescriptorRefused {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// What it names.
+        descriptor: DescriptorDigest,
+        /// As which version.
+        version: u64,
+    },
     /// 38: an approval came to nothing: the proposal was closed, and not carried out.
     NotCarriedOut {
         /// The leaf of the proposal.

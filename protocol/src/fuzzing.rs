@@ -22,6 +22,7 @@ use crate::limits::PROOF_HASHES_MAX;
 use crate::merkle::{Hash, verify_consistency, verify_inclusion};
 use crate::message::HexBytes;
 use crate::node;
+use crate::promotion::PromotionRequest;
 use crate::receipt::Receipt;
 use crate::record::{KeyBlock, Record, RecordBody};
 use crate::role::Role;
@@ -39,7 +40,7 @@ pub struct Target {
 }
 
 /// All entry points.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "catalogue", decode: decode_catalogue },
     Target { name: "certificate", decode: decode_certificate },
     Target { name: "checkpoint", decode: decode_checkpoint },
@@ -53,6 +54,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "merkle", decode: decode_merkle },
     Target { name: "name", decode: decode_name },
     Target { name: "node", decode: decode_node },
+    Target { name: "promotion", decode: decode_promotion },
     Target { name: "receipt", decode: decode_receipt },
     Target { name: "record", decode: decode_record },
     Target { name: "record_body", decode: decode_record_body },
@@ -242,6 +244,11 @@ pub fn decode_node(data: &[u8]) -> bool {
     let Some((count, payload)) = data.split_first_chunk::<2>() else { return false };
     let children = node::decode(payload, usize::from(u16::from_le_bytes(*count)));
     children.is_ok_and(|children| accept(payload, &node::encode(&children)))
+}
+
+/// A request to promote a server; nothing of it is verified.
+pub fn decode_promotion(data: &[u8]) -> bool {
+    PromotionRequest::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
 /// A receipt.

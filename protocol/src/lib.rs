@@ -30,6 +30,7 @@ pub mod checkpoint;
 pub mod entry;
 pub mod event;
 pub mod merkle;
+pub mod promotion;
 pub mod receipt;
 pub mod tile;
 

@@ -96,6 +96,10 @@ pub const ENROLL_MAX_BYTES: u32 = DESCRIPTOR_MAX_BYTES + 4096;
 
 /// Longest JSON body of a control request.
 pub const CONTROL_MAX_BYTES: u32 = 64 * 1024;
+/// Longest command to a running server: a descriptor in hexadecimal, and words around it.
+pub const COMMAND_MAX_BYTES: u32 = 2 * DESCRIPTOR_MAX_BYTES + CONTROL_MAX_BYTES;
+/// Longest request to promote a server.
+pub const PROMOTION_MAX_BYTES: u32 = DESCRIPTOR_MAX_BYTES + CHECKPOINT_MAX_BYTES + 4096;
 /// Longest JSON body of an answer that a client accepts.
 pub const ANSWER_MAX_BYTES: u32 = 8 * 1024 * 1024;
 /// Most digests in one "have" question.

@@ -154,6 +154,12 @@ pub struct NamespaceRow {
     pub namespace: NamespaceId,
     /// Its policy.
     pub policy: Policy,
+    /// Version of its newest descriptor on this server.
+    #[serde(default)]
+    pub descriptor_version: u64,
+    /// Whether that descriptor names this server, so that it takes backups.
+    #[serde(default)]
+    pub takes_backups: bool,
 }
 
 /// `POST .../forget`: the snapshot is gone from lists; its bytes follow by garbage collection.

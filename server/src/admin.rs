@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use strongroom_protocol::id::{Label, PrincipalId};
-use strongroom_protocol::limits::CONTROL_MAX_BYTES;
-use strongroom_protocol::message::{ClockStatus, NamespaceRow, Status};
+use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
+use strongroom_protocol::limits::COMMAND_MAX_BYTES;
+use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,6 +26,7 @@ use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
 use crate::repository::Repository;
+use crate::repository::descriptors::Move;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
 use crate::stop::{self, Stop};
 
@@ -97,6 +98,20 @@ pub enum AdminRequest {
         /// Its name here.
         name: Label,
     },
+    /// Say what whoever keeps a namespace's authority key needs, to move it here.
+    PromotionRequest {
+        /// The namespace's name here.
+        namespace: Label,
+    },
+    /// Take a descriptor: from it on the namespace's backups come here, or no longer.
+    MoveNamespace {
+        /// The namespace's name here.
+        namespace: Label,
+        /// Whether it comes or goes.
+        wanted: Move,
+        /// The descriptor.
+        descriptor: HexBytes,
+    },
 }
 
 /// What is answered.
@@ -159,6 +174,35 @@ pub enum AdminAnswer {
         /// All.
         primaries: Vec<PrimaryStatus>,
     },
+    /// What whoever keeps the authority key needs.
+    PromotionRequest {
+        /// The request, encoded.
+        request: HexBytes,
+    },
+    /// The same, once it is in a file.
+    RequestWritten {
+        /// Which file.
+        file: PathBuf,
+        /// The namespace's name here.
+        namespace: Label,
+        /// This server's ledger key, by which people know it.
+        ledger_key: PublicKey,
+        /// Where clients reach it.
+        addresses: String,
+        /// Version of the newest descriptor here.
+        descriptor_version: u64,
+        /// Snapshots of the namespace.
+        snapshots: u64,
+    },
+    /// A descriptor is the newest here.
+    Moved {
+        /// The namespace's name here.
+        namespace: Label,
+        /// Whether it came or went.
+        wanted: Move,
+        /// Version of the descriptor.
+        version: u64,
+    },
     /// Done.
     Done,
     /// Refused.
@@ -218,6 +262,14 @@ pub fn execute(
         AdminRequest::ReplicaRemove { name } => {
             replica::remove(repository, &name)?;
             AdminAnswer::Done
+        }
+        AdminRequest::PromotionRequest { namespace } => {
+            let request = repository.promotion_request(&namespace)?;
+            AdminAnswer::PromotionRequest { request: HexBytes(request.encode()) }
+        }
+        AdminRequest::MoveNamespace { namespace, wanted, descriptor } => {
+            let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
+            AdminAnswer::Moved { namespace, wanted, version }
         }
     })
 }
@@ -314,7 +366,7 @@ pub async fn run(repository: Arc<Repository>, listener: UnixListener, mut stop: 
 async fn serve_one(repository: Arc<Repository>, stream: UnixStream) -> Result<(), std::io::Error> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    let mut reader = tokio::io::BufReader::new(read.take(u64::from(CONTROL_MAX_BYTES)));
+    let mut reader = tokio::io::BufReader::new(read.take(u64::from(COMMAND_MAX_BYTES)));
     reader.read_line(&mut line).await?;
     let outcome = match serde_json::from_str::<AdminRequest>(&line) {
         Ok(request) => tokio::task::spawn_blocking(move || execute(&repository, request))

@@ -16,6 +16,7 @@ use crate::config::{Config, Period};
 use crate::error::ServerError;
 use crate::folder::Folder;
 use crate::gc::CycleReport;
+use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
@@ -121,6 +122,10 @@ enum Command {
         #[command(subcommand)]
         command: ReplicaCommand,
     },
+    /// Have a namespace's backups come to this server: ask for it, then take the answer
+    Promote(Promote),
+    /// Take no more backups of a namespace whose descriptor names another server
+    Demote(Demote),
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -211,6 +216,11 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
+        Command::Promote(promote) => {
+            let answer = answer_of(&promote.folder, promote.request()?)?;
+            print_answer(&promote.finish(answer)?, promote.folder.json)
+        }
+        Command::Demote(demote) => ask_or_open(&demote.folder, demote.request()?),
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -305,17 +315,17 @@ async fn termination() {
 
 /// Asks the running server, or opens the folder where none runs.
 fn ask_or_open(folder: &Folder, request: AdminRequest) -> Result<(), ServerError> {
-    let answer = match admin::ask(&folder.data, &request)? {
-        Some(answer) => answer,
-        None => {
-            let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-            let config = Config::default();
-            let (repository, _) =
-                Repository::open(&folder.data, config, clock, Arc::new(AbortOnFatal))?;
-            admin::execute(&Arc::new(repository), request)?
-        }
-    };
-    print_answer(&answer, folder.json)
+    print_answer(&answer_of(folder, request)?, folder.json)
+}
+
+fn answer_of(folder: &Folder, request: AdminRequest) -> Result<AdminAnswer, ServerError> {
+    if let Some(answer) = admin::ask(&folder.data, &request)? {
+        return Ok(answer);
+    }
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let config = Config::default();
+    let (repository, _) = Repository::open(&folder.data, config, clock, Arc::new(AbortOnFatal))?;
+    admin::execute(&Arc::new(repository), request)
 }
 
 fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
@@ -347,14 +357,17 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Namespaces { namespaces } => {
             for n in namespaces {
                 let days = |seconds: u64| seconds / 86_400;
+                let takes = if n.takes_backups { "backups" } else { "NO backups" };
                 say(&format!(
-                    "{:<20} {}  {} mode, locks of {} to {} days, default {}\n",
+                    "{:<20} {}  {} mode, locks of {} to {} days, default {}; descriptor {}, takes \
+                     {takes}\n",
                     n.name,
                     n.namespace,
                     n.policy.rule.mode.name(),
                     days(n.policy.rule.minimum_seconds),
                     days(n.policy.rule.maximum_seconds),
-                    days(n.policy.rule.default_seconds)
+                    days(n.policy.rule.default_seconds),
+                    n.descriptor_version
                 ));
             }
         }
@@ -397,8 +410,7 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
-        // The others are printed by the caller.
-        _ => {}
+        other => say(&moved_text(other)),
     }
 }
 

@@ -8,6 +8,7 @@
 //! `docs/architecture.md` has the map, the ranks and the invariants.
 
 pub mod cli;
+pub mod promote_cli;
 pub mod replica_cli;
 pub mod run;
 

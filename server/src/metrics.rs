@@ -74,6 +74,8 @@ pub struct ReplicaMetrics {
     pub received_bytes: IntCounterVec,
     /// Cycles that did not go through.
     pub failures: IntCounterVec,
+    /// Descriptors that did not come after those that are here.
+    pub refused_descriptors: IntCounterVec,
 }
 
 impl ReplicaMetrics {
@@ -94,6 +96,12 @@ impl ReplicaMetrics {
                 r,
                 "replica_failures_total",
                 "Cycles of following that did not go through",
+                &["primary"],
+            )?,
+            refused_descriptors: counters(
+                r,
+                "replica_refused_descriptors_total",
+                "Descriptors of a primary that do not come after those here",
                 &["primary"],
             )?,
         })

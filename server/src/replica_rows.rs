@@ -69,6 +69,9 @@ pub struct PendingRow {
     pub lock: Lock,
     /// It was forgotten there since.
     pub is_forgotten: bool,
+    /// It was committed there after the namespace had moved to this server: it is not fetched as
+    /// long as the namespace stays.
+    pub is_set_aside: bool,
     /// The verified record; empty where the primary did not give it.
     pub record: Vec<u8>,
 }
@@ -159,22 +162,23 @@ impl PendingRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPN1");
+        let mut out = Writer::with_magic(b"RPN2");
         out.raw(&self.namespace.0).raw(&self.record_digest.0);
         write_lock(&mut out, &self.lock);
-        out.bool(self.is_forgotten).bytes(&self.record);
+        out.bool(self.is_forgotten).bool(self.is_set_aside).bytes(&self.record);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("pending row", bytes);
-        reader.magic(b"RPN1")?;
+        reader.magic(b"RPN2")?;
         let row = Self {
             namespace: NamespaceId(reader.array()?),
             record_digest: RecordDigest(reader.array()?),
             lock: read_lock(&mut reader)?,
             is_forgotten: reader.bool()?,
+            is_set_aside: reader.bool()?,
             record: reader.bytes(RECORD_MAX_BYTES)?.to_vec(),
         };
         reader.finish()?;
@@ -238,6 +242,7 @@ mod tests {
                 is_held: true,
             },
             is_forgotten: true,
+            is_set_aside: true,
             record: vec![9; 100],
         };
         assert_eq!(PendingRow::decode(&pending.encode()).unwrap(), pending);

@@ -65,7 +65,7 @@ async fn dispatch(
         Route::Consistency(size) => ledger::consistency(repository, size, query.as_deref()).await,
         Route::Tile(tile) => ledger::tile(repository, tile).await,
         Route::Statement(leaf) => ledger::statement(repository, leaf).await,
-        Route::Descriptor(ns) => snapshot::descriptor(repository, &ns),
+        Route::Descriptor(ns) => snapshot::descriptor(repository, ns, query.as_deref()).await,
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {
             let principal = authorized.principal()?.clone();

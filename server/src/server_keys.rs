@@ -11,6 +11,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use strongroom_protocol::id::{PublicKey, TlsKeyDigest};
+use strongroom_protocol::promotion::vouched_digest;
 use strongroom_protocol::signature::{SignedType, sign};
 
 use crate::durable;
@@ -79,12 +80,8 @@ impl ServerKeys {
     /// The ledger key's word for the TLS key: signature over
     /// `BLAKE3("SRV1" || TLS key digest || ledger key)`.
     pub fn vouch(&self) -> [u8; 64] {
-        let digest = blake3::Hasher::new()
-            .update(b"SRV1")
-            .update(&self.tls_key_digest.0)
-            .update(&self.ledger_public().0)
-            .finalize();
-        sign(&self.ledger, SignedType::TlsKey, digest.as_bytes())
+        let digest = vouched_digest(&self.tls_key_digest, &self.ledger_public());
+        sign(&self.ledger, SignedType::TlsKey, &digest)
     }
 }
 

@@ -234,6 +234,7 @@ async fn a_further_writer_refuses_a_token_for_another_namespace_than_its_kit() {
             display_name: "second".into(),
             kit_folder: home.path().to_path_buf(),
             kit: Some(writer.kit()),
+            second_of: None,
             connect: server.connect(),
         };
         enroll::enroll(&folder, options).await.map(drop)

@@ -210,6 +210,7 @@ impl Actor {
             display_name: "test".into(),
             kit_folder: home.path().to_path_buf(),
             kit: None,
+            second_of: None,
             connect: connect.clone(),
         };
         enroll::enroll(&folder, options).await?;

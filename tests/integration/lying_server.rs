@@ -41,6 +41,8 @@ pub struct Lies {
     pub proves_less: AtomicBool,
     /// Path of the ledger tile in which it flips a bit.
     pub flipped_tile: Mutex<Option<String>>,
+    /// Shown as every newer version of the namespace's descriptor.
+    pub descriptor: Mutex<Option<Vec<u8>>>,
     /// Heads that clients reported.
     pub reported: Mutex<Vec<String>>,
 }
@@ -105,6 +107,14 @@ async fn lie(
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
             binary(Bytes::from(bytes))
+        }
+        Some(Route::Descriptor(_)) if lies.descriptor.lock().unwrap().is_some() => {
+            let is_first = request.uri().query() == Some("version=1");
+            let shown = lies.descriptor.lock().unwrap().clone().filter(|_| !is_first);
+            match shown {
+                Some(descriptor) => binary(descriptor),
+                None => serve(repository, peer, request).await,
+            }
         }
         Some(Route::ReportHead) => {
             let note = request.into_body().collect().await.unwrap().to_bytes();

@@ -414,7 +414,8 @@ impl Machine {
     fn retain(&mut self, pick: u16, period: u64, firmer: bool) {
         let Some(record) = self.picked(pick) else { return };
         let mode = firmer.then_some(RetentionMode::Compliance);
-        let wish = Retain { lock_wanted: LockWanted::Period(period.max(1)), mode };
+        let period = period.max(1); // 0 is the default
+        let wish = Retain { lock_wanted: LockWanted::Period(period), mode };
         let operator = principal_of(&self.cast.operator, Role::Operator);
         let namespace = self.cast.writer.namespace();
         let outcome = self.repository().retain(&operator, &namespace, &record, wish);

@@ -35,7 +35,7 @@ impl Served {
         served
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -43,13 +43,18 @@ impl Served {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if ["principals", "clock"].contains(verb) {
+        if ["principals", "clock", "replica"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {
             command.args(rest);
         }
         command.arg("--data").arg(self.data()).output().unwrap()
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     pub fn serve(&mut self) {

@@ -32,11 +32,11 @@ const OFFICER: Principal = Principal {
     signing_key: PublicKey([9; 32]),
 };
 
-fn quick(config: &mut Config) {
+pub fn quick(config: &mut Config) {
     config.replica.poll_interval = Period(Duration::from_millis(20));
 }
 
-async fn replica() -> TestServer {
+pub async fn replica() -> TestServer {
     TestServer::start_with(quick).await
 }
 
@@ -44,7 +44,7 @@ fn token_at(primary: &TestServer, address: std::net::SocketAddr) -> Token {
     Token { addresses: address.to_string(), ..primary.token(None, Role::Replica) }
 }
 
-async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str]) {
+pub async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str]) {
     let wanted = NewPrimary {
         token: token.to_text(),
         name: Some(label(name)),
@@ -54,16 +54,16 @@ async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str]) {
     enrol::add(&replica.repository, wanted, stop).await.unwrap();
 }
 
-async fn follow(replica: &TestServer, primary: &TestServer, name: &str) {
+pub async fn follow(replica: &TestServer, primary: &TestServer, name: &str) {
     add(replica, &token_at(primary, primary.address), name, &[]).await;
 }
 
-fn status(replica: &TestServer, name: &str) -> PrimaryStatus {
+pub fn status(replica: &TestServer, name: &str) -> PrimaryStatus {
     let statuses = replica.repository.primary_statuses().unwrap();
     statuses.into_iter().find(|status| status.name == label(name)).unwrap()
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..3000 {
         if holds() {
             return;
@@ -74,7 +74,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 /// Waits until the replica has all that the primary's ledger says.
-async fn synced(replica: &TestServer, primary: &TestServer, name: &str) {
+pub async fn synced(replica: &TestServer, primary: &TestServer, name: &str) {
     until("in sync", || {
         let status = status(replica, name);
         status.state == FollowState::InSync
@@ -83,14 +83,14 @@ async fn synced(replica: &TestServer, primary: &TestServer, name: &str) {
     .await;
 }
 
-fn snapshots(server: &TestServer, namespace: &NamespaceId) -> Vec<SnapshotRow> {
+pub fn snapshots(server: &TestServer, namespace: &NamespaceId) -> Vec<SnapshotRow> {
     match server.repository.list(namespace, None, 0) {
         Ok(page) => page.rows,
         Err(_) => Vec::new(),
     }
 }
 
-fn events(repository: &Repository) -> Vec<Event> {
+pub fn events(repository: &Repository) -> Vec<Event> {
     let leaves = 0..repository.ledger().head().size;
     let entries = leaves.map(|leaf| Entry::decode(&repository.ledger().entry(leaf).unwrap()));
     entries.map(|entry| entry.unwrap().event).collect()

@@ -143,6 +143,7 @@ fuzz! {
     merkle, 2;
     name, 1;
     node, 1;
+    promotion, 1;
     receipt, 1;
     record, 1;
     record_body, 1;

@@ -18,6 +18,7 @@ use strongroom_protocol::id::{
 use strongroom_protocol::merkle::{empty_root, leaf_hash, node_hash};
 use strongroom_protocol::node::{self, Child};
 use strongroom_protocol::policy::Quota;
+use strongroom_protocol::promotion::PromotionRequest;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
@@ -46,6 +47,7 @@ pub fn of(name: &str) -> Seeds {
         "merkle" => proofs(),
         "name" => names(),
         "node" => nodes(),
+        "promotion" => one("good", promotion().encode()),
         "receipt" => one("good", receipt().encode()),
         "record" => one("good", record().encode()),
         "record_body" => one("good", record_body().encode()),
@@ -232,6 +234,12 @@ fn entries() -> Seeds {
             shown_size: 1,
         },
         Event::PrimaryRemoved { ledger_key: signing_key },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::DescriptorRefused {
+            ledger_key: signing_key,
+            descriptor: DescriptorDigest([8; 32]),
+            version: 2,
+        },
     ];
     let numbered = events.into_iter().enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
@@ -322,6 +330,19 @@ fn nodes() -> Seeds {
     let mut bytes = 3u16.to_le_bytes().to_vec();
     bytes.extend_from_slice(&node::encode(&children));
     vec![("empty".into(), vec![0, 0]), ("three".into(), bytes)]
+}
+
+fn promotion() -> PromotionRequest {
+    PromotionRequest {
+        namespace_name: label(),
+        descriptor: vec![1; 40],
+        ledger_key: public_key(),
+        tls_key: TlsKeyDigest([5; 32]),
+        vouch: [3; 64],
+        addresses: "replica.example:7443".into(),
+        checkpoint: checkpoint(),
+        snapshots: 4,
+    }
 }
 
 fn receipt() -> Receipt {

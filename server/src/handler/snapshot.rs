@@ -39,14 +39,18 @@ pub async fn enroll(
     json(&answer)
 }
 
-/// `GET /v1/ns/{ns}/descriptor`
-pub fn descriptor(
+/// `GET /v1/ns/{ns}/descriptor?version=N`
+pub async fn descriptor(
     repository: &Arc<Repository>,
-    namespace: &NamespaceId,
+    namespace: NamespaceId,
+    query: Option<&str>,
 ) -> Result<Answer, ServerError> {
-    let namespace =
-        repository.registry().namespace(namespace).ok_or_else(ServerError::not_found)?;
-    binary(namespace.descriptor.encoded().to_vec())
+    let version = match query.map(|query| query.strip_prefix("version=").map(str::parse)) {
+        None => None,
+        Some(Some(Ok(version))) => Some(version),
+        Some(_) => return Err(bad_request("unknown query: version=N is known")),
+    };
+    binary(blocking(repository, move |r| r.descriptor(&namespace, version)).await?)
 }
 
 /// `GET /v1/ns/{ns}/snapshots?after=N&source=LABEL`

@@ -16,12 +16,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
-use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{
-    CHECKPOINT_MAX_BYTES, DESCRIPTOR_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES,
-};
+use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
 use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
@@ -188,6 +185,9 @@ impl Follower {
             Event::Retained { record, lock } => (record, Received::Lock(lock)),
             Event::HoldPlaced { record, reason } => (record, Received::Hold(reason)),
             Event::Forgotten { record, .. } => (record, Received::Forgotten),
+            Event::DescriptorTaken { descriptor, version } => {
+                return self.take_descriptor(entry.namespace, (descriptor, version), step).await;
+            }
             Event::NamespaceDropped => {
                 let (primary, step, namespace) =
                     (self.primary.clone(), step.clone(), entry.namespace);
@@ -204,12 +204,17 @@ impl Follower {
         if let Event::Committed { lock, .. } = entry.event {
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
             if !self.here(seen).await? {
-                let bytes = self.record_or_nothing(row, entry, record).await?;
+                let is_set_aside = !self.takes(row, &namespace);
+                let bytes = match is_set_aside {
+                    true => Vec::new(),
+                    false => self.record_or_nothing(row, entry, record).await?,
+                };
                 let pending = PendingRow {
                     namespace,
                     record_digest: record,
                     lock,
                     is_forgotten: false,
+                    is_set_aside,
                     record: bytes,
                 };
                 self.here(move |r| r.put_pending(&primary, step, leaf, pending)).await?;
@@ -234,7 +239,10 @@ impl Follower {
         Ok(name.is_none_or(|name| row.only.contains(&name)))
     }
 
-    async fn name_of(&mut self, namespace: &NamespaceId) -> Result<Option<Label>, ReplicaError> {
+    pub(super) async fn name_of(
+        &mut self,
+        namespace: &NamespaceId,
+    ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
             let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
             self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();
@@ -276,28 +284,8 @@ impl Follower {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
         }
         record.verify(&descriptor).map_err(|error| ReplicaError::Wrong(error.to_string()))?;
+        self.demand_descriptor(namespace, record.body.descriptor).await?;
         Ok(bytes)
-    }
-
-    /// The descriptor of a namespace, which is made here if it is not there.
-    async fn descriptor(
-        &mut self,
-        row: &PrimaryRow,
-        namespace: &NamespaceId,
-    ) -> Result<VerifiedDescriptor, ReplicaError> {
-        if let Some(here) = self.repository.registry().namespace(namespace) {
-            return Ok(here.descriptor.clone());
-        }
-        let (route, max) = (Route::Descriptor(*namespace), u64::from(DESCRIPTOR_MAX_BYTES));
-        let bytes = self.peer.call(&route, "", Bytes::new(), max).await?;
-        let descriptor = VerifiedDescriptor::decode_for(&bytes, namespace, 0)
-            .map_err(|error| ReplicaError::Wrong(error.to_string()))?;
-        let unlisted = || ReplicaError::Wrong(format!("namespace {namespace} is not listed"));
-        let name = self.name_of(namespace).await?.ok_or_else(unlisted)?;
-        let (repository, primary, made) =
-            (self.repository.clone(), row.clone(), descriptor.clone());
-        blocking(move || Ok(repository.receive_namespace(&primary, &name, made)?)).await?;
-        Ok(descriptor)
     }
 
     /// Brings what is pending, in the order of the primary's ledger; gives what is wrong with that
@@ -308,6 +296,14 @@ impl Follower {
         let pending = self.here(move |repository| repository.pending(&listed)).await?;
         let mut trouble = None;
         for (leaf, pending) in pending {
+            if pending.is_set_aside && !self.takes(&row, &pending.namespace) {
+                let record = pending.record_digest;
+                trouble = Some(format!(
+                    "snapshot {record} is not taken over: it was committed there after the \
+                     namespace had moved here"
+                ));
+                continue;
+            }
             let failures = match self.failed.get_mut(&leaf) {
                 Some((_, left)) if *left > 0 => {
                     *left -= 1;
@@ -402,7 +398,7 @@ impl Follower {
     }
 
     /// Runs a verb of this server on a thread that may block.
-    async fn here<T: Send + 'static>(
+    pub(super) async fn here<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Repository) -> Result<T, crate::error::ServerError> + Send + 'static,
     ) -> Result<T, ReplicaError> {

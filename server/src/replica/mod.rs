@@ -5,8 +5,9 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `tree`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `descriptors`, `tree`.
 
+mod descriptors;
 pub mod enrol;
 pub mod error;
 mod follow;

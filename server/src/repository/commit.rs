@@ -19,7 +19,7 @@ use std::sync::Arc;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{NamespaceId, SessionId};
+use strongroom_protocol::id::{NamespaceId, PublicKey, SessionId};
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{Record, RecordBody};
 use strongroom_protocol::retention::Lock;
@@ -28,6 +28,7 @@ use crate::error::ServerError;
 use crate::lock::{Plan, Tree, ahead_of, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal, Registry};
 use crate::repository::Repository;
+use crate::repository::descriptors::refuse_unless_primary;
 use crate::repository::quota::count_commit;
 use crate::repository::retention::refused_wish;
 use crate::rows::{SeenRow, SnapshotRow, descriptor_key, head_key};
@@ -91,6 +92,7 @@ impl Repository {
         let namespace_then = namespace.clone();
         let terms = CommitTerms {
             registry,
+            ledger_key: self.keys.ledger_public(),
             principal,
             namespace: namespace_then,
             session,
@@ -212,6 +214,8 @@ impl Repository {
 /// A checked commit on its way to the writer thread.
 struct CommitTerms {
     registry: Arc<Registry>,
+    /// This server's.
+    ledger_key: PublicKey,
     principal: Principal,
     /// As it was when the record was checked.
     namespace: Arc<Namespace>,
@@ -244,6 +248,8 @@ impl CommitTerms {
         let now = decision.retention_seconds;
         // The namespace may have been dropped since the record was checked, its policy be another.
         let namespace = self.registry.standing(&self.principal, &self.namespace.row.namespace)?;
+        // So may the descriptor: from the one on that does not name this server, nothing is taken.
+        refuse_unless_primary(&namespace, &self.ledger_key)?;
         let rule = namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
         let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(u64::MAX);

@@ -223,7 +223,8 @@ impl Repository {
         }
     }
 
-    fn addresses(&self) -> String {
+    /// Where clients reach this server, as `init` was told.
+    pub(super) fn addresses(&self) -> String {
         let port = self.identification.port;
         let with_port = |host: &String| match host.contains(':') {
             true => format!("[{host}]:{port}"),

@@ -15,11 +15,13 @@
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
 //! | `waiting.rs` | proposals that wait, withdrawn when what they are about changes |
 //! | `quota.rs` | what a namespace holds and may hold |
+//! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 
 pub mod clock;
 pub mod commit;
+pub mod descriptors;
 pub mod enrolment;
 pub mod proposals;
 pub mod quota;
@@ -344,6 +346,8 @@ impl Repository {
                 name: namespace.row.name.clone(),
                 namespace: namespace.row.namespace,
                 policy: namespace.row.policy.clone(),
+                descriptor_version: namespace.descriptor.contents().version,
+                takes_backups: self.is_primary_of(namespace),
             })
             .collect()
     }

@@ -53,6 +53,14 @@ pub enum Received {
     Forgotten,
 }
 
+impl Step {
+    /// Moves a primary's row there.
+    pub(super) fn take(self, row: &mut PrimaryRow) {
+        row.followed = self.followed;
+        row.clock_seconds = row.clock_seconds.max(self.clock_seconds);
+    }
+}
+
 impl Repository {
     /// All primaries, by name.
     pub fn primaries(&self) -> Result<Vec<PrimaryRow>, ServerError> {
@@ -221,7 +229,7 @@ impl Repository {
     /// Passes entries that lead to nothing here.
     pub fn pass_entries(&self, primary: &Enrolment, step: Step) -> Result<(), ServerError> {
         self.change_primary(primary, move |_, row| {
-            take_step(row, step);
+            step.take(row);
             Ok(())
         })
     }
@@ -235,7 +243,7 @@ impl Repository {
         pending: PendingRow,
     ) -> Result<(), ServerError> {
         self.change_primary(primary, move |decision, row| {
-            take_step(row, step);
+            step.take(row);
             let key = PendingRow::key(&row.ledger_key, leaf);
             decision.batch.put(Family::Pending, key, pending.encode());
             Ok(())
@@ -275,7 +283,7 @@ impl Repository {
     }
 
     /// Takes over what an entry says about a snapshot. Locks grow, holds are placed; a forget only
-    /// marks what is not here yet.
+    /// marks what is not here yet. A primary that the namespace has left changes nothing here.
     pub fn receive(
         &self,
         primary: &Enrolment,
@@ -285,8 +293,10 @@ impl Repository {
         received: Received,
     ) -> Result<(), ServerError> {
         let (id, record) = (*namespace, *record);
-        let here = self.registry.namespace(&id);
-        let (theirs, actor) = (step.clock_seconds, self.followed(primary)?.actor());
+        let row = self.followed(primary)?;
+        let (theirs, actor) = (step.clock_seconds, row.actor());
+        let here =
+            self.registry.namespace(&id).filter(|here| self.takes_from(here, &row.ledger_key));
         let primary_name = primary.name.clone();
         if let Some(namespace) = &here
             && Found::look_up(&self.store, namespace, &record).is_ok()
@@ -296,7 +306,7 @@ impl Repository {
             })?;
         }
         self.change_primary(primary, move |decision, row| {
-            take_step(row, step);
+            step.take(row);
             let waiting = pending_rows(decision.store, row)?.into_iter();
             for (key, mut pending) in waiting.filter(|(_, row)| row.record_digest == record) {
                 pending.receive(received);
@@ -331,7 +341,7 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let namespace = *namespace;
         self.change_primary(primary, move |decision, row| {
-            take_step(row, step);
+            step.take(row);
             let waiting = pending_rows(decision.store, row)?.into_iter();
             for (key, mut pending) in waiting.filter(|(_, row)| row.namespace == namespace) {
                 pending.is_forgotten = true;
@@ -448,11 +458,6 @@ fn pending_rows(
         ControlFlow::Continue(())
     })?;
     rows.into_iter().map(|(key, row)| Ok((key, row?))).collect()
-}
-
-fn take_step(row: &mut PrimaryRow, step: Step) {
-    row.followed = step.followed;
-    row.clock_seconds = row.clock_seconds.max(step.clock_seconds);
 }
 
 /// The name with the start of the id behind it.

@@ -12,11 +12,13 @@ use strongroom_protocol::id::{NamespaceId, SealedDigest, SessionId, SessionNonce
 use strongroom_protocol::limits::SMALL_SESSION_MAX_BYTES;
 use strongroom_protocol::message::{HexBytes, OpenSession, SessionOpened, SizeClass, Uploaded};
 use strongroom_protocol::record::Totals;
+use strongroom_protocol::role::Role;
 
 use crate::error::ServerError;
 use crate::lock::{Day, locked_until};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
+use crate::repository::descriptors::refuse_unless_primary;
 use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
@@ -36,6 +38,7 @@ impl Repository {
         request: OpenSession,
     ) -> Result<SessionOpened, ServerError> {
         let namespace = self.namespace(namespace)?;
+        refuse_unless_primary(&namespace, &self.keys.ledger_public())?;
         let rule = namespace.row.policy.rule_for(&request.source);
         let now = self.moment();
         let lock = rule.new_lock(now, request.lock_wanted).map_err(refused_wish)?;
@@ -183,6 +186,10 @@ impl Repository {
         let session = self.session(principal, namespace, session)?;
         self.check_room()?;
         let namespace = self.namespace(namespace)?;
+        if principal.role == Role::Backup {
+            // What a primary has comes this way too, to servers that take no backups.
+            refuse_unless_primary(&namespace, &self.keys.ledger_public())?;
+        }
         let bytes: usize = envelopes.iter().map(Bytes::len).sum();
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         session.count_upload(bytes, SMALL_SESSION_MAX_BYTES)?;

@@ -1,0 +1,145 @@
+//! Descriptors of namespaces, as a primary has them.
+//!
+//! They are believed because the authority signed them, and taken only one after the other
+//! (`repository/descriptors.rs`), whichever primary has them: that is how a server learns that a
+//! namespace has moved, also from one that it takes nothing else of.
+
+use bytes::Bytes;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
+use strongroom_protocol::id::{DescriptorDigest, NamespaceId};
+use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
+use strongroom_protocol::route::Route;
+
+use super::blocking;
+use super::error::ReplicaError;
+use super::follow::Follower;
+use crate::replica_rows::PrimaryRow;
+use crate::repository::descriptors::Outcome;
+use crate::repository::replication::Step;
+
+impl Follower {
+    /// Whether what this primary commits to a namespace is taken over.
+    pub(super) fn takes(&self, row: &PrimaryRow, namespace: &NamespaceId) -> bool {
+        let here = self.repository.registry().namespace(namespace);
+        here.is_none_or(|here| self.repository.takes_from(&here, &row.ledger_key))
+    }
+
+    /// The newest descriptor of a namespace here; the namespace is made, if it is not there.
+    pub(super) async fn descriptor(
+        &mut self,
+        row: &PrimaryRow,
+        namespace: &NamespaceId,
+    ) -> Result<VerifiedDescriptor, ReplicaError> {
+        if let Some(here) = self.repository.registry().namespace(namespace) {
+            return Ok(here.descriptor.clone());
+        }
+        let first = self.fetch(namespace, Some(1)).await?;
+        let unlisted = || ReplicaError::Wrong(format!("namespace {namespace} is not listed"));
+        let name = self.name_of(namespace).await?.ok_or_else(unlisted)?;
+        let (repository, primary, made) = (self.repository.clone(), row.clone(), first.clone());
+        blocking(move || Ok(repository.receive_namespace(&primary, &name, made)?)).await?;
+        self.bring_descriptors(namespace).await?;
+        let here = self.repository.registry().namespace(namespace);
+        Ok(here.map_or(first, |here| here.descriptor.clone()))
+    }
+
+    /// Demands that a record goes by a descriptor that this server has, or gets now.
+    pub(super) async fn demand_descriptor(
+        &mut self,
+        namespace: &NamespaceId,
+        descriptor: DescriptorDigest,
+    ) -> Result<(), ReplicaError> {
+        for is_newest in [false, true] {
+            let id = *namespace;
+            if self.here(move |r| r.has_descriptor(&id, &descriptor)).await? {
+                return Ok(());
+            }
+            if !is_newest {
+                self.bring_descriptors(namespace).await?;
+            }
+        }
+        Err(ReplicaError::Wrong("a record goes by a descriptor that is not of its chain".into()))
+    }
+
+    /// Does what an entry about a descriptor leads to here; true if the position was stored too.
+    pub(super) async fn take_descriptor(
+        &mut self,
+        namespace: NamespaceId,
+        (descriptor, version): (DescriptorDigest, u64),
+        step: &Step,
+    ) -> Result<bool, ReplicaError> {
+        let Some(here) = self.repository.registry().namespace(&namespace) else {
+            // All its versions come with its first snapshot.
+            return Ok(false);
+        };
+        let mut is_here = here.descriptor.contents().version >= version;
+        if !is_here {
+            match self.bring_descriptors(&namespace).await {
+                Ok(()) => is_here = self.newest_version(&namespace) >= version,
+                // It was dropped there since, or was never there.
+                Err(error) if error.is_not_found() => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        if is_here && self.here(move |r| r.has_descriptor(&namespace, &descriptor)).await? {
+            return Ok(false);
+        }
+        if here.descriptor.contents().version >= version {
+            self.alarm(&namespace, version);
+        }
+        let (primary, step) = (self.primary.clone(), step.clone());
+        let refused = (descriptor, version);
+        self.here(move |r| r.refuse_descriptor(&primary, step, namespace, refused)).await?;
+        Ok(true)
+    }
+
+    /// Takes the versions that the primary has and this server lacks, one after the other.
+    async fn bring_descriptors(&mut self, namespace: &NamespaceId) -> Result<(), ReplicaError> {
+        let newest = self.fetch(namespace, None).await?.contents().version;
+        let known = self.newest_version(namespace);
+        for version in known.saturating_add(1)..=newest {
+            let next = self.fetch(namespace, Some(version)).await?;
+            let (repository, primary) = (self.repository.clone(), self.primary.clone());
+            let outcome =
+                blocking(move || Ok(repository.receive_descriptor(&primary, next)?)).await?;
+            if outcome == Outcome::Refused {
+                self.alarm(namespace, version);
+                return Ok(());
+            }
+            tracing::info!(%namespace, version, "a newer descriptor was taken");
+        }
+        Ok(())
+    }
+
+    fn newest_version(&self, namespace: &NamespaceId) -> u64 {
+        let here = self.repository.registry().namespace(namespace);
+        here.map_or(0, |here| here.descriptor.contents().version)
+    }
+
+    async fn fetch(
+        &self,
+        namespace: &NamespaceId,
+        version: Option<u64>,
+    ) -> Result<VerifiedDescriptor, ReplicaError> {
+        let query = version.map_or_else(String::new, |version| format!("version={version}"));
+        let (route, max) = (Route::Descriptor(*namespace), u64::from(DESCRIPTOR_MAX_BYTES));
+        let bytes = self.peer.call(&route, &query, Bytes::new(), max).await?;
+        let descriptor = VerifiedDescriptor::decode_for(&bytes, namespace, 0)
+            .map_err(|error| ReplicaError::Wrong(error.to_string()))?;
+        if version.is_some_and(|version| version != descriptor.contents().version) {
+            return Err(ReplicaError::Wrong("another version of a descriptor came".into()));
+        }
+        Ok(descriptor)
+    }
+
+    fn alarm(&self, namespace: &NamespaceId, version: u64) {
+        let name = &self.primary.name;
+        tracing::error!(
+            primary = %name, %namespace, version,
+            "ALARM: the primary's descriptor does not come after the one that is here; it was not \
+             taken. Was the authority key used twice, or stolen?"
+        );
+        let refused = &self.repository.metrics().replica.refused_descriptors;
+        refused.with_label_values(&[name.as_str()]).inc();
+    }
+}
