@@ -355,7 +355,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 27] = [
+    const KINDS: [(u8, usize); 29] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -382,6 +382,8 @@ mod tests {
         (24, 72),
         (25, 80),
         (26, 32),
+        (27, 40),
+        (28, 72),
         (38, 9),
     ];
 

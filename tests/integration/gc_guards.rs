@@ -1,10 +1,12 @@
 //! What keeps an envelope, one thing at a time: each namespace for itself, holds and locks without
 //! end alone and together, and the lock of a root to the day.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use strongroom_client::session::Session;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::retention::{FOREVER, Lock};
+use strongroom_server::clock::ManualClock;
 use strongroom_server::gc::Outcome;
 use strongroom_server::lock::{Day, locked_until};
 use strongroom_server::repository::Repository;
@@ -14,10 +16,10 @@ use strongroom_server::store::schema::Family;
 use strongroom_server::writer::Decision;
 
 use crate::gc::{
-    assert_whole, collect, events, forget, gc_config, noise, number, reaped_count, snapshot,
-    tree_of,
+    Hook, HookClock, assert_whole, collect, commit, events, forget, gc_config, noise, number,
+    reaped_count, snapshot, tree_of,
 };
-use crate::harness::{DAY, TestServer, digests};
+use crate::harness::{DAY, START_MS, TestServer, digests};
 
 /// Changes the lock in the row of a snapshot, and nothing else.
 fn set_lock(repository: &Arc<Repository>, ns: u32, commit: u64, change: impl Fn(&mut Lock)) {
@@ -207,4 +209,59 @@ async fn nothing_is_reaped_early_beside_what_is_swept() {
         [("intent", generation, dead, reaped), ("outcome", generation, dead, reaped)]
     };
     assert_eq!(said, swept.into_iter().flat_map(both).collect::<Vec<_>>());
+}
+
+/// What was dead when the cycle looked, and is pinned, or pinned, committed and let go of, before
+/// the cycle sweeps: at each breath of the cycle once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_to_life_at_any_breath_is_not_swept() {
+    let manual = Arc::new(ManualClock::at_ms(START_MS));
+    let clock = HookClock::on(manual.clone());
+    let server = TestServer::start_on(clock.clone(), manual, gc_config).await;
+    let repository = server.repository.clone();
+    let writer = Arc::new(server.writer("erp").await);
+    let (mut breath, mut breaths, mut swept) = (0, 1, 0);
+    while breath < breaths {
+        for commits_at_once in [false, true] {
+            let seed = 100 + breath * 2 + u64::from(commits_at_once);
+            let tree = Arc::new(tree_of(&writer, &noise(seed, 3)));
+            let garbage = tree_of(&writer, &noise(1000 + seed, 3));
+            for (source, dead) in [("back", &*tree), ("garbage", &garbage)] {
+                let record = snapshot(&writer, source, dead).await;
+                server.clock.advance(DAY * 4);
+                forget(&repository, &writer, &record);
+            }
+            let runtime = tokio::runtime::Handle::current();
+            let opened: Arc<Mutex<Option<Session>>> = Arc::default();
+            let (w, t, slot) = (writer.clone(), tree.clone(), Arc::clone(&opened));
+            let at = breath;
+            let hook: Hook = Box::new(move |breath| {
+                if breath == at {
+                    *slot.lock().unwrap() = Some(runtime.block_on(async {
+                        let session = w.session("back").await;
+                        sync_up(&session, &t).await;
+                        if commits_at_once {
+                            commit(&w, &session, "back", &t).await;
+                        }
+                        session
+                    }));
+                }
+            });
+            let (report, breathed) = clock.try_cycle(&repository, Some(hook)).await;
+            swept += report.unwrap().quarantined_count;
+            breaths = breaths.max(breathed);
+            let session = opened.lock().unwrap().take();
+            if let (Some(session), false) = (&session, commits_at_once) {
+                commit(&writer, session, "back", &tree).await;
+            }
+            if session.is_some() {
+                assert_whole(&repository, &writer, &tree);
+                server.clock.advance(DAY * 8);
+                collect(&repository).unwrap();
+                assert_whole(&repository, &writer, &tree);
+            }
+        }
+        breath += 1;
+    }
+    assert!(breaths > 10 && swept > 0, "{breaths} breaths, {swept} swept: nothing was tested");
 }
