@@ -17,7 +17,7 @@ use strongroom_server::writer::Decision;
 
 use crate::gc::{
     Hook, HookClock, assert_whole, collect, commit, events, forget, gc_config, noise, number,
-    reaped_count, snapshot, tree_of,
+    reaped_count, snapshot, sync_up, tree_of,
 };
 use crate::harness::{DAY, START_MS, TestServer, digests};
 

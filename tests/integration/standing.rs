@@ -264,6 +264,7 @@ async fn one_signing_key_under_two_names_is_one_person() {
         kit_folder: home.path().to_path_buf(),
         kit: None,
         connect: server.connect(),
+        second_of: None,
     };
     enroll(&folder, options).await.unwrap();
     let second = Profile::open(folder).unwrap();
