@@ -39,12 +39,17 @@ strongroom-protocol.workspace = true
 [dev-dependencies]
 proptest.workspace = true
 END
-printf '//! The retention clock alone.\npub mod clock;\npub mod clock_state;\n' >"$home/clock/src/lib.rs"
+cat >"$home/clock/src/lib.rs" <<'END'
+//! The retention clock alone.
+pub mod clock;
+pub mod clock_state;
+END
 
 # A seed that fails with one mutant must not help to find the next.
-for seeds in protocol/proptest-regressions/retention clock/proptest-regressions/clock_state/tests; do
-  mkdir -p "$home/${seeds%/*}"
-  ln -s /dev/null "$home/$seeds.txt"
+for seeds in protocol:retention clock:clock_state/tests; do
+  seeds=$home/${seeds/:/\/proptest-regressions\/}.txt
+  mkdir -p "${seeds%/*}"
+  ln -s /dev/null "$seeds"
 done
 
 # A failing property need not be made small: it failed.

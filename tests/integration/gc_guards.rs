@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use strongroom_client::session::Session;
 use strongroom_protocol::entry::Event;
+use strongroom_protocol::id::RecordDigest;
 use strongroom_protocol::retention::{FOREVER, Lock};
 use strongroom_server::clock::ManualClock;
 use strongroom_server::gc::Outcome;
@@ -20,6 +21,9 @@ use crate::gc::{
     reaped_count, snapshot, sync_up, tree_of,
 };
 use crate::harness::{DAY, START_MS, TestServer, digests};
+
+/// More than a cycle over next to nothing breathes.
+const BREATHS_MAX: u64 = 40;
 
 /// Changes the lock in the row of a snapshot, and nothing else.
 fn set_lock(repository: &Arc<Repository>, ns: u32, commit: u64, change: impl Fn(&mut Lock)) {
@@ -220,48 +224,52 @@ async fn what_comes_back_to_life_at_any_breath_is_not_swept() {
     let server = TestServer::start_on(clock.clone(), manual, gc_config).await;
     let repository = server.repository.clone();
     let writer = Arc::new(server.writer("erp").await);
-    let (mut breath, mut breaths, mut swept) = (0, 1, 0);
-    while breath < breaths {
-        for commits_at_once in [false, true] {
-            let seed = 100 + breath * 2 + u64::from(commits_at_once);
-            let tree = Arc::new(tree_of(&writer, &noise(seed, 3)));
-            let garbage = tree_of(&writer, &noise(1000 + seed, 3));
-            for (source, dead) in [("back", &*tree), ("garbage", &garbage)] {
-                let record = snapshot(&writer, source, dead).await;
-                server.clock.advance(DAY * 4);
-                forget(&repository, &writer, &record);
-            }
-            let runtime = tokio::runtime::Handle::current();
-            let opened: Arc<Mutex<Option<Session>>> = Arc::default();
-            let (w, t, slot) = (writer.clone(), tree.clone(), Arc::clone(&opened));
-            let at = breath;
-            let hook: Hook = Box::new(move |breath| {
-                if breath == at {
-                    *slot.lock().unwrap() = Some(runtime.block_on(async {
-                        let session = w.session("back").await;
-                        sync_up(&session, &t).await;
-                        if commits_at_once {
-                            commit(&w, &session, "back", &t).await;
-                        }
-                        session
-                    }));
-                }
-            });
-            let (report, breathed) = clock.try_cycle(&repository, Some(hook)).await;
-            swept += report.unwrap().quarantined_count;
-            breaths = breaths.max(breathed);
-            let session = opened.lock().unwrap().take();
-            if let (Some(session), false) = (&session, commits_at_once) {
-                commit(&writer, session, "back", &tree).await;
-            }
-            if session.is_some() {
-                assert_whole(&repository, &writer, &tree);
-                server.clock.advance(DAY * 8);
-                collect(&repository).unwrap();
-                assert_whole(&repository, &writer, &tree);
-            }
+    let (mut came_back, mut swept) = (0, 0);
+    for (seed, commits_at_once) in (0..BREATHS_MAX * 2).map(|n| (n, n % 2 == 1)) {
+        let tree = Arc::new(tree_of(&writer, &noise(100 + seed, 3)));
+        let garbage = tree_of(&writer, &noise(1000 + seed, 3));
+        for (source, dead) in [("back", &*tree), ("garbage", &garbage)] {
+            let record = snapshot(&writer, source, dead).await;
+            server.clock.advance(DAY * 4);
+            forget(&repository, &writer, &record);
         }
-        breath += 1;
+        let runtime = tokio::runtime::Handle::current();
+        let opened: Arc<Mutex<Option<(Session, Option<RecordDigest>)>>> = Arc::default();
+        let (w, t, slot) = (writer.clone(), tree.clone(), Arc::clone(&opened));
+        let hook: Hook = Box::new(move |breath| {
+            if breath == seed / 2 {
+                *slot.lock().unwrap() = Some(runtime.block_on(async {
+                    let session = w.session("back").await;
+                    sync_up(&session, &t).await;
+                    let record = match commits_at_once {
+                        true => Some(commit(&w, &session, "back", &t).await),
+                        false => None,
+                    };
+                    (session, record)
+                }));
+            }
+        });
+        let (report, breaths) = clock.try_cycle(&repository, Some(hook)).await;
+        swept += report.unwrap().quarantined_count;
+        let Some((session, record)) = opened.lock().unwrap().take() else {
+            assert!(breaths <= seed / 2, "the cycle has breathed and nothing was done");
+            break;
+        };
+        let record = match record {
+            Some(record) => record,
+            None => commit(&writer, &session, "back", &tree).await,
+        };
+        assert_whole(&repository, &writer, &tree);
+        server.clock.advance(DAY * 8);
+        collect(&repository).unwrap();
+        assert_whole(&repository, &writer, &tree);
+        // Nothing is left of it, so that the next cycle is as long as this one.
+        forget(&repository, &writer, &record);
+        collect(&repository).unwrap();
+        server.clock.advance(DAY * 8);
+        collect(&repository).unwrap();
+        came_back += 1;
     }
-    assert!(breaths > 10 && swept > 0, "{breaths} breaths, {swept} swept: nothing was tested");
+    assert!(came_back > 10 && came_back < BREATHS_MAX * 2, "{came_back} times");
+    assert!(swept > 0, "nothing was ever swept: nothing was tested");
 }

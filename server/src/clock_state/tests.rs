@@ -57,6 +57,15 @@ impl World {
 }
 
 #[test]
+fn bounds_are_what_the_documents_say() {
+    assert_eq!(YEAR_MS, 31_536_000_000);
+    assert_eq!(ALLOWANCE_MS, 1_209_600_000, "14 days");
+    assert_eq!(SKEW_BOUND_MS, 3_600_000, "an hour");
+    assert_eq!((FORGIVEN_PART, GRANT_STEP_MS), (1440, 1_971_000_000));
+    assert_eq!(Suspicion::ALL.map(Suspicion::bit), [1, 2, 4, 8]);
+}
+
+#[test]
 fn a_moment_says_both_clocks_in_whole_seconds() {
     let mut world = World::new();
     world.pass(HOUR_MS + 1_999);
