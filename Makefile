@@ -13,10 +13,6 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-# What decides about locks, proofs and time, without I/O.
-MUTANTS_OF = $(addprefix protocol/src/,retention.rs policy.rs proposal.rs merkle.rs checkpoint.rs \
-  tile.rs event.rs entry.rs codec.rs)
-
 .PHONY: help build demo drill-replica test bench bench-quick campaign-fuzz campaign-kills \
   campaign-replica-kills campaign-locks netem-replica campaign-mutants fmt clean
 
@@ -97,16 +93,12 @@ netem-replica:
 	$(CARGO) build --release --workspace $(LOCKED)
 	@scripts/netem-replica.sh
 
-# The server is never built: only the tests of the protocol's package run, once for each mutant.
+# MUTANTS='--re is_below' and whatever else cargo-mutants takes chooses among them.
 campaign-mutants:
 	@scripts/bootstrap.sh build
 	@$(CARGO) mutants --version >/dev/null 2>&1 || { \
 	  echo 'campaign-mutants needs cargo-mutants: cargo install cargo-mutants --locked'; exit 1; }
-	FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-300} CARGO_INCREMENTAL=1 env -u CARGO_TARGET_DIR \
-	  $(CARGO) mutants --package strongroom-protocol --profile release --timeout 120 \
-	  --cargo-arg=--config \
-	  --cargo-arg=profile.release.package.strongroom-protocol.opt-level=0 \
-	  --output $(CARGO_TARGET_DIR) $(addprefix --file ,$(MUTANTS_OF)) $(MUTANTS) -- --lib
+	@scripts/mutants.sh $(MUTANTS)
 
 fmt:
 	$(CARGO) fmt --all

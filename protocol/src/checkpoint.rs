@@ -146,4 +146,53 @@ mod tests {
         assert_eq!(Checkpoint::verify(&padded, &[key]), Err(CheckpointError::Form));
         assert_eq!(Checkpoint::verify("", &[key]), Err(CheckpointError::Form));
     }
+
+    #[test]
+    fn names_and_key_ids_are_what_the_specification_and_the_key_make_them() {
+        let ledger = SigningKey::from_bytes(&[7; 32]);
+        let key = PublicKey(ledger.verifying_key().to_bytes());
+        assert_eq!(
+            to_hex(&key.0),
+            "ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c"
+        );
+        assert_eq!(origin_of(&key), "strongroom/0871f3aabc26e4582c508af5c03884e6");
+        assert_eq!(to_hex(&key_id(&origin_of(&key), &key)), "958af7f6");
+    }
+
+    #[test]
+    fn a_signature_under_another_name_or_key_id_does_not_count() {
+        let ledger = SigningKey::from_bytes(&[7; 32]);
+        let key = PublicKey(ledger.verifying_key().to_bytes());
+        let checkpoint = Checkpoint { origin: origin_of(&key), size: 42, root: [3; 32] };
+        let note = checkpoint.sign(&ledger);
+        let renamed = note.replace("\u{2014} strongroom/", "\u{2014} another/");
+        assert_eq!(Checkpoint::verify(&renamed, &[key]), Err(CheckpointError::Signature));
+        let (text, line) = note.split_at(note.len() - 1 - STANDARD.encode([0; 68]).len());
+        let mut signed = STANDARD.decode(line.trim_end()).unwrap();
+        signed[0] ^= 1;
+        let misnumbered = format!("{text}{}\n", STANDARD.encode(signed));
+        assert_eq!(Checkpoint::verify(&misnumbered, &[key]), Err(CheckpointError::Signature));
+        // Whoever else signed it before does no harm.
+        let witness = format!("\u{2014} witness {}\n\u{2014} ", STANDARD.encode([1; 68]));
+        let witnessed = note.replacen("\u{2014} ", &witness, 1);
+        assert_eq!(Checkpoint::verify(&witnessed, &[key]), Ok(checkpoint));
+    }
+
+    #[test]
+    fn a_note_is_bounded() {
+        let ledger = SigningKey::from_bytes(&[7; 32]);
+        let key = PublicKey(ledger.verifying_key().to_bytes());
+        let checkpoint = Checkpoint { origin: origin_of(&key), size: 42, root: [3; 32] };
+        let mut note = checkpoint.sign(&ledger);
+        let max = usize::try_from(CHECKPOINT_MAX_BYTES).unwrap();
+        // A line of a witness, as long as what is left: its name makes up for base64's fours.
+        let rest = max - note.len();
+        let name_bytes = 8 + (rest - 14) % 4;
+        let signed = STANDARD.encode(vec![1; (rest - 6 - name_bytes) / 4 * 3]);
+        note.push_str(&format!("\u{2014} {} {signed}\n", "w".repeat(name_bytes)));
+        assert_eq!(note.len(), max);
+        assert_eq!(Checkpoint::verify(&note, &[key]), Ok(checkpoint));
+        let longer = note.replace("\u{2014} w", "\u{2014} ww");
+        assert_eq!(Checkpoint::verify(&longer, &[key]), Err(CheckpointError::Form));
+    }
 }

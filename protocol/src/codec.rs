@@ -192,3 +192,40 @@ impl Writer {
         self.out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back_and_leftovers_are_refused() {
+        let mut out = Writer::with_magic(b"TST1");
+        out.u8(7).u32(1 << 20).u64(1 << 40).i64(-5).bool(true).bool(false).bytes(b"abc");
+        let bytes = out.finish();
+        let mut reader = Reader::new("test", &bytes);
+        reader.magic(b"TST1").unwrap();
+        assert_eq!(reader.u8(), Ok(7));
+        assert_eq!((reader.u32(), reader.u64()), (Ok(1 << 20), Ok(1 << 40)));
+        assert_eq!(reader.i64(), Ok(-5));
+        assert_eq!((reader.bool(), reader.bool()), (Ok(true), Ok(false)));
+        assert_eq!(reader.clone().finish(), Err(DecodeError::Leftover("test")));
+        assert_eq!(reader.remaining(), 7);
+        assert_eq!(reader.bytes(3), Ok(&b"abc"[..]));
+        assert_eq!(reader.clone().finish(), Ok(()));
+        assert_eq!(reader.u8(), Err(DecodeError::Short("test")));
+        assert_eq!(Reader::new("test", &bytes).magic(b"TST2"), Err(DecodeError::Magic("test")));
+    }
+
+    #[test]
+    fn a_count_is_bounded_and_a_bool_is_0_or_1() {
+        for (count, max, expected) in [
+            (3u32, 3, Ok(3)),
+            (2, 3, Ok(2)),
+            (4, 3, Err(DecodeError::TooLong("test"))),
+            (u32::MAX, 3, Err(DecodeError::TooLong("test"))),
+        ] {
+            assert_eq!(Reader::new("test", &count.to_le_bytes()).count(max), expected);
+        }
+        assert_eq!(Reader::new("test", &[2]).bool(), Err(DecodeError::Value("test")));
+    }
+}

@@ -416,3 +416,89 @@ fn read_clock_event(reader: &mut Reader<'_>) -> Result<ClockEvent, DecodeError> 
 fn read_role(reader: &mut Reader<'_>) -> Result<Role, DecodeError> {
     Role::from_code(reader.u8()?).ok_or(DecodeError::Value("role"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
+    const KINDS: [(u8, usize); 29] = [
+        (1, 80),
+        (2, 25),
+        (3, 65),
+        (4, 97),
+        (5, 16),
+        (6, 98),
+        (7, 66),
+        (8, 51),
+        (9, 32),
+        (10, 50),
+        (11, 64),
+        (12, 64),
+        (13, 81),
+        (14, 0),
+        (15, 89),
+        (16, 105),
+        (17, 9),
+        (18, 56),
+        (19, 32),
+        (20, 36),
+        (21, 12),
+        (22, 32),
+        (23, 80),
+        (24, 72),
+        (25, 80),
+        (26, 32),
+        (27, 40),
+        (28, 72),
+        (38, 9),
+    ];
+
+    /// An entry whose fields hold nothing but ones, which all of them allow.
+    fn of_ones(code: u8, length: usize) -> Vec<u8> {
+        let mut out = Writer::with_magic(MAGIC);
+        out.raw(&[1; 64]).u8(code).raw(&vec![1; length]);
+        out.finish()
+    }
+
+    #[test]
+    fn every_kind_of_entry_comes_back_and_has_one_length() {
+        for code in 0..=u8::MAX {
+            let expected =
+                KINDS.iter().find(|(known, _)| *known == code).map(|(_, length)| *length);
+            let mut lengths = Vec::new();
+            for length in 0..150 {
+                let bytes = of_ones(code, length);
+                if let Ok(entry) = Entry::decode(&bytes) {
+                    assert_eq!(entry.encode(), bytes, "{code}");
+                    lengths.push(length);
+                }
+            }
+            assert_eq!(lengths, Vec::from_iter(expected), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_entry_over_the_bound_is_not_looked_at() {
+        let max = usize::try_from(ENTRY_MAX_BYTES).unwrap();
+        assert_eq!(Entry::decode(&vec![0; max]), Err(DecodeError::Magic(WHAT)));
+        assert_eq!(Entry::decode(&vec![0; max + 1]), Err(DecodeError::TooLong(WHAT)));
+        assert_eq!(Entry::decode(&vec![0; max + 2]), Err(DecodeError::TooLong(WHAT)));
+    }
+
+    #[test]
+    fn the_last_code_of_each_choice_comes_back_and_the_next_is_refused() {
+        // Code of the event, place of the field behind it, the field's last code.
+        for (code, at, last) in
+            [(2, 16, 6), (8, 32, 3), (10, 32, 2), (16, 8, 2), (17, 0, 11), (38, 8, 2)]
+        {
+            let length = KINDS.iter().find(|(known, _)| *known == code).unwrap().1;
+            let mut bytes = of_ones(code, length);
+            let field = 4 + 64 + 1 + at;
+            bytes[field] = last;
+            assert_eq!(Entry::decode(&bytes).unwrap().encode(), bytes, "{code}");
+            bytes[field] = last + 1;
+            assert!(matches!(Entry::decode(&bytes), Err(DecodeError::Value(_))), "{code}");
+        }
+    }
+}

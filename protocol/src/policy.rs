@@ -265,4 +265,91 @@ mod tests {
         policy.classes.insert(label(PERMANENT), policy.rule);
         assert_eq!(policy.check(), Err(RetentionError::BadPolicy));
     }
+
+    #[test]
+    fn each_part_of_a_rule_weakens_alone() {
+        let old = Policy { quota: Quota { bytes: 50, snapshots: 5 }, ..policy() };
+        let classed = |rule| {
+            let mut policy = old.clone();
+            policy.classes.insert(label("monthly"), rule);
+            policy.sources.insert(label("db"), label("monthly"));
+            policy
+        };
+        let with = |change: &dyn Fn(&mut RetentionRule)| {
+            let mut rule = RetentionRule { after_date_seconds: 7, ..old.rule };
+            let before = rule;
+            change(&mut rule);
+            [(rule, before), (before, rule)].map(|(new, old)| {
+                let whole = Policy::of_rule(new).is_below(&Policy::of_rule(old));
+                assert_eq!(classed(new).is_below(&classed(old)), whole, "a class as the whole");
+                whole
+            })
+        };
+        let lower_then_higher = [true, false];
+        assert_eq!(with(&|rule| rule.mode = RetentionMode::Governance), lower_then_higher);
+        assert_eq!(with(&|rule| rule.minimum_seconds -= 1), lower_then_higher);
+        assert_eq!(with(&|rule| rule.default_seconds -= 1), lower_then_higher);
+        assert_eq!(with(&|rule| rule.maximum_seconds -= 1), lower_then_higher);
+        assert_eq!(with(&|rule| rule.after_date_seconds -= 1), lower_then_higher);
+        assert_eq!(with(&|_| {}), [false, false]);
+        for (bytes, snapshots, is_below) in [
+            (50, 5, false),
+            (49, 4, false),
+            (51, 5, true),
+            (50, 6, true),
+            (0, 5, true),
+            (50, 0, true),
+        ] {
+            let new = Policy { quota: Quota { bytes, snapshots }, ..old.clone() };
+            assert_eq!(new.is_below(&old), is_below, "{bytes} bytes, {snapshots} snapshots");
+        }
+        let unbounded = policy();
+        assert!(!old.is_below(&unbounded) && !unbounded.is_below(&unbounded));
+    }
+
+    #[test]
+    fn ready_made_classes_lock_for_as_long_as_their_names_say() {
+        let year = 31_622_400; // of 366 days
+        let rule = |least, most, after_date_seconds| {
+            Some(RetentionRule {
+                mode: RetentionMode::Compliance,
+                minimum_seconds: least,
+                default_seconds: least,
+                maximum_seconds: most,
+                after_date_seconds,
+            })
+        };
+        let most = 100 * year;
+        assert_eq!(ready_made("expiry-plus-2y"), rule(2 * year, most, 2 * year));
+        assert_eq!(ready_made("at-least-5y"), rule(5 * year, most, 0));
+        assert_eq!(ready_made("permanent"), rule(FOREVER, FOREVER, 0));
+        assert_eq!(ready_made("at-least-6y"), None);
+    }
+
+    #[test]
+    fn a_policy_has_so_many_classes_and_sources_and_no_more() {
+        let name = |number: u32| label(&format!("n{number:05}"));
+        let rule = policy().rule;
+        let with = |classes: u32, sources: u32| {
+            let mut policy = Policy::of_rule(rule);
+            policy.classes.extend((0..classes).map(|number| (name(number), rule)));
+            let class = || label(PERMANENT);
+            policy.sources.extend((0..sources).map(|number| (name(number), class())));
+            (policy.check().is_ok(), Policy::decode(&policy.encode()).is_ok())
+        };
+        let (classes, sources) = (POLICY_CLASSES_MAX, POLICY_SOURCES_MAX);
+        assert_eq!(with(classes, sources), (true, true));
+        assert_eq!(with(classes + 1, sources), (false, false));
+        assert_eq!(with(classes, sources + 1), (false, false));
+        assert_eq!(with(classes + 1, sources + 1), (false, false));
+    }
+
+    #[test]
+    fn a_digest_is_that_of_the_encoding() {
+        let policy = policy();
+        assert_eq!(policy.digest(), *blake3::hash(&policy.encode()).as_bytes());
+        let mut other = policy.clone();
+        other.quota.bytes = 1;
+        assert_ne!(policy.digest(), other.digest());
+    }
 }

@@ -198,4 +198,26 @@ mod tests {
         let distinct: std::collections::HashSet<_> = digests.into_iter().collect();
         assert_eq!(distinct.len(), 5);
     }
+
+    #[test]
+    fn operations_have_codes_names_and_namespaces_of_their_own() {
+        let (namespace, record) = (NamespaceId([1; 32]), RecordDigest([2; 32]));
+        let rule = crate::policy::ready_made(crate::policy::PERMANENT).unwrap();
+        let policy = Policy::of_rule(rule);
+        let all = [
+            (Operation::ForgetGovernance { namespace, record }, 1, Some(namespace)),
+            (Operation::LowerPolicy { namespace, policy }, 2, Some(namespace)),
+            (Operation::CreditOffTime { seconds: 5 }, 3, None),
+            (Operation::Thaw, 4, None),
+        ];
+        let mut names = std::collections::BTreeSet::new();
+        for (operation, code, about) in all {
+            assert_eq!((operation.code(), operation.namespace()), (code, about));
+            assert!(names.insert(operation.name()) && operation.name().len() > 3);
+        }
+        for (verdict, code) in [(Verdict::Approve, 1), (Verdict::Reject, 2)] {
+            assert_eq!((verdict.code(), Verdict::from_code(code)), (code, Some(verdict)));
+        }
+        assert_eq!((Verdict::from_code(0), Verdict::from_code(3)), (None, None));
+    }
 }

@@ -503,6 +503,16 @@ mod tests {
     }
 
     #[test]
+    fn a_class_does_not_count_on_from_a_date_that_an_existing_lock_is_extended_to() {
+        let rule = RetentionRule { after_date_seconds: 300, ..RULE };
+        let lock = lock(RetentionMode::Compliance, 100);
+        let extended = lock.extended(&rule, at(50), LockWanted::Date(200), None);
+        assert_eq!(extended.map(|lock| lock.until_seconds), Ok(200));
+        let extended = lock.extended(&rule, at(50), LockWanted::Period(150), None);
+        assert_eq!(extended.map(|lock| lock.until_seconds), Ok(200));
+    }
+
+    #[test]
     fn a_lock_without_end_outlasts_every_clock() {
         let rule = RetentionRule { maximum_seconds: FOREVER, ..RULE };
         let lock = rule.new_lock(at(5), LockWanted::Forever).unwrap();

@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(Tile::widest(TileContent::Hashes(1), 0, 600), Some(second(0, 2)));
         assert_eq!(Tile::widest(TileContent::Entries, 2, 600), Some(entries(2, 88)));
         assert_eq!(Tile::widest(TileContent::Entries, u64::MAX, 600), None);
+        assert_eq!(Tile::widest(TileContent::Entries, 1, 256), None, "a tile without a leaf");
         assert_eq!((count_at(7, u64::MAX), count_at(8, u64::MAX)), (255, 0));
     }
 

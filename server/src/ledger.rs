@@ -453,4 +453,40 @@ mod tests {
         let refused = Ledger::open(&store, key, folder.path());
         assert!(matches!(refused, Err(ServerError::Operator(_))));
     }
+
+    #[test]
+    fn refuses_another_history_than_the_one_in_the_head_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = SigningKey::from_bytes(&[5; 32]);
+        let public = PublicKey(key.verifying_key().to_bytes());
+        let (store, _) = Store::open(folder.path(), Default::default()).unwrap();
+        let (ledger, mut appender) = Ledger::open(&store, key.clone(), folder.path()).unwrap();
+        let mut batch = MetaBatch::new();
+        for n in 0..5 {
+            appender.append(&mut batch, &entry(n));
+        }
+        store.write(&batch).unwrap();
+        store.sync().unwrap();
+        ledger.publish(&appender);
+        ledger.save_head().unwrap();
+        let head_file = folder.path().join("HEAD");
+        assert_eq!(durable::read(&head_file).unwrap(), ledger.head().note.as_bytes());
+        let open = || Ledger::open(&store, key.clone(), folder.path()).map(drop);
+        open().unwrap();
+        let head = ledger.head();
+        let write = |size, root| {
+            let checkpoint = Checkpoint { origin: origin_of(&public), size, root };
+            durable::write(&head_file, checkpoint.sign(&key).as_bytes()).unwrap();
+        };
+        for (size, root) in [(5, [9; 32]), (4, head.root), (1, [9; 32]), (6, head.root)] {
+            write(size, root);
+            assert!(matches!(open(), Err(ServerError::Operator(_))), "{size}");
+        }
+        write(3, root(&StoredHashes(&store), 3).unwrap());
+        open().unwrap();
+        write(0, empty_root());
+        open().unwrap();
+        durable::write(&head_file, b"junk").unwrap();
+        assert!(matches!(open(), Err(ServerError::Operator(_))));
+    }
 }

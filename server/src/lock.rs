@@ -498,6 +498,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_locked_ahead_is_high_enough_for_a_decision_a_day_later() {
+        let forest = Forest::grow();
+        for days in [0, 1, 40, 90, 365, 800, 5000] {
+            let until = NOW + days * DAY_SECONDS + 7;
+            for slice in forest.plan(NOW, ahead_of(until, NOW), true).into_slices() {
+                forest.write(&slice).unwrap();
+            }
+            for later in [0, 1, DAY_SECONDS] {
+                let plan = forest.plan(NOW + later, until + later, false);
+                assert!(plan.is_empty(), "{days} days, {later} s later");
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_is_locked_to_the_end_rounded_up_and_not_for_long_after_it() {
+        for (days, step) in [(1, 1), (16, 1), (32, 2), (90, 5), (365, 22), (496, 31), (5000, 31)] {
+            let until = NOW + days * DAY_SECONDS;
+            assert_eq!(step_of(until, NOW), step, "{days} days");
+            assert_eq!(ahead_of(until, NOW), until + u64::from(step + 1) * DAY_SECONDS);
+        }
+        let lock = |until_seconds, is_held| Lock {
+            mode: strongroom_protocol::retention::RetentionMode::Governance,
+            until_seconds,
+            until_wall_seconds: 0,
+            is_held,
+        };
+        let endless = NOW + 400 * DAY_SECONDS;
+        assert_eq!(node_lock_end(&lock(NOW + 5, false), NOW), NOW + 5);
+        assert_eq!(node_lock_end(&lock(NOW + 5, true), NOW), endless);
+        assert_eq!(node_lock_end(&lock(FOREVER, false), NOW), endless);
+        assert_eq!(node_lock_end(&lock(FOREVER, true), NOW), endless);
+        assert_eq!(Day::at_or_after(NOW), Day(1000));
+        assert_eq!(Day::at_or_after(NOW + 1), Day(1001));
+        assert_eq!(Day::of(NOW + DAY_SECONDS - 1), Day(1000));
+    }
+
+    #[test]
+    fn a_tree_with_a_node_that_does_not_parse_is_not_locked() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap().0;
+        let junk = put(&store, 1, b"not a node".to_vec());
+        let root = put(&store, 2, node_of(2, &[junk]));
+        store.seal().unwrap();
+        let (tree, mut batch) = (Tree { ns: NS, root, level: 2 }, MetaBatch::new());
+        let locked = lock_tree(&store, &mut batch, tree, NOW, NOW + 5, &|_, _| false);
+        assert!(matches!(locked, Err(ServerError::Bug(_))) && batch.is_empty());
+    }
+
+    #[test]
     fn what_no_lock_vouches_for_is_proven_and_what_is_pinned_is_not() {
         let forest = Forest::grow();
         let until = NOW + 10 * DAY_SECONDS;

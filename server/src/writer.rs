@@ -555,4 +555,21 @@ mod tests {
         bench.writer.decide(|_| Ok(())).unwrap();
         assert_ne!(row(), before);
     }
+
+    #[test]
+    fn the_newest_head_is_in_its_file_when_the_writer_ends() {
+        let Bench { writer, ledger, _folder: folder, .. } = Bench::new();
+        for _ in 0..3 {
+            writer
+                .decide(|decision| {
+                    let event = Event::Configured { configuration: [1; 32] };
+                    decision.enter(OFFICER, NamespaceId([0; 32]), event);
+                    Ok(())
+                })
+                .unwrap();
+        }
+        drop(writer);
+        let kept = std::fs::read_to_string(folder.path().join("HEAD")).unwrap();
+        assert_eq!(kept, ledger.head().note);
+    }
 }

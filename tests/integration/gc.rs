@@ -119,7 +119,7 @@ fn known(repository: &Repository, writer: &Actor, tree: &Tree) -> Vec<Option<Ind
     repository.store().lookup(number(repository, writer), &wanted).unwrap()
 }
 
-fn events(store: &Store) -> Vec<Event> {
+pub fn events(store: &Store) -> Vec<Event> {
     let mut events = Vec::new();
     store
         .scan(Family::Ledger, b"e", None, &mut |_, value| {
@@ -130,7 +130,7 @@ fn events(store: &Store) -> Vec<Event> {
     events
 }
 
-fn reaped_count(report: &CycleReport) -> u64 {
+pub fn reaped_count(report: &CycleReport) -> u64 {
     report.reaped.values().map(|reaped| reaped.count).sum()
 }
 

@@ -4,6 +4,7 @@
 mod gc;
 mod gc_crash;
 mod gc_damage;
+mod gc_guards;
 mod gc_kill;
 mod harness;
 

@@ -2,9 +2,12 @@
 //! revoked. Whoever asked was authorised before; the decision looks again.
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
+use strongroom_client::enroll::{EnrollOptions, enroll};
 use strongroom_client::error::ClientError;
+use strongroom_client::profile::{Profile, ProfileFolder};
 use strongroom_client::retention;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::PublicKey;
@@ -13,7 +16,7 @@ use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::retention::{LockWanted, RetentionMode};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
-use strongroom_server::clock::Clock;
+use strongroom_server::clock::{Clock, ManualClock};
 use strongroom_server::error::ServerError;
 use strongroom_server::registry::Principal;
 use strongroom_server::repository::{Repository, Witness};
@@ -23,12 +26,12 @@ use crate::harness::{Actor, TestServer, Tree, label, refused_with, test_config};
 
 const DAY: u64 = 24 * 3600;
 
-type Act = Box<dyn FnOnce(&Arc<Repository>) + Send>;
+type Act = Box<dyn FnOnce(&Arc<Repository>, &ManualClock) + Send>;
 
 /// Does something once, while a segment is being sealed for a commit.
 #[derive(Default)]
 struct WhileSealing {
-    repository: OnceLock<Arc<Repository>>,
+    repository: OnceLock<(Arc<Repository>, Arc<ManualClock>)>,
     act: Mutex<Option<Act>>,
 }
 
@@ -38,8 +41,8 @@ impl Witness for WhileSealing {
             Step::SegmentIngested => self.act.lock().unwrap().take(),
             _ => None,
         };
-        if let (Some(act), Some(repository)) = (act, self.repository.get()) {
-            act(repository);
+        if let (Some(act), Some((repository, clock))) = (act, self.repository.get()) {
+            act(repository, clock);
         }
     }
 }
@@ -76,7 +79,7 @@ async fn commit_while(act: Act) -> Committed {
     let (repository, _) =
         Repository::open(&data, test_config(|_| {}), time, witness.clone()).unwrap();
     let repository = Arc::new(repository);
-    assert!(witness.repository.set(repository.clone()).is_ok());
+    assert!(witness.repository.set((repository.clone(), clock.clone())).is_ok());
     let (asking, namespace) = (principal_of(&writer, Role::Backup), writer.namespace());
     let request = strongroom_protocol::message::OpenSession {
         source: label("db"),
@@ -102,7 +105,7 @@ async fn commit_while(act: Act) -> Committed {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_committed_into_a_namespace_that_is_dropped_meanwhile() {
-    let Committed { repository, outcome, _folder, .. } = commit_while(Box::new(|repository| {
+    let Committed { repository, outcome, _folder, .. } = commit_while(Box::new(|repository, _| {
         repository.drop_namespace(&label("erp")).unwrap();
     }))
     .await;
@@ -113,25 +116,39 @@ async fn nothing_is_committed_into_a_namespace_that_is_dropped_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_counts_for_a_commit_that_was_on_its_way() {
-    let Committed { repository, writer, outcome, _folder } = commit_while(Box::new(|repository| {
-        let officer = Principal {
-            id: strongroom_protocol::id::PrincipalId::LOCAL,
-            role: Role::SecurityOfficer,
-            namespace: None,
-            signing_key: PublicKey([0; 32]),
-        };
-        let namespace = repository.registry().namespaces().remove(0);
-        let mut policy = namespace.row.policy.clone();
-        policy.rule.default_seconds = 300 * DAY;
-        let id = namespace.row.namespace;
-        assert!(repository.set_policy(&officer, &id, policy).unwrap().is_done);
-    }))
-    .await;
+    let Committed { repository, writer, outcome, _folder } =
+        commit_while(Box::new(|repository, _| {
+            let officer = Principal {
+                id: strongroom_protocol::id::PrincipalId::LOCAL,
+                role: Role::SecurityOfficer,
+                namespace: None,
+                signing_key: PublicKey([0; 32]),
+            };
+            let namespace = repository.registry().namespaces().remove(0);
+            let mut policy = namespace.row.policy.clone();
+            policy.rule.default_seconds = 300 * DAY;
+            let id = namespace.row.namespace;
+            assert!(repository.set_policy(&officer, &id, policy).unwrap().is_done);
+        }))
+        .await;
     outcome.unwrap();
     let page = repository.list(&writer.namespace(), None, 0).unwrap();
     let lock = page.rows[0].lock;
     assert_eq!(lock.until_seconds, repository.moment().retention_seconds + 300 * DAY);
     assert_eq!(lock.mode, RetentionMode::Compliance);
+}
+
+/// Its pins keep nothing any more, so what it counted on may be gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_committed_by_a_session_that_ended_meanwhile() {
+    let Committed { repository, writer, outcome, _folder } =
+        commit_while(Box::new(|repository, clock| {
+            clock.advance(Duration::from_secs(601));
+            repository.tick();
+        }))
+        .await;
+    assert_eq!(code(&outcome), Some(ErrorCode::SessionEnded));
+    assert!(repository.list(&writer.namespace(), None, 0).unwrap().rows.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,4 +247,61 @@ async fn one_officer_cannot_fill_the_desk() {
     propose(&second).await.unwrap();
     let waiting = server.repository.proposals().unwrap();
     assert_eq!(waiting.len(), 2, "what a revoked officer proposed is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_signing_key_under_two_names_is_one_person() {
+    let server = TestServer::start().await;
+    let first = server.principal(None, Role::SecurityOfficer).await;
+    let home = tempfile::tempdir().unwrap();
+    let folder = ProfileFolder::new(home.path(), "default").unwrap();
+    folder.make().unwrap();
+    let key = "signing.key";
+    std::fs::copy(first.profile.folder().path(key), folder.path(key)).unwrap();
+    let options = EnrollOptions {
+        token: server.token(None, Role::Operator),
+        display_name: "the same again".into(),
+        kit_folder: home.path().to_path_buf(),
+        kit: None,
+        connect: server.connect(),
+        second_of: None,
+    };
+    enroll(&folder, options).await.unwrap();
+    let second = Profile::open(folder).unwrap();
+    let proposed = retention::tend_clock(&first.client(), ClockWish::Credit(5)).await.unwrap();
+    let decide = async |profile: &Profile| {
+        let client = profile.client(&server.connect()).unwrap();
+        let (leaf, meaning) = (proposed.proposal.unwrap(), "checked".to_owned());
+        retention::decide(profile, &client, leaf, Verdict::Approve, meaning).await
+    };
+    refused_with(decide(&second).await, ErrorCode::NotAllowed);
+    // To somebody else the clock itself answers: nothing was lost that could be credited.
+    let third = server.principal(None, Role::Operator).await;
+    refused_with(decide(&third.profile).await, ErrorCode::BadRequest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_policy_withdraws_what_was_proposed_about_it_and_about_no_other() {
+    let server = TestServer::start().await;
+    let repository = &server.repository;
+    let actor = server.principal(None, Role::SecurityOfficer).await;
+    let officer = principal_of(&actor, Role::SecurityOfficer);
+    let (erp, crm) = (server.writer("erp").await, server.writer("crm").await);
+    let change = |writer: &Actor, by_seconds: i64| {
+        let mut policy = repository.policy(&writer.namespace()).unwrap();
+        let default = &mut policy.rule.default_seconds;
+        *default = default.checked_add_signed(by_seconds).unwrap();
+        repository.set_policy(&officer, &writer.namespace(), policy).unwrap()
+    };
+    let (first, other) = (change(&erp, -1).proposal.unwrap(), change(&crm, -1).proposal.unwrap());
+    let waiting = || {
+        let rows = repository.proposals().unwrap().into_iter();
+        rows.map(|row| row.proposal).collect::<Vec<u64>>()
+    };
+    assert_eq!(waiting(), [first, other]);
+    assert!(change(&erp, 1).is_done);
+    assert_eq!(waiting(), [other]);
+    let again = change(&erp, -1).proposal.unwrap();
+    repository.drop_namespace(&label("crm")).unwrap();
+    assert_eq!(waiting(), [again], "those of a dropped namespace go with it");
 }

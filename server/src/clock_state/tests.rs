@@ -57,6 +57,28 @@ impl World {
 }
 
 #[test]
+fn bounds_are_what_the_documents_say() {
+    assert_eq!(YEAR_MS, 31_536_000_000);
+    assert_eq!(ALLOWANCE_MS, 1_209_600_000, "14 days");
+    assert_eq!(SKEW_BOUND_MS, 3_600_000, "an hour");
+    assert_eq!((FORGIVEN_PART, GRANT_STEP_MS), (1440, 1_971_000_000));
+    assert_eq!(Suspicion::ALL.map(Suspicion::bit), [1, 2, 4, 8]);
+}
+
+#[test]
+fn a_moment_says_both_clocks_in_whole_seconds() {
+    let mut world = World::new();
+    world.pass(HOUR_MS + 1_999);
+    world.shift_wall(30_000);
+    world.state.observe(&world.now);
+    let moment = world.state.moment(&world.now);
+    let seconds = START_MS / 1000 + 3_601;
+    assert_eq!((moment.retention_seconds, moment.wall_seconds), (seconds, seconds + 30));
+    assert!(!moment.is_suspect);
+    assert_eq!(world.state.skew_ms(), 30_000);
+}
+
+#[test]
 fn honest_clocks_are_counted_to_the_millisecond() {
     let mut world = World::new();
     for ms in [1, 999, 59_999, 60_000, 61_001, DAY_MS, 3 * YEAR_MS, 7] {
@@ -135,6 +157,20 @@ fn small_disagreement_is_forgiven_and_large_adds_up() {
         world.counted();
     }
     assert_eq!(jumps, 7);
+}
+
+#[test]
+fn a_day_forgives_a_minute_and_no_more() {
+    let mut world = World::new();
+    world.shift_wall(2_400_000);
+    world.counted();
+    assert_eq!(world.state.skew_ms(), 2_400_000);
+    world.pass(DAY_MS);
+    world.counted();
+    assert_eq!(world.state.skew_ms(), 2_340_000);
+    world.shift_wall(2_400_000);
+    world.counted();
+    assert!(world.state.is_suspect(), "40 minutes and again 40 minutes");
 }
 
 #[test]
