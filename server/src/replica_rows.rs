@@ -319,10 +319,11 @@ mod tests {
             had: Vec::new(),
             readmitted: Vec::new(),
             passed: Vec::new(),
+            is_repair_only: false,
             ..row.clone()
         };
         let mut old = bare.encode();
-        old.truncate(old.len() - 8 - 3 * 4);
+        old.truncate(old.len() - 8 - 3 * 4 - 1);
         old[3] = b'1';
         assert_eq!(PrimaryRow::decode(&old).unwrap(), bare);
         let pending = PendingRow {
