@@ -451,5 +451,8 @@ mod tests {
         let wishes: Vec<u8> = Wish::ALL.iter().map(|wish| wish.code()).collect();
         assert_eq!(wishes, [1, 2, 3]);
         assert_eq!(ClosedCause::ALL.map(ClosedCause::code), [1, 2]);
+        let names: std::collections::BTreeSet<&str> =
+            ClockEvent::ALL.iter().map(|event| event.name()).collect();
+        assert!(names.len() == clock.len() && names.contains("off_time_lost"));
     }
 }

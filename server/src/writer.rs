@@ -558,8 +558,9 @@ mod tests {
 
     #[test]
     fn the_newest_head_is_in_its_file_when_the_writer_ends() {
-        let Bench { writer, ledger, _folder: folder, .. } = Bench::new();
+        let Bench { writer, ledger, clock, _folder: folder, .. } = Bench::new();
         for _ in 0..3 {
+            clock.advance(Duration::from_secs(5));
             writer
                 .decide(|decision| {
                     let event = Event::Configured { configuration: [1; 32] };
