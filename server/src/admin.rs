@@ -277,15 +277,7 @@ pub fn execute(
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
         AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
         AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
-        AdminRequest::CollectionStatus => {
-            let row = collector(repository).status()?;
-            AdminAnswer::Collection {
-                generation: row.generation,
-                began_seconds: row.began_seconds,
-                completed: row.completed,
-                completed_seconds: row.completed_seconds,
-            }
-        }
+        AdminRequest::CollectionStatus => collection_status(repository)?,
         AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
         AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
         AdminRequest::ReplicaAdd { token, name, only, is_repair_only } => {
@@ -326,6 +318,16 @@ pub fn execute(
             let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
             AdminAnswer::Moved { namespace, wanted, version }
         }
+    })
+}
+
+fn collection_status(repository: &Repository) -> Result<AdminAnswer, ServerError> {
+    let row = collector(repository).status()?;
+    Ok(AdminAnswer::Collection {
+        generation: row.generation,
+        began_seconds: row.began_seconds,
+        completed: row.completed,
+        completed_seconds: row.completed_seconds,
     })
 }
 

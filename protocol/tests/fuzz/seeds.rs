@@ -245,15 +245,16 @@ fn entries() -> Seeds {
             descriptor: DescriptorDigest([8; 32]),
             version: 2,
         },
-        Event::Exported { namespace_count: 1, namespaces: [2; 32] },
-        Event::Imported { ledger_key: signing_key, size: 1, root: [2; 32] },
     ];
-    let numbered = events.into_iter().chain(events_of_damage()).enumerate();
+    let numbered = events.into_iter().chain(events_of_folders()).enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
 }
 
-fn events_of_damage() -> [Event; 3] {
+/// Exports, imports and damage.
+fn events_of_folders() -> [Event; 5] {
     [
+        Event::Exported { namespace_count: 1, namespaces: [2; 32] },
+        Event::Imported { ledger_key: public_key(), size: 1, root: [2; 32] },
         Event::Damaged { count: 1, digests: [2; 32] },
         Event::Repaired { count: 1, digests: [2; 32], from: public_key() },
         Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
