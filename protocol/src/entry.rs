@@ -422,7 +422,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 29] = [
+    const KINDS: [(u8, usize); 36] = [
         (1, 80),
         (2, 25),
         (3, 65),

@@ -291,15 +291,7 @@ pub fn execute(
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
         AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
         AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
-        AdminRequest::CollectionStatus => {
-            let row = collector(repository).status()?;
-            AdminAnswer::Collection {
-                generation: row.generation,
-                began_seconds: row.began_seconds,
-                completed: row.completed,
-                completed_seconds: row.completed_seconds,
-            }
-        }
+        AdminRequest::CollectionStatus => collection_status(repository)?,
         AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
         AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
         AdminRequest::Export { to, only } => {
@@ -360,6 +352,16 @@ fn execute_replica(
         }
         // The others are carried out by the caller.
         other => return Err(ServerError::Bug(format!("no such command: {other:?}"))),
+    })
+}
+
+fn collection_status(repository: &Repository) -> Result<AdminAnswer, ServerError> {
+    let row = collector(repository).status()?;
+    Ok(AdminAnswer::Collection {
+        generation: row.generation,
+        began_seconds: row.began_seconds,
+        completed: row.completed,
+        completed_seconds: row.completed_seconds,
     })
 }
 

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
-use strongroom_protocol::message::{ClockStatus, Status};
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
+use crate::admin_text::{clock_text, cycle_text, instant, instant_of, status_text};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
 use crate::folder::Folder;
-use crate::gc::CycleReport;
 use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
@@ -387,9 +386,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 ));
             }
         }
-        AdminAnswer::Status { status } => print_status(status),
-        AdminAnswer::Clock { status } => print_clock(status),
-        AdminAnswer::Collected { report } => print_cycle(report),
+        AdminAnswer::Status { status } => say(&status_text(status)),
+        AdminAnswer::Clock { status } => say(&clock_text(status)),
+        AdminAnswer::Collected { report } => say(&cycle_text(report)),
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
@@ -416,86 +415,6 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Exported { .. } | AdminAnswer::Imported { .. } => say(&seed_text(answer)),
         other => say(&moved_text(other)),
     }
-}
-
-fn print_status(status: &Status) {
-    say(&format!(
-        "strongroomd {}\nsnapshots        {}\nledger entries   {}\nledger key       {}\n\
-         segments         {} ({} MiB)\nopen sessions    {}\nfree space       {} MiB\n\
-         accepts uploads  {}\ndamaged          {} now, {} repaired\n",
-        status.version,
-        status.snapshot_count,
-        status.ledger_size,
-        status.ledger_key,
-        status.segment_count,
-        status.segment_bytes >> 20,
-        status.session_count,
-        status.free_bytes >> 20,
-        if status.accepts_uploads { "yes" } else { "no: repository full" },
-        status.damaged_count,
-        status.repaired_count
-    ));
-}
-
-fn print_clock(status: &ClockStatus) {
-    let at = |seconds: u64| instant(seconds.saturating_mul(1000));
-    let spent = |seconds: u64| {
-        format!("{} d {} h {} min", seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60)
-    };
-    say(&format!(
-        "retention clock  {}\nwall clock       {}\ndisagreement     {} (frozen above {})\n\
-         power off        {} lost, {} of this year's allowance left\n",
-        at(status.retention_seconds),
-        at(status.wall_seconds),
-        spent(status.skew_seconds),
-        spent(status.skew_bound_seconds),
-        spent(status.lost_seconds),
-        spent(status.allowance_seconds),
-    ));
-    match &status.frozen {
-        None => say("locks end        yes, when the retention clock has passed their date\n"),
-        Some(reason) => say(&format!(
-            "locks end        NO: {reason}\n                 backups and new locks go on; two \
-             principals end this (docs/operations.md)\n"
-        )),
-    }
-    say("seen, oldest first:\n");
-    for line in &status.history {
-        say(&format!("  {line}\n"));
-    }
-}
-
-fn print_cycle(report: &CycleReport) {
-    let reaped_count: u64 = report.reaped.values().map(|reaped| reaped.count).sum();
-    let reaped_bytes: u64 = report.reaped.values().map(|reaped| reaped.bytes).sum();
-    say(&format!(
-        "cycle            {} ({:?})\nlocks raised     {}\nneeded           {}\nguarded          \
-         {}\nquarantined      {}\nreaped           {} ({} bytes)\ncopied           {} ({} \
-         bytes)\nsegments gone    {} ({} bytes)\n",
-        report.generation,
-        report.outcome,
-        report.raised_count,
-        report.marked_count,
-        report.guarded_count,
-        report.quarantined_count,
-        reaped_count,
-        reaped_bytes,
-        report.moved_count,
-        report.evacuated_bytes,
-        report.dropped_segments,
-        report.dropped_bytes
-    ));
-}
-
-/// An instant of the retention clock; 0 is never.
-fn instant_of(seconds: u64) -> String {
-    if seconds == 0 { "never".into() } else { instant(seconds.saturating_mul(1000)) }
-}
-
-fn instant(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms)
-        .map_or_else(|_| "?".into(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
 /// Writes to standard output; a reader that has gone away is no error.

@@ -15,6 +15,7 @@ pub mod scrub_cli;
 pub mod seed_cli;
 
 pub mod admin;
+pub mod admin_text;
 pub mod listener;
 pub mod probes;
 pub mod router;
