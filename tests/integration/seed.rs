@@ -335,7 +335,7 @@ async fn an_import_that_was_broken_off_goes_on() {
     copy_folder(&replica.folder.path().join("data"), &killed.path().join("data"));
     replica.repository.followers().stop();
     let broken = breaking.await.unwrap();
-    until("nobody has the repository", || Arc::strong_count(&replica.repository) < 8).await;
+    until("nobody has the repository", || Arc::strong_count(&replica.repository) < 9).await;
     assert!(matches!(broken, Ok(_) | Err(ReplicaError::Stopping)), "{broken:?}");
     let replica = TestServer::open_with(killed, replica.clock.clone(), small).await;
     carry(&disk, &primary, &replica).await;
