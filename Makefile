@@ -13,8 +13,8 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help build demo drill-replica test bench bench-quick campaign-fuzz campaign-kills campaign-locks \
-  campaign-mutants fmt clean
+.PHONY: help build demo drill-replica test bench bench-quick campaign-fuzz campaign-kills \
+  campaign-replica-kills campaign-locks netem-replica campaign-mutants fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -25,6 +25,8 @@ help:
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
 	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
 	@echo 'make campaign-kills the server is killed KILLS=1000 times at random moments; SEED=1'
+	@echo 'make campaign-replica-kills primary and replica are killed, KILLS=200 times; SEED=1'
+	@echo 'make netem-replica  a replica over lines that the kernel emulates (root, ip, tc); DUMPS='
 	@echo 'make campaign-locks the repository against a model of it, OPS=1000000 operations; SEED=1'
 	@echo 'make campaign-mutants changes of pure sources that no test notices (cargo-mutants)'
 	@echo 'make fmt            formats the sources'
@@ -82,9 +84,15 @@ campaign-fuzz:
 	fi
 
 # Folders in memory where there is room: what is looked for is not what a disk does.
-campaign-kills campaign-locks:
+campaign-kills campaign-replica-kills campaign-locks:
 	@scripts/bootstrap.sh build
 	@scripts/campaign.sh $@
+
+netem-replica:
+	@scripts/bootstrap.sh build
+	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/netem-replica.sh
+
 # MUTANTS='--re is_below' and whatever else cargo-mutants takes chooses among them.
 campaign-mutants:
 	@scripts/bootstrap.sh build

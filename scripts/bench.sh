@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, finds or makes dumps, and runs the end-to-end bench.
+# Builds, finds or makes dumps, and runs the benches of whole programs.
 #
 #   scripts/bench.sh bench|bench-quick
 #
@@ -19,4 +19,5 @@ if [ -z "${DUMPS:-}" ] && [ -n "${ERP_MAKER:-}" ]; then
   export DUMPS=$CARGO_TARGET_DIR/erp/tryton_$size_mb
 fi
 cargo build --release --workspace --locked
-exec cargo bench --locked --bench end_to_end -- "${words[@]}"
+cargo bench --locked --bench end_to_end -- "${words[@]}"
+exec cargo bench --locked --bench replica -- "${words[@]}"

@@ -3,14 +3,16 @@
 # it changes nothing.
 #
 #   scripts/campaign.sh campaign-kills     KILLS=1000 SEED=1
+#   scripts/campaign.sh campaign-replica-kills KILLS=200 SEED=1
 #   scripts/campaign.sh campaign-locks     OPS=1000000 SEED=1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} SEED=${SEED:-1}
 case ${1:-} in
   campaign-kills) export KILLS=${KILLS:-1000} test=survives_kill ;;
+  campaign-replica-kills) export KILLS=${KILLS:-200} test=replica_survives_kills ;;
   campaign-locks) export OPS=${OPS:-1000000} test=promises_hold_whatever_happens ;;
-  *) echo "usage: $0 campaign-kills|campaign-locks" >&2; exit 2 ;;
+  *) echo "usage: $0 campaign-kills|campaign-replica-kills|campaign-locks" >&2; exit 2 ;;
 esac
 cargo build --release --workspace --locked --tests
 folder=$(mktemp -d)

@@ -180,6 +180,7 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
         | ErrorCode::Internal
         | ErrorCode::NotPrimary
         | ErrorCode::SessionEnded => ExitCode::Temporary,
+        ErrorCode::Damaged => ExitCode::Untrusted,
         _ => ExitCode::Other,
     }
 }

@@ -296,6 +296,10 @@ fn lacking(error: ClientError) -> ClientError {
             "the repository lacks a part of this snapshot ({error}): restore another snapshot or \
              from a replica, and tell the operator"
         )),
+        Some(ErrorCode::Damaged) => ClientError::Untrusted(format!(
+            "a part of this snapshot is damaged on the server ({error}): restore it from a replica \
+             (--server HOST --from-replica), or restore another snapshot, and tell the operator"
+        )),
         _ => error,
     }
 }

@@ -38,7 +38,14 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::PrimaryRemoved { .. } => "primary_removed",
         Event::DescriptorTaken { .. } => "descriptor_taken",
         Event::DescriptorRefused { .. } => "descriptor_refused",
+        Event::Exported { .. } => "exported",
+        Event::Imported { .. } => "imported",
+        Event::FilterSet { .. } => "filter_set",
+        Event::NamespaceReadmitted { .. } => "namespace_readmitted",
         Event::NotCarriedOut { .. } => "not_carried_out",
+        Event::Damaged { .. } => "damaged",
+        Event::Repaired { .. } => "repaired",
+        Event::Scrubbed { .. } => "scrubbed",
     }
 }
 
@@ -207,6 +214,43 @@ fn replica_words(event: &Event) -> String {
              not come after what is here",
             short(&descriptor.0),
             short(&ledger_key.0)
+        ),
+        Event::Exported { namespace_count, namespaces } => format!(
+            "is about to export {namespace_count} namespaces (ids {}), by command",
+            short(namespaces)
+        ),
+        Event::Imported { ledger_key, size, root } => format!(
+            "is about to take in an export of server {} at {size} entries (root {}), by command",
+            short(&ledger_key.0),
+            short(root)
+        ),
+        Event::FilterSet { ledger_key, names } => format!(
+            "follows other namespaces of primary {} (names {})",
+            short(&ledger_key.0),
+            short(names)
+        ),
+        Event::NamespaceReadmitted { ledger_key } => {
+            format!("takes the dropped namespace from primary {} again", short(&ledger_key.0))
+        }
+        other => damage_words(other),
+    }
+}
+
+fn damage_words(event: &Event) -> String {
+    match event {
+        Event::Damaged { count, digests } => {
+            format!("found {count} envelopes DAMAGED (list {})", short(digests))
+        }
+        Event::Repaired { count, digests, from } => {
+            let whence = match from.0 == [0; 32] {
+                true => "sent again or found here".to_owned(),
+                false => format!("from server {}", short(&from.0)),
+            };
+            format!("has {count} damaged envelopes whole again, {whence} (list {})", short(digests))
+        }
+        Event::Scrubbed { pass, envelope_count, bytes, damaged_count } => format!(
+            "hashed all that is stored, pass {pass}: {envelope_count} envelopes, {bytes} bytes, \
+             {damaged_count} newly found damaged"
         ),
         // The others are told by the callers.
         _ => "did what this program has no words for".into(),

@@ -203,7 +203,8 @@ pub fn promoted_text(promotion: &Promotion) -> String {
 pub fn status_text(status: &Status) -> String {
     format!(
         "strongroomd {}\nsnapshots  {}\nsegments   {} ({})\nsessions   {}\nfree       {}\n\
-         ledger     {} entries\nuploads    {}\n",
+         ledger     {} entries\nuploads    {}\n\
+         damaged    {} now, {} repaired\n",
         status.version,
         HumanCount(status.snapshot_count),
         HumanCount(status.segment_count),
@@ -212,6 +213,8 @@ pub fn status_text(status: &Status) -> String {
         HumanBytes(status.free_bytes),
         HumanCount(status.ledger_size),
         if status.accepts_uploads { "accepted" } else { "REFUSED" },
+        HumanCount(status.damaged_count),
+        HumanCount(status.repaired_count),
     )
 }
 

@@ -28,6 +28,9 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
 use strongroom_protocol::retention::{FOREVER, Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
+use strongroom_protocol::seed::{
+    KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, pack_end, pack_head,
+};
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
 use strongroom_protocol::{catalogue, record};
 
@@ -445,12 +448,19 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             shown_size: 39,
         },
         Event::PrimaryRemoved { ledger_key: PublicKey([33; 32]) },
+        Event::Damaged { count: 50, digests: [51; 32] },
+        Event::Repaired { count: 50, digests: [51; 32], from: PublicKey([52; 32]) },
+        Event::Scrubbed { pass: 53, envelope_count: 54, bytes: 55, damaged_count: 56 },
         Event::DescriptorTaken { descriptor: DescriptorDigest([40; 32]), version: 41 },
         Event::DescriptorRefused {
             ledger_key: PublicKey([33; 32]),
             descriptor: DescriptorDigest([40; 32]),
             version: 41,
         },
+        Event::Exported { namespace_count: 40, namespaces: [41; 32] },
+        Event::Imported { ledger_key: PublicKey([33; 32]), size: 42, root: [43; 32] },
+        Event::FilterSet { ledger_key: PublicKey([33; 32]), names: [40; 32] },
+        Event::NamespaceReadmitted { ledger_key: PublicKey([33; 32]) },
         Event::NotCarriedOut { proposal: 40, cause: ClosedCause::Refused },
     ]
 }
@@ -523,6 +533,35 @@ fn enrolment_objects() {
             "token_for_existing_namespace": existing.to_text(),
             "exporter": hex(&[7; 32]),
             "request": hex(&request.encode(&token.secret, &[7; 32])),
+        }),
+    );
+}
+
+#[test]
+fn exports() {
+    let ledger_key = public_key_of(&ledger());
+    let item = |kind, length, digest| PackItem { namespace: 0, kind, length, digest: [digest; 32] };
+    let items = vec![item(0, 568, 1), item(1, 132, 2), item(KIND_RECORD, 1000, 3)];
+    let table = PackTable { namespaces: vec![namespace()], items };
+    let manifest = Manifest {
+        ledger_key,
+        only: vec!["erp".parse().unwrap()],
+        namespaces: vec![SeedNamespace {
+            namespace: namespace(),
+            name: "erp".parse().unwrap(),
+            descriptor: DescriptorDigest([4; 32]),
+        }],
+        packs: vec![table.pack()],
+        checkpoint: "checkpoint\n".into(),
+    };
+    check(
+        "seed",
+        &json!({
+            "pack_head": hex(&pack_head(&ledger_key)),
+            "pack_table": hex(&table.encode()),
+            "pack_end": hex(&pack_end(&table.encode())),
+            "pack_bytes": table.pack().file_bytes,
+            "manifest": hex(&manifest.encode()),
         }),
     );
 }

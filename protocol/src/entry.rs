@@ -177,8 +177,43 @@ fn write_replica_event(out: &mut Writer, event: &Event) {
         Event::DescriptorRefused { ledger_key, descriptor, version } => {
             out.u8(28).raw(&ledger_key.0).raw(&descriptor.0).u64(*version);
         }
+        newer => write_newer_event(out, newer),
+    }
+}
+
+/// Events of exports, and of approvals that came to nothing.
+fn write_newer_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Exported { namespace_count, namespaces } => {
+            out.u8(33).u32(*namespace_count).raw(namespaces);
+        }
+        Event::Imported { ledger_key, size, root } => {
+            out.u8(34).raw(&ledger_key.0).u64(*size).raw(root);
+        }
+        Event::FilterSet { ledger_key, names } => {
+            out.u8(36).raw(&ledger_key.0).raw(names);
+        }
+        Event::NamespaceReadmitted { ledger_key } => {
+            out.u8(37).raw(&ledger_key.0);
+        }
         Event::NotCarriedOut { proposal, cause } => {
             out.u8(38).u64(*proposal).u8(cause.code());
+        }
+        later => write_damage_event(out, later),
+    }
+}
+
+/// Events of damage and repair.
+fn write_damage_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::Damaged { count, digests } => {
+            out.u8(30).u64(*count).raw(digests);
+        }
+        Event::Repaired { count, digests, from } => {
+            out.u8(31).u64(*count).raw(digests).raw(&from.0);
+        }
+        Event::Scrubbed { pass, envelope_count, bytes, damaged_count } => {
+            out.u8(32).u64(*pass).u64(*envelope_count).u64(*bytes).u64(*damaged_count);
         }
         // The others are written by the callers.
         _ => {}
@@ -306,7 +341,39 @@ fn read_replica_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, Decode
             descriptor: DescriptorDigest(reader.array()?),
             version: reader.u64()?,
         },
+        code => return read_newer_event(reader, code),
+    })
+}
+
+fn read_newer_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        33 => Event::Exported { namespace_count: reader.u32()?, namespaces: reader.array()? },
+        34 => Event::Imported {
+            ledger_key: PublicKey(reader.array()?),
+            size: reader.u64()?,
+            root: reader.array()?,
+        },
+        36 => Event::FilterSet { ledger_key: PublicKey(reader.array()?), names: reader.array()? },
+        37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
+        code => return read_damage_event(reader, code),
+    })
+}
+
+fn read_damage_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        30 => Event::Damaged { count: reader.u64()?, digests: reader.array()? },
+        31 => Event::Repaired {
+            count: reader.u64()?,
+            digests: reader.array()?,
+            from: PublicKey(reader.array()?),
+        },
+        32 => Event::Scrubbed {
+            pass: reader.u64()?,
+            envelope_count: reader.u64()?,
+            bytes: reader.u64()?,
+            damaged_count: reader.u64()?,
+        },
         _ => return reader.refuse(),
     })
 }
@@ -355,7 +422,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 29] = [
+    const KINDS: [(u8, usize); 36] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -384,6 +451,13 @@ mod tests {
         (26, 32),
         (27, 40),
         (28, 72),
+        (30, 40),
+        (31, 72),
+        (32, 32),
+        (33, 36),
+        (34, 72),
+        (36, 64),
+        (37, 32),
         (38, 9),
     ];
 

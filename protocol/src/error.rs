@@ -51,6 +51,8 @@ pub enum ErrorCode {
     QuotaExceeded,
     /// What was proposed no longer fits what is there, or the proposal has ended.
     Stale,
+    /// A stored envelope is not as it was written.
+    Damaged,
     /// The repository has no room for uploads.
     RepositoryFull,
     /// The body is larger than the route allows.
@@ -65,7 +67,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -86,6 +88,7 @@ impl ErrorCode {
         Self::BadDate,
         Self::QuotaExceeded,
         Self::Stale,
+        Self::Damaged,
         Self::RepositoryFull,
         Self::TooLarge,
         Self::TooMany,
@@ -116,6 +119,7 @@ impl ErrorCode {
             Self::BadDate => "bad_date",
             Self::QuotaExceeded => "quota_exceeded",
             Self::Stale => "stale",
+            Self::Damaged => "damaged",
             Self::RepositoryFull => "repository_full",
             Self::TooLarge => "too_large",
             Self::TooMany => "too_many",
@@ -144,7 +148,7 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::Locked | Self::Held | Self::ClockSuspect | Self::Shortens => 423,
             Self::TooMany => 429,
-            Self::Internal => 500,
+            Self::Damaged | Self::Internal => 500,
             Self::Unavailable => 503,
             Self::RepositoryFull | Self::QuotaExceeded => 507,
         }

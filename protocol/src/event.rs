@@ -249,12 +249,69 @@ pub enum Event {
         /// As which version.
         version: u64,
     },
+    /// 33: sealed data is about to be written to an export, by command: the intent.
+    Exported {
+        /// How many namespaces.
+        namespace_count: u32,
+        /// BLAKE3 over their ids, rising.
+        namespaces: [u8; 32],
+    },
+    /// 34: an export is about to be taken in, by command.
+    Imported {
+        /// The ledger key of the server that made it.
+        ledger_key: PublicKey,
+        /// Size of its ledger.
+        size: u64,
+        /// Root of its ledger.
+        root: [u8; 32],
+    },
+    /// 36: other namespaces of a primary are followed from now on, by command.
+    FilterSet {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// BLAKE3 of their names, one a line; the server keeps the names themselves. All, where
+        /// there is none.
+        names: [u8; 32],
+    },
+    /// 37: a namespace that was dropped here is taken from a primary again, by command.
+    NamespaceReadmitted {
+        /// The primary.
+        ledger_key: PublicKey,
+    },
     /// 38: an approval came to nothing: the proposal was closed, and not carried out.
     NotCarriedOut {
         /// The leaf of the proposal.
         proposal: u64,
         /// Why.
         cause: ClosedCause,
+    },
+    /// 30: envelopes of the namespace cannot be read back as they were written.
+    Damaged {
+        /// How many.
+        count: u64,
+        /// BLAKE3 over their digests, rising.
+        digests: [u8; 32],
+    },
+    /// 31: envelopes that were known to be damaged are whole again.
+    Repaired {
+        /// How many.
+        count: u64,
+        /// BLAKE3 over their digests, rising.
+        digests: [u8; 32],
+        /// Ledger key of the server that gave them; zeros where they came from a client or were
+        /// found here.
+        from: PublicKey,
+    },
+    /// 32: everything stored was hashed once.
+    Scrubbed {
+        /// Number of the pass.
+        pass: u64,
+        /// Envelopes that were hashed.
+        envelope_count: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// What was found to be wrong and was not known before.
+        damaged_count: u64,
     },
 }
 

@@ -27,6 +27,7 @@ use crate::receipt::Receipt;
 use crate::record::{KeyBlock, Record, RecordBody};
 use crate::role::Role;
 use crate::route::Route;
+use crate::seed::{Manifest, PackTable};
 use crate::signature::SIGNATURE_BYTES;
 use crate::token::{EnrollRequest, Token};
 
@@ -40,7 +41,7 @@ pub struct Target {
 }
 
 /// All entry points.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "catalogue", decode: decode_catalogue },
     Target { name: "certificate", decode: decode_certificate },
     Target { name: "checkpoint", decode: decode_checkpoint },
@@ -59,6 +60,8 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "record", decode: decode_record },
     Target { name: "record_body", decode: decode_record_body },
     Target { name: "route", decode: decode_route },
+    Target { name: "seed_manifest", decode: decode_seed_manifest },
+    Target { name: "seed_table", decode: decode_seed_table },
     Target { name: "token", decode: decode_token },
 ];
 
@@ -274,6 +277,18 @@ pub fn decode_route(data: &[u8]) -> bool {
     route.is_some_and(|route| {
         accept(data, format!("{} {}", route.method(), route.path()).as_bytes())
     })
+}
+
+/// The manifest of an export, without its check sum.
+pub fn decode_seed_manifest(data: &[u8]) -> bool {
+    let mut bytes = data.to_vec();
+    bytes.extend_from_slice(blake3::hash(data).as_bytes());
+    Manifest::decode(&bytes).is_ok_and(|value| accept(&bytes, &value.encode()))
+}
+
+/// The table of a pack.
+pub fn decode_seed_table(data: &[u8]) -> bool {
+    PackTable::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
 /// The fields of an enrolment token, as bytes without their check sum; also the text as it is.

@@ -7,6 +7,7 @@
 //! * `envelope`, `node`, `catalogue`: what a snapshot is made of (stored bytes, then plaintext);
 //! * `descriptor`, `certificate`, `record`: who may speak for a namespace, and what it says;
 //! * `retention`, `merkle`, `checkpoint`, `entry`, `receipt`: what a server decides and proves;
+//! * `seed`: what it hands to another on a disk;
 //! * `role`, `error`, `token`, `message`, `frame`, `route`: the wire.
 //!
 //! `docs/format.md` describes every format byte by byte, `docs/protocol.md` every route.
@@ -32,6 +33,7 @@ pub mod event;
 pub mod merkle;
 pub mod promotion;
 pub mod receipt;
+pub mod seed;
 pub mod tile;
 
 pub mod policy;

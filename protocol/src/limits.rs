@@ -130,6 +130,23 @@ pub const PRIMARY_FILTER_MAX: u32 = 256;
 /// A replica makes no namespace beyond so many, whatever its primaries say they have.
 pub const REPLICA_NAMESPACES_MAX: u32 = 4096;
 
+// --- Exports --------------------------------------------------------------------------------
+
+/// Longest file of descriptors of an export.
+pub const SEED_DESCRIPTORS_MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// Most packs of an export.
+pub const SEED_PACKS_MAX: u32 = 1 << 20;
+/// Most envelopes and records of a pack.
+pub const SEED_PACK_ITEMS_MAX: u32 = 65_536;
+/// A pack ends when it is this long.
+pub const SEED_PACK_BYTES: u64 = 256 * 1024 * 1024;
+/// Longest table of a pack.
+pub const SEED_TABLE_MAX_BYTES: u32 = 3 * 1024 * 1024;
+/// Longest manifest.
+pub const SEED_MANIFEST_MAX_BYTES: u32 = 64 * 1024 * 1024;
+/// Ledger entries of a file.
+pub const SEED_LEDGER_FILE_ENTRIES: u32 = 4096;
+
 // --- Retention ------------------------------------------------------------------------------
 
 /// Longest retention that a policy may name, in seconds (200 years).

@@ -279,6 +279,8 @@ pub struct ConsistencyAnswer {
 pub struct Status {
     /// Version of the server program.
     pub version: String,
+    /// The ledger's public key.
+    pub ledger_key: PublicKey,
     /// Leaves of the ledger.
     pub ledger_size: u64,
     /// Newest signed checkpoint.
@@ -295,4 +297,8 @@ pub struct Status {
     pub free_bytes: u64,
     /// Whether uploads are accepted.
     pub accepts_uploads: bool,
+    /// Envelopes that are damaged now.
+    pub damaged_count: u64,
+    /// Envelopes that were damaged and are whole again.
+    pub repaired_count: u64,
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
-use strongroom_protocol::limits::COMMAND_MAX_BYTES;
+use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
 use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -25,9 +25,12 @@ use crate::gc::{Collector, CycleReport};
 use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
+use crate::replica::import::{ImportReport, NewImport};
 use crate::repository::Repository;
 use crate::repository::descriptors::Move;
 use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
+use crate::scrub::{self, ScrubReport};
+use crate::seed::export::{ExportReport, Wanted, export};
 use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
@@ -73,6 +76,10 @@ pub enum AdminRequest {
     Collect,
     /// How collection stands.
     CollectionStatus,
+    /// Hash all that is stored now.
+    Scrub,
+    /// How scrub stands.
+    ScrubStatus,
     /// Become a replica of another server.
     ReplicaAdd {
         /// Made by that server, for role `replica`.
@@ -81,6 +88,8 @@ pub enum AdminRequest {
         name: Option<Label>,
         /// Namespaces to follow; all, where it is empty.
         only: Vec<Label>,
+        /// Ask it only for what is damaged here.
+        is_repair_only: bool,
     },
     /// Which servers are followed.
     ReplicaList,
@@ -92,6 +101,36 @@ pub enum AdminRequest {
         name: Label,
         /// Pause.
         is_paused: bool,
+    },
+    /// Write what this server has to a folder.
+    Export {
+        /// The folder.
+        to: PathBuf,
+        /// Namespaces; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Take in what another server wrote to a folder.
+    Import {
+        /// The folder.
+        from: PathBuf,
+        /// The ledger key of that server, where it is not known here.
+        ledger_key: Option<PublicKey>,
+        /// What to call it here.
+        name: Option<Label>,
+    },
+    /// Follow other namespaces of a server.
+    ReplicaOnly {
+        /// Its name here.
+        name: Label,
+        /// Namespaces to follow; all, where it is empty.
+        only: Vec<Label>,
+    },
+    /// Take a namespace again that was dropped here.
+    ReplicaTakeAgain {
+        /// Name of the server here.
+        name: Label,
+        /// The name that the namespace had here, or its id.
+        namespace: String,
     },
     /// Follow a server no more; what came from it stays.
     ReplicaRemove {
@@ -159,6 +198,11 @@ pub enum AdminAnswer {
         /// When that was.
         completed_seconds: u64,
     },
+    /// How scrub stands, or what a pass found.
+    Scrubbed {
+        /// The report.
+        report: ScrubReport,
+    },
     /// A server is followed from now on.
     ReplicaAdded {
         /// Its name here.
@@ -203,6 +247,16 @@ pub enum AdminAnswer {
         /// Version of the descriptor.
         version: u64,
     },
+    /// An export is written.
+    Exported {
+        /// What it did.
+        report: ExportReport,
+    },
+    /// An export is taken in.
+    Imported {
+        /// What that did.
+        report: ImportReport,
+    },
     /// Done.
     Done,
     /// Refused.
@@ -237,17 +291,42 @@ pub fn execute(
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
         AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
         AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
-        AdminRequest::CollectionStatus => {
-            let row = collector(repository).status()?;
-            AdminAnswer::Collection {
-                generation: row.generation,
-                began_seconds: row.began_seconds,
-                completed: row.completed,
-                completed_seconds: row.completed_seconds,
-            }
+        AdminRequest::CollectionStatus => collection_status(repository)?,
+        AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },
+        AdminRequest::ScrubStatus => AdminAnswer::Scrubbed { report: scrub::status(repository)? },
+        AdminRequest::Export { to, only } => {
+            let wanted = Wanted { folder: &to, only, pack_bytes: SEED_PACK_BYTES };
+            let stop = repository.followers().stopping();
+            AdminAnswer::Exported { report: export(repository, wanted, &stop)? }
         }
-        AdminRequest::ReplicaAdd { token, name, only } => {
-            AdminAnswer::ReplicaAdded { name: add_primary(repository, token, name, only)? }
+        AdminRequest::Import { from, ledger_key, name } => {
+            let wanted = NewImport { from, ledger_key, name };
+            let outcome = run_here(replica::import::import(repository, wanted));
+            // What came in of snapshots that are not whole is kept for the next try.
+            repository.settle()?;
+            AdminAnswer::Imported { report: outcome? }
+        }
+        AdminRequest::PromotionRequest { namespace } => {
+            let request = repository.promotion_request(&namespace)?;
+            AdminAnswer::PromotionRequest { request: HexBytes(request.encode()) }
+        }
+        AdminRequest::MoveNamespace { namespace, wanted, descriptor } => {
+            let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
+            AdminAnswer::Moved { namespace, wanted, version }
+        }
+        other => return execute_replica(repository, other),
+    })
+}
+
+/// Carries out a command about primaries.
+fn execute_replica(
+    repository: &Arc<Repository>,
+    request: AdminRequest,
+) -> Result<AdminAnswer, ServerError> {
+    Ok(match request {
+        AdminRequest::ReplicaAdd { token, name, only, is_repair_only } => {
+            let wanted = NewPrimary { token, name, only, is_repair_only };
+            AdminAnswer::ReplicaAdded { name: add_primary(repository, wanted)? }
         }
         AdminRequest::ReplicaList => {
             AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
@@ -259,41 +338,52 @@ pub fn execute(
             repository.pause_primary(&name, is_paused)?;
             AdminAnswer::Done
         }
+        AdminRequest::ReplicaOnly { name, only } => {
+            repository.set_only(&name, only)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::ReplicaTakeAgain { name, namespace } => {
+            repository.take_again(&name, &namespace)?;
+            AdminAnswer::Done
+        }
         AdminRequest::ReplicaRemove { name } => {
             replica::remove(repository, &name)?;
             AdminAnswer::Done
         }
-        AdminRequest::PromotionRequest { namespace } => {
-            let request = repository.promotion_request(&namespace)?;
-            AdminAnswer::PromotionRequest { request: HexBytes(request.encode()) }
-        }
-        AdminRequest::MoveNamespace { namespace, wanted, descriptor } => {
-            let version = repository.move_namespace(&namespace, wanted, &descriptor.0)?;
-            AdminAnswer::Moved { namespace, wanted, version }
-        }
+        // The others are carried out by the caller.
+        other => return Err(ServerError::Bug(format!("no such command: {other:?}"))),
     })
 }
 
-/// Enrols at another server: on the runtime that serves, or on one for the command alone.
-fn add_primary(
-    repository: &Arc<Repository>,
-    token: String,
-    name: Option<Label>,
-    only: Vec<Label>,
-) -> Result<Label, ServerError> {
-    let wanted = NewPrimary { token, name, only };
+fn collection_status(repository: &Repository) -> Result<AdminAnswer, ServerError> {
+    let row = collector(repository).status()?;
+    Ok(AdminAnswer::Collection {
+        generation: row.generation,
+        began_seconds: row.began_seconds,
+        completed: row.completed,
+        completed_seconds: row.completed_seconds,
+    })
+}
+
+/// Enrols at another server.
+fn add_primary(repository: &Arc<Repository>, wanted: NewPrimary) -> Result<Label, ServerError> {
     // Nobody gives this signal: the command ends by its own timeouts.
     let (stopper, stop) = stop::signal();
-    let adding = replica::enrol::add(repository, wanted, stop);
+    let outcome = run_here(replica::enrol::add(repository, wanted, stop));
+    drop(stopper);
+    outcome
+}
+
+/// Runs what waits for I/O: on the runtime that serves, or on one for the command alone.
+fn run_here<T>(work: impl Future<Output = Result<T, ReplicaError>>) -> Result<T, ServerError> {
     let outcome = match Handle::try_current() {
-        Ok(runtime) => runtime.block_on(adding),
+        Ok(runtime) => runtime.block_on(work),
         Err(_) => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| ServerError::file("start the runtime", error))?
-            .block_on(adding),
+            .block_on(work),
     };
-    drop(stopper);
     outcome.map_err(|error| match error {
         ReplicaError::Here(error) => error,
         error => ServerError::Operator(error.to_string()),
@@ -317,8 +407,15 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
     let path = folder.join(SOCKET_FILE);
     let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&path) else { return Ok(None) };
     let fail = |error| ServerError::file(format!("ask the server at {}", path.display()), error);
-    // A cycle takes as long as it takes.
-    let timeout = (!matches!(request, AdminRequest::Collect)).then_some(ANSWER_TIMEOUT);
+    // These take as long as they take.
+    let is_long = matches!(
+        request,
+        AdminRequest::Collect
+            | AdminRequest::Scrub
+            | AdminRequest::Export { .. }
+            | AdminRequest::Import { .. }
+    );
+    let timeout = (!is_long).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;
     let mut line = serde_json::to_vec(request).map_err(|e| ServerError::Bug(e.to_string()))?;
     line.push(b'\n');

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
-use strongroom_protocol::message::ClockStatus;
 use strongroom_protocol::role::Role;
 
 use crate::admin::{self, AdminAnswer, AdminRequest};
+use crate::admin_text::{clock_text, cycle_text, instant, instant_of, status_text};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
 use crate::folder::Folder;
-use crate::gc::CycleReport;
 use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
 use crate::repository::{Repository, Witness};
 use crate::run::BoundServer;
+use crate::scrub_cli::{ScrubCommand, scrub_text};
+use crate::seed_cli::{ExportArguments, ImportArguments, seed_text};
 use crate::store::error::StoreError;
 
 /// Hardened backup repository: keeps what it cannot read, and cannot be talked into deleting it.
@@ -122,10 +123,19 @@ enum Command {
         #[command(subcommand)]
         command: ReplicaCommand,
     },
+    /// Hash all that is stored, and say what is damaged
+    Scrub {
+        #[command(subcommand)]
+        command: ScrubCommand,
+    },
     /// Have a namespace's backups come to this server: ask for it, then take the answer
     Promote(Promote),
     /// Take no more backups of a namespace whose descriptor names another server
     Demote(Demote),
+    /// Write what this server has to a folder, to be carried to another one; add what is new
+    Export(ExportArguments),
+    /// Take in what another server wrote to a folder, or check such a folder
+    Import(ImportArguments),
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -216,11 +226,20 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
+        Command::Scrub { command } => ask_or_open(command.folder(), command.request()),
         Command::Promote(promote) => {
             let answer = answer_of(&promote.folder, promote.request()?)?;
             print_answer(&promote.finish(answer)?, promote.folder.json)
         }
         Command::Demote(demote) => ask_or_open(&demote.folder, demote.request()?),
+        Command::Export(arguments) => {
+            let (folder, request) = arguments.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Import(arguments) => match arguments.request()? {
+            Some((folder, request)) => ask_or_open(&folder, request),
+            None => arguments.check(say),
+        },
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -343,13 +362,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
             for p in principals {
                 let namespace = p.namespace.as_ref().map_or("-", Label::as_str);
                 let state = if p.revoked_ms == 0 { "active" } else { "revoked" };
+                let (id, role, enrolled) = (p.principal, p.role.name(), instant(p.enrolled_ms));
                 say(&format!(
-                    "{}  {:<16} {:<20} {:<8} enrolled {}  {}\n",
-                    p.principal,
-                    p.role.name(),
-                    namespace,
-                    state,
-                    instant(p.enrolled_ms),
+                    "{id}  {role:<16} {namespace:<20} {state:<8} enrolled {enrolled}  {}\n",
                     p.display_name
                 ));
             }
@@ -371,23 +386,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 ));
             }
         }
-        AdminAnswer::Status { status } => {
-            let mib = |bytes: u64| bytes >> 20;
-            say(&format!(
-                "strongroomd {}\nsnapshots        {}\nledger entries   {}\nsegments         {} \
-                 ({} MiB)\nopen sessions    {}\nfree space       {} MiB\naccepts uploads  {}\n",
-                status.version,
-                status.snapshot_count,
-                status.ledger_size,
-                status.segment_count,
-                mib(status.segment_bytes),
-                status.session_count,
-                mib(status.free_bytes),
-                if status.accepts_uploads { "yes" } else { "no: repository full" }
-            ));
-        }
-        AdminAnswer::Clock { status } => print_clock(status),
-        AdminAnswer::Collected { report } => print_cycle(report),
+        AdminAnswer::Status { status } => say(&status_text(status)),
+        AdminAnswer::Clock { status } => say(&clock_text(status)),
+        AdminAnswer::Collected { report } => say(&cycle_text(report)),
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
@@ -398,9 +399,10 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// What commands about primaries are answered.
+/// What commands about primaries and scrub are answered.
 fn print_replica(answer: &AdminAnswer) {
     match answer {
+        AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
         }
@@ -410,69 +412,9 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::Following { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_text(primary, instant)));
         }
+        AdminAnswer::Exported { .. } | AdminAnswer::Imported { .. } => say(&seed_text(answer)),
         other => say(&moved_text(other)),
     }
-}
-
-fn print_clock(status: &ClockStatus) {
-    let at = |seconds: u64| instant(seconds.saturating_mul(1000));
-    let spent = |seconds: u64| {
-        format!("{} d {} h {} min", seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60)
-    };
-    say(&format!(
-        "retention clock  {}\nwall clock       {}\ndisagreement     {} (frozen above {})\n\
-         power off        {} lost, {} of this year's allowance left\n",
-        at(status.retention_seconds),
-        at(status.wall_seconds),
-        spent(status.skew_seconds),
-        spent(status.skew_bound_seconds),
-        spent(status.lost_seconds),
-        spent(status.allowance_seconds),
-    ));
-    match &status.frozen {
-        None => say("locks end        yes, when the retention clock has passed their date\n"),
-        Some(reason) => say(&format!(
-            "locks end        NO: {reason}\n                 backups and new locks go on; two \
-             principals end this (docs/operations.md)\n"
-        )),
-    }
-    say("seen, oldest first:\n");
-    for line in &status.history {
-        say(&format!("  {line}\n"));
-    }
-}
-
-fn print_cycle(report: &CycleReport) {
-    let reaped_count: u64 = report.reaped.values().map(|reaped| reaped.count).sum();
-    let reaped_bytes: u64 = report.reaped.values().map(|reaped| reaped.bytes).sum();
-    say(&format!(
-        "cycle            {} ({:?})\nlocks raised     {}\nneeded           {}\nguarded          \
-         {}\nquarantined      {}\nreaped           {} ({} bytes)\ncopied           {} ({} \
-         bytes)\nsegments gone    {} ({} bytes)\n",
-        report.generation,
-        report.outcome,
-        report.raised_count,
-        report.marked_count,
-        report.guarded_count,
-        report.quarantined_count,
-        reaped_count,
-        reaped_bytes,
-        report.moved_count,
-        report.evacuated_bytes,
-        report.dropped_segments,
-        report.dropped_bytes
-    ));
-}
-
-/// An instant of the retention clock; 0 is never.
-fn instant_of(seconds: u64) -> String {
-    if seconds == 0 { "never".into() } else { instant(seconds.saturating_mul(1000)) }
-}
-
-fn instant(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_millisecond(ms)
-        .map_or_else(|_| "?".into(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
 /// Writes to standard output; a reader that has gone away is no error.

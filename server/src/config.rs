@@ -29,6 +29,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// Garbage collection.
     pub gc: GcConfig,
+    /// Hashing all that is stored.
+    pub scrub: ScrubConfig,
     /// Following other servers.
     pub replica: ReplicaConfig,
     /// Limits against hostile or broken peers.
@@ -81,6 +83,16 @@ pub struct GcConfig {
     pub pace: f64,
 }
 
+/// Hashing all that is stored.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// A pass begins so long after the one before was through.
+    pub interval: Period,
+    /// Share of the time that a pass works; for the rest it sleeps.
+    pub pace: f64,
+}
+
 /// Following other servers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -91,6 +103,38 @@ pub struct ReplicaConfig {
     pub connections: u32,
     /// Bytes of envelopes that are fetched a second at most, from all primaries; 0 is no bound.
     pub bytes_per_second: Size,
+    /// Other numbers of bytes a second at times of the day.
+    pub schedule: Vec<RateRow>,
+    /// A primary that says nothing, or next to nothing, for so long is given up for now.
+    pub patience: Period,
+    /// No further entries of a primary are taken over while so many snapshots wait for their trees.
+    pub pending_max: u32,
+}
+
+/// A number of bytes a second for a time of the day, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateRow {
+    /// It begins here.
+    pub from: TimeOfDay,
+    /// It ends before this; earlier than the begin means on the next day.
+    pub to: TimeOfDay,
+    /// 0 is no bound.
+    pub bytes_per_second: Size,
+}
+
+/// How many bytes a second at which time of the day.
+#[derive(Debug, Clone, Default)]
+pub struct Rates {
+    schedule: Vec<RateRow>,
+    otherwise: u64,
+}
+
+/// A time of the day, written `08:00`; `24:00` is the end of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TimeOfDay {
+    minutes: u64,
 }
 
 /// Limits against hostile or broken peers.
@@ -126,6 +170,9 @@ pub struct Period(pub Duration);
 pub struct Size(pub u64);
 
 const DAY: u64 = 24 * 3600;
+const DAY_MINUTES: u64 = 24 * 60;
+/// Least bytes a second: with less, a connection of several is silent for longer than peers wait.
+const RATE_MIN: u64 = 64 << 10;
 
 impl Default for Config {
     fn default() -> Self {
@@ -135,6 +182,7 @@ impl Default for Config {
             retention: RetentionConfig::default(),
             store: StoreConfig::default(),
             gc: GcConfig::default(),
+            scrub: ScrubConfig::default(),
             replica: ReplicaConfig::default(),
             limits: LimitConfig::default(),
         }
@@ -172,9 +220,22 @@ impl Default for GcConfig {
     }
 }
 
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { interval: Period::seconds(30 * DAY), pace: 0.2 }
+    }
+}
+
 impl Default for ReplicaConfig {
     fn default() -> Self {
-        Self { poll_interval: Period::seconds(1), connections: 4, bytes_per_second: Size(0) }
+        Self {
+            poll_interval: Period::seconds(1),
+            connections: 4,
+            bytes_per_second: Size(0),
+            schedule: Vec::new(),
+            patience: Period::seconds(60),
+            pending_max: 4096,
+        }
     }
 }
 
@@ -230,16 +291,100 @@ impl Config {
         if !(0.01..=1.0).contains(&config.gc.pace) {
             return Err("gc.pace: must be between 0.01 and 1".into());
         }
-        if config.replica.poll_interval.0 < Duration::from_millis(10) {
-            return Err("replica.poll_interval: needs at least 10ms".into());
+        if config.scrub.interval.0 < Duration::from_secs(60) {
+            return Err("scrub.interval: needs at least 1m".into());
         }
-        if !(1..=16).contains(&config.replica.connections) {
-            return Err("replica.connections: must be between 1 and 16".into());
+        if !(0.01..=1.0).contains(&config.scrub.pace) {
+            return Err("scrub.pace: must be between 0.01 and 1".into());
         }
+        config.replica.check()?;
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
             return Err("limits: connections and sessions_per_principal must not be 0".into());
         }
         Ok(config)
+    }
+}
+
+impl ReplicaConfig {
+    fn check(&self) -> Result<(), String> {
+        if self.poll_interval.0 < Duration::from_millis(10) {
+            return Err("replica.poll_interval: needs at least 10ms".into());
+        }
+        if !(1..=16).contains(&self.connections) {
+            return Err("replica.connections: must be between 1 and 16".into());
+        }
+        if self.patience.0 < Duration::from_secs(1) {
+            return Err("replica.patience: needs at least 1s".into());
+        }
+        if !(256..=1 << 20).contains(&self.pending_max) {
+            return Err("replica.pending_max: must be between 256 and 1048576".into());
+        }
+        let rates = self.schedule.iter().map(|row| row.bytes_per_second);
+        if rates.chain([self.bytes_per_second]).any(|rate| (1..RATE_MIN).contains(&rate.0)) {
+            return Err("replica: bytes_per_second must be 0, for no bound, or at least 64KiB: \
+                        below, the primary takes this server for one that has gone away"
+                .into());
+        }
+        for (index, row) in self.schedule.iter().enumerate() {
+            if row.from == row.to || row.from.minutes == DAY_MINUTES {
+                return Err("replica.schedule: a row must not begin where it ends; for the whole \
+                            day, set bytes_per_second"
+                    .into());
+            }
+            if self.schedule.iter().skip(index + 1).any(|other| row.overlaps(other)) {
+                return Err("replica.schedule: rows must not overlap".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// How many bytes a second when.
+    pub fn rates(&self) -> Rates {
+        Rates { schedule: self.schedule.clone(), otherwise: self.bytes_per_second.0 }
+    }
+}
+
+impl RateRow {
+    fn contains(&self, minutes: u64) -> bool {
+        let (from, to) = (self.from.minutes, self.to.minutes);
+        match from < to {
+            true => (from..to).contains(&minutes),
+            false => minutes >= from || minutes < to,
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.from.minutes) || other.contains(self.from.minutes)
+    }
+}
+
+impl Rates {
+    /// Bytes a second at a time, in milliseconds since 1970; 0 is no bound.
+    pub fn at_ms(&self, wall_ms: u64) -> u64 {
+        let minutes = wall_ms / 60_000 % DAY_MINUTES;
+        let row = self.schedule.iter().find(|row| row.contains(minutes));
+        row.map_or(self.otherwise, |row| row.bytes_per_second.0)
+    }
+
+    /// Whether there is never a bound.
+    pub fn is_unbounded(&self) -> bool {
+        self.otherwise == 0 && self.schedule.iter().all(|row| row.bytes_per_second.0 == 0)
+    }
+}
+
+impl TryFrom<String> for TimeOfDay {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let bad = || format!("\"{text}\" is not a time of the day such as 08:00");
+        let (hours, minutes) = text.split_once(':').ok_or_else(bad)?;
+        let number = |text: &str| match text.len() {
+            2 if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse::<u64>().ok(),
+            _ => None,
+        };
+        let (hours, minutes) = (number(hours), number(minutes));
+        let (hours, minutes) = hours.zip(minutes).ok_or_else(bad)?;
+        let all = hours * 60 + minutes;
+        if minutes < 60 && all <= DAY_MINUTES { Ok(Self { minutes: all }) } else { Err(bad()) }
     }
 }
 
@@ -308,8 +453,54 @@ mod tests {
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
+        assert!(Config::parse("[scrub]\ninterval = \"1s\"").is_err());
+        assert!(Config::parse("[scrub]\npace = 2").is_err());
         assert!(Config::parse("[replica]\nconnections = 17").is_err());
         assert!(Config::parse("[replica]\npoll_interval = \"0s\"").is_err());
+        assert!(Config::parse("[replica]\nbytes_per_second = \"1KiB\"").is_err());
+        assert!(Config::parse("[replica]\npatience = \"1ms\"").is_err());
         assert!(Config::parse("[store]\nsegment = \"12 parsecs\"").is_err());
+    }
+
+    #[test]
+    fn a_schedule_says_how_much_at_which_time_of_the_day() {
+        let parse = |rows: &str| {
+            let text = format!("[replica]\nbytes_per_second = \"8MiB\"\nschedule = [{rows}]");
+            Config::parse(&text).map(|config| config.replica.rates())
+        };
+        let row = |from: &str, to: &str, rate: &str| {
+            format!("{{ from = \"{from}\", to = \"{to}\", bytes_per_second = \"{rate}\" }}, ")
+        };
+        let rows = row("08:00", "18:30", "2MiB") + &row("22:00", "06:00", "0");
+        let rates = parse(&rows).unwrap();
+        let at = |hours: u64, minutes: u64| {
+            let day = 20_000 * 24 * 3600 * 1000;
+            rates.at_ms(day + (hours * 60 + minutes) * 60_000 + 59_999)
+        };
+        assert_eq!(
+            [at(7, 59), at(8, 0), at(18, 29), at(18, 30)],
+            [8 << 20, 2 << 20, 2 << 20, 8 << 20]
+        );
+        assert_eq!(
+            [at(21, 59), at(22, 0), at(0, 0), at(5, 59), at(6, 0)],
+            [8 << 20, 0, 0, 0, 8 << 20]
+        );
+        assert!(!rates.is_unbounded() && Rates::default().is_unbounded());
+        for bad in [
+            row("8:00", "18:00", "2MiB"),
+            row("08:00", "24:01", "2MiB"),
+            row("08:60", "18:00", "2MiB"),
+            row("+8:00", "18:00", "2MiB"),
+            row("08:00", "08:00", "2MiB"),
+            row("24:00", "08:00", "2MiB"),
+            row("08:00", "18:00", "1B"),
+            row("08:00", "18:00", "2MiB") + &row("17:59", "19:00", "1MiB"),
+            row("22:00", "06:00", "2MiB") + &row("05:00", "07:00", "1MiB"),
+            "{ from = \"08:00\", bytes_per_second = \"2MiB\" }".into(),
+            row("08:00", "18:00", "2MiB").replace(" }", ", zone = \"UTC\" }"),
+        ] {
+            assert!(parse(&bad).is_err(), "{bad}");
+        }
+        assert!(parse(&row("00:00", "24:00", "2MiB")).is_ok());
     }
 }

@@ -25,6 +25,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), ServerError> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
 }
 
+/// Gives a file that was written whole its name, durably: step 1 is its writer's but for the sync.
+pub fn publish(file: &File, temporary: &Path, path: &Path) -> Result<(), ServerError> {
+    let fail = |error| ServerError::file(format!("write {}", path.display()), error);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    file.sync_data().map_err(fail)?;
+    std::fs::rename(temporary, path).map_err(fail)?;
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+}
+
 /// Makes a folder with mode 0700, and those above it.
 pub fn make_folder(path: &Path) -> Result<(), ServerError> {
     let fail = |error| ServerError::file(format!("make folder {}", path.display()), error);

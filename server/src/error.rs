@@ -89,6 +89,11 @@ impl ServerError {
         Self::File { what: what.into(), source }
     }
 
+    /// Whether something stored cannot be read back, which says nothing about anything else.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_damage())
+    }
+
     /// What the peer is told, whatever happened.
     pub fn refusal(&self) -> Refusal {
         match self {
@@ -96,6 +101,15 @@ impl ServerError {
             Self::Closing | Self::Store(StoreError::Poisoned(_)) => Refusal {
                 code: ErrorCode::Unavailable,
                 message: "the server is restarting; try again".into(),
+                missing: Vec::new(),
+                locked_until_seconds: None,
+            },
+            Self::Store(StoreError::Damaged(digest)) => Refusal {
+                code: ErrorCode::Damaged,
+                message: format!(
+                    "envelope {digest} is damaged here; the operator has an alarm. Read from a \
+                     replica of this server, or try again after it was repaired"
+                ),
                 missing: Vec::new(),
                 locked_until_seconds: None,
             },

@@ -1,12 +1,14 @@
 //! How following each primary goes: state in memory, for `replica status` and metrics. What must
 //! survive a restart is in the rows (`replica_rows.rs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
+
+use crate::stop::{self, Stop, Stopper};
 
 /// How it stands with a primary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub enum FollowState {
     Failing,
     /// The primary cannot be reached.
     Unreachable,
+    /// It is not followed, only asked for what is damaged here.
+    RepairOnly,
     /// The primary does not know this server any more.
     Revoked,
     /// Paused by command.
@@ -46,6 +50,8 @@ pub struct Progress {
     pub known_entries: u64,
     /// Bytes of envelopes that came from it since the start.
     pub received_bytes: u64,
+    /// Damaged envelopes that it gave whole since the start.
+    pub repaired_count: u64,
     /// What went wrong last, in plain words; empty, if nothing did since all went well.
     pub trouble: String,
 }
@@ -63,6 +69,8 @@ pub struct PrimaryStatus {
     pub principal: PrincipalId,
     /// Namespaces that are followed, by their names there; all, where it is empty.
     pub only: Vec<Label>,
+    /// Namespaces that were dropped here and are passed over, by the names that they had.
+    pub passed: Vec<Label>,
     /// How it stands.
     pub state: FollowState,
     /// Entries of its ledger that are taken over.
@@ -79,17 +87,52 @@ pub struct PrimaryStatus {
     pub contact_ms: u64,
     /// Bytes of envelopes that came from it since the start.
     pub received_bytes: u64,
+    /// It is not followed, only asked for what is damaged here.
+    pub is_repair_only: bool,
+    /// Damaged envelopes that it gave whole since the start.
+    pub repaired_count: u64,
     /// What went wrong last, in plain words.
     pub trouble: String,
 }
 
-/// Progress of all primaries.
-#[derive(Debug, Default)]
+/// Progress of all primaries, and what imports and exports under way need to know of each other.
 pub struct Followers {
     progress: Mutex<BTreeMap<Label, Progress>>,
+    importing: Mutex<BTreeSet<PublicKey>>,
+    stopper: Stopper,
+    stop: Stop,
+}
+
+/// An import under way; dropping it ends it.
+pub struct Importing<'a> {
+    followers: &'a Followers,
+    ledger_key: PublicKey,
+}
+
+impl Default for Followers {
+    fn default() -> Self {
+        let (stopper, stop) = stop::signal();
+        Self { progress: Mutex::default(), importing: Mutex::default(), stopper, stop }
+    }
 }
 
 impl Followers {
+    /// Begins to take in an export of a server; nothing, if one is being taken in.
+    pub fn begin_import(&self, ledger_key: PublicKey) -> Option<Importing<'_>> {
+        let is_first = self.importing.lock().insert(ledger_key);
+        is_first.then_some(Importing { followers: self, ledger_key })
+    }
+
+    /// Ends imports and exports that are under way.
+    pub fn stop(&self) {
+        self.stopper.stop();
+    }
+
+    /// The signal that ends them.
+    pub fn stopping(&self) -> Stop {
+        self.stop.clone()
+    }
+
     /// What is known of a primary.
     pub fn progress(&self, name: &Label) -> Progress {
         self.progress.lock().get(name).cloned().unwrap_or_default()
@@ -103,5 +146,11 @@ impl Followers {
     /// Forgets a primary.
     pub fn forget(&self, name: &Label) {
         self.progress.lock().remove(name);
+    }
+}
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        self.followers.importing.lock().remove(&self.ledger_key);
     }
 }

@@ -11,8 +11,11 @@ pub mod cli;
 pub mod promote_cli;
 pub mod replica_cli;
 pub mod run;
+pub mod scrub_cli;
+pub mod seed_cli;
 
 pub mod admin;
+pub mod admin_text;
 pub mod listener;
 pub mod probes;
 pub mod router;
@@ -25,6 +28,8 @@ pub mod handler;
 pub mod gc;
 pub mod replica;
 pub mod repository;
+pub mod scrub;
+pub mod seed;
 
 pub mod ledger;
 pub mod lock;
@@ -34,7 +39,9 @@ pub mod retention_clock;
 pub mod session;
 pub mod writer;
 
+pub mod damage;
 pub mod noted;
+pub mod pace;
 pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;

@@ -324,7 +324,10 @@ fn children_of(
         Ok(()) if is_damaged => Err(ServerError::Bug("a stored node does not parse".into())),
         Ok(()) => Ok(families),
         // It was locked when the session built on it, and that lock has ended since.
-        Err(StoreError::NotFound(node)) => Err(ServerError::missing_children([node])),
+        // Or it was found damaged just now: sent again, it is whole.
+        Err(StoreError::NotFound(node) | StoreError::Damaged(node)) => {
+            Err(ServerError::missing_children([node]))
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub clock: ClockMetrics,
     /// Following other servers.
     pub replica: ReplicaMetrics,
+    /// Damage and scrub.
+    pub damage: DamageMetrics,
 }
 
 /// Metrics of following primaries, by their names here.
@@ -103,6 +105,43 @@ impl ReplicaMetrics {
                 "replica_refused_descriptors_total",
                 "Descriptors of a primary that do not come after those here",
                 &["primary"],
+            )?,
+        })
+    }
+}
+
+/// Metrics of damage and scrub.
+#[derive(Debug)]
+pub struct DamageMetrics {
+    /// Envelopes that are known to be damaged now.
+    pub known: IntGauge,
+    /// Envelopes that were found damaged.
+    pub found: IntCounter,
+    /// Envelopes that became whole again.
+    pub repaired: IntCounter,
+    /// Passes of scrub by outcome.
+    pub scrubs: IntCounterVec,
+    /// Bytes that scrub has hashed.
+    pub scrubbed_bytes: IntCounter,
+    /// Contradictions that the last pass found and no repair mends.
+    pub problems: IntGauge,
+    /// When the last whole pass was through, seconds since 1970.
+    pub last_completed: IntGauge,
+}
+
+impl DamageMetrics {
+    fn register(r: &Registry) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            known: gauge(r, "damaged_envelopes", "Envelopes that are damaged now")?,
+            found: counter(r, "damage_found_total", "Envelopes that were found damaged")?,
+            repaired: counter(r, "damage_repaired_total", "Envelopes that became whole again")?,
+            scrubs: counters(r, "scrub_passes_total", "Passes of scrub by outcome", &["outcome"])?,
+            scrubbed_bytes: counter(r, "scrub_bytes_total", "Bytes that scrub has hashed")?,
+            problems: gauge(r, "scrub_problems", "What no repair mends, in the last pass")?,
+            last_completed: gauge(
+                r,
+                "scrub_last_completed_timestamp_seconds",
+                "When the last whole pass of scrub was through",
             )?,
         })
     }
@@ -217,7 +256,6 @@ impl Metrics {
             histogram(r, "meta_batch_seconds", "Time to write a batch of rows")?;
         let sync_seconds = histogram(r, "sync_seconds", "Time of the writer's sync")?;
         let store_errors = counter(r, "store_errors_total", "Errors of the store")?;
-        let gc = GcMetrics::register(r)?;
         let free_bytes = gauge(r, "free_bytes", "Free bytes of the filesystem")?;
         let last_backup_timestamp = GaugeVec::new(
             Opts::new(
@@ -227,7 +265,6 @@ impl Metrics {
             &["namespace", "source"],
         )?;
         r.register(Box::new(last_backup_timestamp.clone()))?;
-        let clock = ClockMetrics::register(r)?;
         Ok(Self {
             requests,
             request_seconds,
@@ -245,12 +282,13 @@ impl Metrics {
             sync_seconds,
             store_errors,
             free_bytes,
-            gc,
+            gc: GcMetrics::register(r)?,
             last_backup_timestamp,
             namespace_bytes: gauges(r, "namespace_bytes", "Bytes stored for a namespace")?,
             namespace_snapshots: gauges(r, "namespace_snapshots", "Snapshots of a namespace")?,
-            clock,
+            clock: ClockMetrics::register(r)?,
             replica: ReplicaMetrics::register(r)?,
+            damage: DamageMetrics::register(r)?,
             registry,
         })
     }

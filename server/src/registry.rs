@@ -55,6 +55,8 @@ struct State {
     namespaces: HashMap<NamespaceId, Arc<Namespace>>,
     names: HashMap<Label, NamespaceId>,
     principals: HashMap<TlsKeyDigest, Arc<Principal>>,
+    /// Namespaces that are gone, by the names that they had.
+    dropped: HashMap<NamespaceId, Label>,
 }
 
 impl Registry {
@@ -66,6 +68,7 @@ impl Registry {
             let number = number.map_err(|_| ServerError::Bug("namespace key".into()))?;
             let row = NamespaceRow::decode(&value)?;
             if row.is_dropped {
+                registry.state.write().dropped.insert(row.namespace, row.name);
                 continue;
             }
             let newest = store.last(Family::Descriptors, &number.to_be_bytes())?;
@@ -100,6 +103,20 @@ impl Registry {
     pub fn namespace_named(&self, name: &Label) -> Option<Arc<Namespace>> {
         let state = self.state.read();
         state.names.get(name).and_then(|id| state.namespaces.get(id)).cloned()
+    }
+
+    /// The name that a namespace had before it was dropped; nothing, if it is here.
+    pub fn dropped_name(&self, id: &NamespaceId) -> Option<Label> {
+        let state = self.state.read();
+        state.dropped.get(id).filter(|_| !state.namespaces.contains_key(id)).cloned()
+    }
+
+    /// A namespace that is gone, by its id or the name that it had.
+    pub fn dropped(&self, text: &str) -> Option<NamespaceId> {
+        let state = self.state.read();
+        let is_gone = |id: &NamespaceId| !state.namespaces.contains_key(id);
+        let mut gone = state.dropped.iter().filter(|(id, _)| is_gone(id));
+        gone.find(|(id, name)| name.as_str() == text || id.to_string() == text).map(|(id, _)| *id)
     }
 
     /// All namespaces, by name.
@@ -157,6 +174,7 @@ impl Registry {
         let mut state = self.state.write();
         if let Some(namespace) = state.namespaces.remove(id) {
             state.names.remove(&namespace.row.name);
+            state.dropped.insert(*id, namespace.row.name.clone());
         }
         state.principals.retain(|_, principal| principal.namespace != Some(*id));
     }

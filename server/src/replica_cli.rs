@@ -29,6 +29,9 @@ pub enum ReplicaCommand {
         /// Namespaces to follow, by their names there [default: all, also later ones]
         #[arg(long, value_name = "NAMESPACE", value_delimiter = ',')]
         only: Vec<Label>,
+        /// Follow nothing; ask that server only for envelopes that are damaged here
+        #[arg(long, conflicts_with = "only")]
+        repair_only: bool,
     },
     /// List the servers that are followed
     List {
@@ -58,6 +61,31 @@ pub enum ReplicaCommand {
         /// Its name, as `replica list` prints it
         name: Label,
     },
+    /// Follow other namespaces of a server from now on; what was passed over is read again
+    Only {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name, as `replica list` prints it
+        name: Label,
+        /// Namespaces to follow, by their names there
+        #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', required = true)]
+        namespaces: Vec<Label>,
+        /// Follow all of them, also later ones
+        #[arg(long, conflicts_with = "namespaces", required = true)]
+        all: bool,
+    },
+    /// Take a namespace again that was dropped on this server
+    TakeAgain {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Name of the server, as `replica list` prints it
+        name: Label,
+        /// The namespace, by the name that it had here, or its id
+        #[arg(long)]
+        namespace: String,
+    },
     /// Follow a server no more; snapshots that came from it stay, with their locks
     Remove {
         /// On which folder
@@ -72,8 +100,9 @@ impl ReplicaCommand {
     /// On which folder to ask what.
     pub fn request(self) -> Result<(Folder, AdminRequest), ServerError> {
         Ok(match self {
-            Self::Add { folder, token, name, only } => {
-                (folder, AdminRequest::ReplicaAdd { token: text_of(&token)?, name, only })
+            Self::Add { folder, token, name, only, repair_only: is_repair_only } => {
+                let token = text_of(&token)?;
+                (folder, AdminRequest::ReplicaAdd { token, name, only, is_repair_only })
             }
             Self::List { folder } => (folder, AdminRequest::ReplicaList),
             Self::Status { folder } => (folder, AdminRequest::ReplicaStatus),
@@ -83,6 +112,13 @@ impl ReplicaCommand {
             Self::Resume { folder, name } => {
                 (folder, AdminRequest::ReplicaPause { name, is_paused: false })
             }
+            // `--all` comes without names.
+            Self::Only { folder, name, namespaces, all: _ } => {
+                (folder, AdminRequest::ReplicaOnly { name, only: namespaces })
+            }
+            Self::TakeAgain { folder, name, namespace } => {
+                (folder, AdminRequest::ReplicaTakeAgain { name, namespace })
+            }
             Self::Remove { folder, name } => (folder, AdminRequest::ReplicaRemove { name }),
         })
     }
@@ -91,7 +127,13 @@ impl ReplicaCommand {
 /// A primary in one line.
 pub fn primary_line(primary: &PrimaryStatus) -> String {
     let only: Vec<&str> = primary.only.iter().map(Label::as_str).collect();
-    let only = if only.is_empty() { "all namespaces".into() } else { only.join(",") };
+    let only = if primary.is_repair_only {
+        "repairs only".into()
+    } else if only.is_empty() {
+        "all namespaces".into()
+    } else {
+        only.join(",")
+    };
     format!("{:<24} {:<28} {only}\n", primary.name.as_str(), primary.addresses)
 }
 
@@ -104,6 +146,7 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
         FollowState::Failing => "FAILING: see trouble",
         FollowState::Unreachable => "UNREACHABLE",
         FollowState::Revoked => "REVOKED there: enrol again with a new token",
+        FollowState::RepairOnly => "not followed; asked for what is damaged here",
         FollowState::Paused => "paused by command",
         FollowState::Refused => "REFUSED: it was rolled back or shows another history",
     };
@@ -115,7 +158,8 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
     let mut text = format!(
         "{}\n  state            {state}\n  address          {}\n  lag              {lag}\n  \
          answered         {contact}\n  ledger entries   {} of {}\n  pending          {} \
-         snapshots ({} MiB)\n  received         {} MiB\n",
+         snapshots ({} MiB)\n  received         {} MiB\n  \
+         repaired         {} envelopes\n",
         primary.name,
         primary.addresses,
         primary.followed_entries,
@@ -123,7 +167,11 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
         primary.pending_snapshots,
         primary.pending_bytes >> 20,
         primary.received_bytes >> 20,
+        primary.repaired_count,
     );
+    for name in &primary.passed {
+        text.push_str(&format!("  passed over      {name}: it was dropped here\n"));
+    }
     if !primary.trouble.is_empty() {
         text.push_str(&format!("  trouble          {}\n", primary.trouble));
     }

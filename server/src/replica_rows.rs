@@ -3,6 +3,7 @@
 //! | family | key | value |
 //! |---|---|---|
 //! | primaries | name | [`PrimaryRow`] |
+//! | primaries | `+`, ledger key(32) | [`PrimaryRow`] of a server whose exports were taken in |
 //! | pending | ledger key of the primary(32), leaf u64 | [`PendingRow`] |
 
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
@@ -24,7 +25,7 @@ const WHAT: &str = "primary row";
 pub struct PrimaryRow {
     /// Its name here.
     pub name: Label,
-    /// `host:port`, several with commas.
+    /// `host:port`, several with commas; empty where exports are taken in and nothing is asked.
     pub addresses: String,
     /// Pin of its TLS key.
     pub tls_key: TlsKeyDigest,
@@ -46,6 +47,17 @@ pub struct PrimaryRow {
     pub clock_seconds: u64,
     /// Something was taken over since the own ledger named the primary's last.
     pub owes_entry: bool,
+    /// Entries before this were read once before, with `had` as the filter: of them, only those of
+    /// namespaces are taken over that were not followed then.
+    pub reread_to: u64,
+    /// Namespaces that were followed before; all, where it is empty.
+    pub had: Vec<Label>,
+    /// Namespaces that were dropped here, and are taken again by command.
+    pub readmitted: Vec<NamespaceId>,
+    /// Namespaces that were dropped here, and that the primary goes on with: they are passed over.
+    pub passed: Vec<NamespaceId>,
+    /// It is not followed, only asked for what is damaged here.
+    pub is_repair_only: bool,
 }
 
 /// A primary for as long as this server is enrolled there in one way: whoever follows it must not
@@ -56,6 +68,9 @@ pub struct Enrolment {
     pub name: Label,
     /// What this server is enrolled as there.
     pub principal: PrincipalId,
+    /// The ledger key, where it is not followed but its exports are taken in: that is a row of its
+    /// own, so that neither moves the other's position.
+    pub origin: Option<PublicKey>,
 }
 
 /// A snapshot of a primary whose tree is not here yet.
@@ -77,14 +92,34 @@ pub struct PendingRow {
 }
 
 impl PrimaryRow {
+    /// Whether an entry at `leaf` is taken over that is of a namespace with this name there. One
+    /// that the primary does not list is: so nothing is passed over because a list was short.
+    pub fn wants(&self, leaf: u64, namespace: &NamespaceId, name: Option<&Label>) -> bool {
+        let is_among =
+            |names: &[Label]| names.is_empty() || name.is_none_or(|name| names.contains(name));
+        let is_known = || is_among(&self.had) && !self.readmitted.contains(namespace);
+        is_among(&self.only) && (leaf >= self.reread_to || !is_known())
+    }
+
     /// Key of a primary.
     pub fn key(name: &Label) -> Vec<u8> {
         name.as_str().as_bytes().to_vec()
     }
 
+    /// Key of the row of exports.
+    pub fn import_key(ledger_key: &PublicKey) -> Vec<u8> {
+        [&b"+"[..], &ledger_key.0].concat()
+    }
+
+    /// Whether the row is that of exports.
+    pub fn is_import(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
     /// The primary as it was enrolled at.
     pub fn enrolment(&self) -> Enrolment {
-        Enrolment { name: self.name.clone(), principal: self.principal }
+        let origin = self.is_import().then_some(self.ledger_key);
+        Enrolment { name: self.name.clone(), principal: self.principal, origin }
     }
 
     /// Who stands in this server's ledger for what a primary caused: an id that no enrolment gives.
@@ -94,35 +129,39 @@ impl PrimaryRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPM1");
+        let mut out = Writer::with_magic(b"RPM2");
         out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
         out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
-        out.count(self.only.len());
-        for name in &self.only {
-            out.bytes(name.as_str().as_bytes());
-        }
+        write_labels(&mut out, &self.only);
         out.bool(self.is_paused).bool(self.is_refused).bytes(self.checkpoint.as_bytes());
         out.count(self.followed.subtrees().len());
         for (height, hash) in self.followed.subtrees() {
             out.u32(*height).raw(hash);
         }
-        out.u64(self.clock_seconds).bool(self.owes_entry);
+        out.u64(self.clock_seconds).bool(self.owes_entry).u64(self.reread_to);
+        write_labels(&mut out, &self.had);
+        for ids in [&self.readmitted, &self.passed] {
+            out.count(ids.len());
+            for id in ids {
+                out.raw(&id.0);
+            }
+        }
+        out.bool(self.is_repair_only);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
-        reader.magic(b"RPM1")?;
+        // Rows of before that have nothing behind `owes`.
+        let is_short = bytes.starts_with(b"RPM1");
+        reader.magic(if is_short { b"RPM1" } else { b"RPM2" })?;
         let name = read_label(&mut reader)?;
         let addresses = reader.text(ADDRESS_MAX_BYTES)?.to_owned();
         let tls_key = TlsKeyDigest(reader.array()?);
         let ledger_key = PublicKey(reader.array()?);
         let principal = PrincipalId(reader.array()?);
-        let mut only = Vec::new();
-        for _ in 0..reader.count(PRIMARY_FILTER_MAX)? {
-            only.push(read_label(&mut reader)?);
-        }
+        let only = read_labels(&mut reader)?;
         let (is_paused, is_refused) = (reader.bool()?, reader.bool()?);
         let checkpoint = reader.text(CHECKPOINT_MAX_BYTES)?.to_owned();
         let mut followed = Frontier::default();
@@ -130,6 +169,13 @@ impl PrimaryRow {
             followed.push(reader.u32()?, reader.array()?);
         }
         let (clock_seconds, owes_entry) = (reader.u64()?, reader.bool()?);
+        let (mut reread_to, mut had) = (0, Vec::new());
+        let (mut readmitted, mut passed, mut is_repair_only) = (Vec::new(), Vec::new(), false);
+        if !is_short {
+            (reread_to, had) = (reader.u64()?, read_labels(&mut reader)?);
+            (readmitted, passed) = (read_ids(&mut reader)?, read_ids(&mut reader)?);
+            is_repair_only = reader.bool()?;
+        }
         reader.finish()?;
         Ok(Self {
             name,
@@ -144,7 +190,22 @@ impl PrimaryRow {
             followed,
             clock_seconds,
             owes_entry,
+            reread_to,
+            had,
+            readmitted,
+            passed,
+            is_repair_only,
         })
+    }
+}
+
+impl Enrolment {
+    /// Key of the row.
+    pub fn row_key(&self) -> Vec<u8> {
+        match &self.origin {
+            Some(ledger_key) => PrimaryRow::import_key(ledger_key),
+            None => PrimaryRow::key(&self.name),
+        }
     }
 }
 
@@ -199,6 +260,21 @@ fn derived_id(context: &str, material: &[u8]) -> PrincipalId {
     PrincipalId(id)
 }
 
+fn write_labels(out: &mut Writer, labels: &[Label]) {
+    out.count(labels.len());
+    for label in labels {
+        out.bytes(label.as_str().as_bytes());
+    }
+}
+
+fn read_labels(reader: &mut Reader<'_>) -> Result<Vec<Label>, DecodeError> {
+    (0..reader.count(PRIMARY_FILTER_MAX)?).map(|_| read_label(reader)).collect()
+}
+
+fn read_ids(reader: &mut Reader<'_>) -> Result<Vec<NamespaceId>, DecodeError> {
+    (0..reader.count(PRIMARY_FILTER_MAX)?).map(|_| Ok(NamespaceId(reader.array()?))).collect()
+}
+
 fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
     reader.text(LABEL_MAX_BYTES)?.parse().map_err(|_| DecodeError::Value("label"))
 }
@@ -228,10 +304,28 @@ mod tests {
             followed,
             clock_seconds: 4,
             owes_entry: true,
+            reread_to: 9,
+            had: vec!["files".parse().unwrap(), "mail".parse().unwrap()],
+            readmitted: vec![NamespaceId([7; 32])],
+            passed: vec![NamespaceId([8; 32]), NamespaceId([9; 32])],
+            is_repair_only: true,
         };
         let back = PrimaryRow::decode(&row.encode()).unwrap();
         assert_eq!(back, row);
         assert_eq!(back.followed.root(), row.followed.root());
+        // A row of before.
+        let bare = PrimaryRow {
+            reread_to: 0,
+            had: Vec::new(),
+            readmitted: Vec::new(),
+            passed: Vec::new(),
+            is_repair_only: false,
+            ..row.clone()
+        };
+        let mut old = bare.encode();
+        old.truncate(old.len() - 8 - 3 * 4 - 1);
+        old[3] = b'1';
+        assert_eq!(PrimaryRow::decode(&old).unwrap(), bare);
         let pending = PendingRow {
             namespace: NamespaceId([5; 32]),
             record_digest: RecordDigest([6; 32]),

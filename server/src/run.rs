@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::error::ServerError;
 use crate::repository::Repository;
 use crate::stop::{self, Stop};
-use crate::{admin, listener, probes, replica, tls};
+use crate::{admin, listener, probes, replica, scrub, tls};
 
 /// How often silent sessions are ended and gauges refreshed.
 const TICK: Duration = Duration::from_secs(5);
@@ -58,6 +58,7 @@ impl BoundServer {
         let admin = tokio::spawn(admin::run(repository.clone(), self.admin, stopped.clone()));
         let ticker = tokio::spawn(tick(repository.clone(), stopped.clone()));
         let collection = tokio::spawn(collect(repository.clone(), stopped.clone()));
+        let scrubbing = tokio::spawn(scrub_when_due(repository.clone(), stopped.clone()));
         let replication = tokio::spawn(replica::run(repository.clone(), stopped.clone()));
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
@@ -67,7 +68,8 @@ impl BoundServer {
 
         stopper.stop();
         cycles.stop();
-        for task in [clients, probes, admin, ticker, collection, replication] {
+        repository.followers().stop();
+        for task in [clients, probes, admin, ticker, collection, scrubbing, replication] {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");
             }
@@ -84,7 +86,7 @@ async fn collect(repository: Arc<Repository>, mut stop: Stop) {
     let collector = admin::collector(&repository);
     drop(repository);
     let finishing = collector.clone();
-    let finished = on_own_thread(move || finishing.finish_begun()).await;
+    let finished = on_own_thread("gc", move || finishing.finish_begun()).await;
     if let Err(error) = finished {
         tracing::error!(%error, "segments that are being dropped are still there");
     }
@@ -94,23 +96,45 @@ async fn collect(repository: Arc<Repository>, mut stop: Stop) {
             () = stop.wait() => return,
         }
         let due = collector.clone();
-        let ran = on_own_thread(move || if due.is_due()? { due.run().map(drop) } else { Ok(()) });
-        if let Err(error) = ran.await {
-            tracing::error!(%error, "ALARM: the collection cycle ended, nothing more was swept");
+        let cycle = move || if due.is_due()? { due.run().map(drop) } else { Ok(()) };
+        match on_own_thread("gc", cycle).await {
+            // The damage has had its alarm, where it was found.
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%error, "nothing is swept until this is repaired");
+            }
+            Err(error) => {
+                tracing::error!(%error, "ALARM: the cycle ended, nothing more was swept");
+            }
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Hashes what is stored on a thread of its own, when it is due.
+async fn scrub_when_due(repository: Arc<Repository>, mut stop: Stop) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TICK) => {}
+            () = stop.wait() => return,
+        }
+        let due = repository.clone();
+        if let Err(error) = on_own_thread("scrub", move || scrub::run_if_due(&due)).await {
+            tracing::error!(%error, "ALARM: scrub ended early");
         }
     }
 }
 
 /// Runs `work` on a thread that is named for it, and waits.
 async fn on_own_thread(
+    name: &str,
     work: impl FnOnce() -> Result<(), ServerError> + Send + 'static,
 ) -> Result<(), ServerError> {
     let (sender, outcome) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
-        .name("gc".into())
+        .name(name.into())
         .spawn(move || drop(sender.send(work())))
-        .map_err(|error| ServerError::file("start gc thread", error))?;
-    outcome.await.unwrap_or_else(|_| Err(ServerError::Bug("the gc thread panicked".into())))
+        .map_err(|error| ServerError::file(format!("start the {name} thread"), error))?;
+    outcome.await.unwrap_or_else(|_| Err(ServerError::Bug(format!("the {name} thread panicked"))))
 }
 
 async fn tick(repository: Arc<Repository>, mut stop: Stop) {

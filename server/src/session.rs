@@ -370,6 +370,12 @@ impl Session {
         self.state.lock().stored_bytes
     }
 
+    /// Bytes that a commit has counted are the session's no more; it may go on to another commit.
+    pub fn settle(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.stored_bytes = state.stored_bytes.saturating_sub(bytes);
+    }
+
     /// Takes `count` out of the session's challenges.
     pub fn spend_challenges(&self, count: usize) -> Result<(), ServerError> {
         let mut state = self.state.lock();

@@ -23,6 +23,11 @@ impl Stopper {
 }
 
 impl Stop {
+    /// Whether the signal was given, or can no longer be given.
+    pub fn is_given(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+
     /// Waits until the signal is given, or can no longer be given.
     pub async fn wait(&mut self) {
         drop(self.0.wait_for(|stop| *stop).await);

@@ -42,10 +42,13 @@ use crate::noted::Noted;
 use crate::retention_clock::RetentionClock;
 use crate::rows::UsageRow;
 use crate::store::Store;
+use crate::store::collect::Found;
+use crate::store::damage::OrderGuard;
 use crate::store::error::StoreError;
 use crate::store::meta::MetaBatch;
 use crate::store::observer::{Observer, Step};
-use crate::store::schema::Family;
+use crate::store::schema::{Family, SlotId};
+use crate::store::table::TableRow;
 
 /// Decisions that may wait; more callers block.
 const QUEUE_MAX: usize = 1024;
@@ -68,6 +71,7 @@ pub struct Decision<'a> {
     seen: Vec<Seen>,
     entries: Vec<Entry>,
     next_leaf: u64,
+    order: Option<OrderGuard<'a>>,
 }
 
 /// How far a decision had come.
@@ -78,7 +82,23 @@ struct Mark {
     entry_count: usize,
 }
 
-impl Decision<'_> {
+impl<'a> Decision<'a> {
+    /// Marks index rows that are as they were seen as damaged; gives those. Until this decision is
+    /// written, nobody else writes index rows.
+    pub fn mark_damaged(&mut self, seen: &[Found]) -> Result<Vec<Found>, ServerError> {
+        let store = self.store;
+        let order = self.order.get_or_insert_with(|| store.order());
+        Ok(store.mark_damaged(order, seen, &mut self.batch)?)
+    }
+
+    /// Marks a damaged row as whole, whose place was just seen to hold its bytes; true, if it
+    /// still names that place.
+    pub fn mark_whole(&mut self, slot: SlotId, row: &TableRow) -> Result<bool, ServerError> {
+        let store = self.store;
+        let order = self.order.get_or_insert_with(|| store.order());
+        Ok(store.mark_whole(order, (slot, row), &mut self.batch)?)
+    }
+
     /// The clocks at the moment of the decision.
     pub fn moment(&self) -> Moment {
         Moment {
@@ -341,6 +361,7 @@ impl Desk {
             seen: Vec::new(),
             entries: Vec::new(),
             next_leaf: self.appender.size(),
+            order: None,
         };
         decision.enter_seen(PrincipalId::LOCAL);
         let before = decision.mark();
@@ -349,7 +370,7 @@ impl Desk {
             decision.batch = MetaBatch::new();
             decision.take_back(before);
         }
-        let Decision { mut batch, entries, clock, seen, .. } = decision;
+        let Decision { mut batch, entries, clock, seen, order, .. } = decision;
         if batch.is_empty() && entries.is_empty() && !is_due {
             return Ok((false, answer));
         }
@@ -358,6 +379,7 @@ impl Desk {
             self.appender.append(&mut batch, entry);
         }
         self.store.write(&batch)?;
+        drop(order);
         self.noted.note(&batch);
         self.retention_clock.install(clock, &seen);
         Ok((true, answer))

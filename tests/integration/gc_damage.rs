@@ -23,11 +23,11 @@ use crate::harness::{Calm, TestServer, Tree, digests, test_config};
 
 /// One bit of a row: key and value, one after the other.
 #[derive(Debug, Clone)]
-struct Flip {
-    family: &'static str,
-    key: Vec<u8>,
-    byte: usize,
-    bit: u8,
+pub struct Flip {
+    pub family: &'static str,
+    pub key: Vec<u8>,
+    pub byte: usize,
+    pub bit: u8,
 }
 
 /// How a cycle over damaged rows ended.
@@ -43,9 +43,9 @@ enum End {
     Complete,
 }
 
-type Row = (Vec<u8>, Vec<u8>);
+pub type Row = (Vec<u8>, Vec<u8>);
 
-fn rows_of(data: &Path, family: &str) -> Vec<Row> {
+pub fn rows_of(data: &Path, family: &str) -> Vec<Row> {
     let (meta, options) = (data.join("meta"), Options::default());
     let families = DB::list_cf(&options, &meta).unwrap();
     let db = DB::open_cf_for_read_only(&options, &meta, &families, false).unwrap();
@@ -54,7 +54,7 @@ fn rows_of(data: &Path, family: &str) -> Vec<Row> {
 }
 
 impl Flip {
-    fn apply(&self, data: &Path) {
+    pub fn apply(&self, data: &Path) {
         let (meta, options) = (data.join("meta"), Options::default());
         let families = DB::list_cf(&options, &meta).unwrap();
         let db = DB::open_cf(&options, &meta, &families).unwrap();

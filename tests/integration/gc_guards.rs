@@ -22,6 +22,9 @@ use crate::gc::{
 };
 use crate::harness::{DAY, START_MS, TestServer, digests};
 
+/// A session that a breath of a cycle opened, and what it found there.
+type Opened = (Session, Option<RecordDigest>);
+
 /// More than a cycle over next to nothing breathes.
 const BREATHS_MAX: u64 = 40;
 
@@ -234,7 +237,7 @@ async fn what_comes_back_to_life_at_any_breath_is_not_swept() {
             forget(&repository, &writer, &record);
         }
         let runtime = tokio::runtime::Handle::current();
-        let opened: Arc<Mutex<Option<(Session, Option<RecordDigest>)>>> = Arc::default();
+        let opened: Arc<Mutex<Option<Opened>>> = Arc::default();
         let (w, t, slot) = (writer.clone(), tree.clone(), Arc::clone(&opened));
         let hook: Hook = Box::new(move |breath| {
             if breath == seed / 2 {

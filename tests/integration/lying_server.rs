@@ -1,13 +1,17 @@
 //! A server that has been captured: it runs our code, but some of its answers are lies.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -16,6 +20,7 @@ use strongroom_client::landing::Target;
 use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::source::Source;
 use strongroom_client::trust::ReadAccess;
+use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use strongroom_server::handler::{Answer, Peer, binary, json};
@@ -24,6 +29,7 @@ use strongroom_server::router::serve;
 use strongroom_server::server_keys::pin_of_certificate;
 use strongroom_server::tls::server_config;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{TestServer, connect_to, unpack_dumps};
@@ -45,6 +51,38 @@ pub struct Lies {
     pub descriptor: Mutex<Option<Vec<u8>>>,
     /// Heads that clients reported.
     pub reported: Mutex<Vec<String>>,
+    /// A checkpoint that it shows in the place of the newest.
+    pub old_checkpoint: Mutex<Option<String>>,
+    /// Envelopes that it says it does not have.
+    pub withheld: Mutex<HashSet<SealedDigest>>,
+    trick: Mutex<Option<Trick>>,
+}
+
+/// Answers that are no answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trick {
+    /// The envelopes that were asked for, and others without end.
+    EndlessEnvelopes,
+    /// A byte now and then.
+    DrippingEnvelopes,
+    DrippingProof,
+    /// Proofs and records without end.
+    EndlessProof,
+    EndlessRecord,
+    /// Nothing at all.
+    Silence,
+    /// The last envelope is missing.
+    FewerEnvelopes,
+}
+
+impl Lies {
+    pub fn play(&self, trick: Option<Trick>) {
+        *self.trick.lock().unwrap() = trick;
+    }
+
+    fn trick(&self) -> Option<Trick> {
+        *self.trick.lock().unwrap()
+    }
 }
 
 /// Serves a repository with the server's own keys and code, and lies.
@@ -121,7 +159,113 @@ async fn lie(
             lies.reported.lock().unwrap().push(String::from_utf8(note.to_vec()).unwrap());
             binary(Bytes::new())
         }
-        _ => serve(repository, peer, request).await,
+        Some(route) => match trick(&repository, &lies, &peer, route, request).await {
+            Ok(answer) => answer,
+            Err(request) => serve(repository, peer, request).await,
+        },
+        None => serve(repository, peer, request).await,
+    }
+}
+
+type Played = Result<Answer, strongroom_server::error::ServerError>;
+
+/// Plays the trick under way, if it is about this route; else gives the request back.
+async fn trick(
+    repository: &Arc<Repository>,
+    lies: &Lies,
+    peer: &Peer,
+    route: Route,
+    request: Request<Incoming>,
+) -> Result<Played, Request<Incoming>> {
+    let old = lies.old_checkpoint.lock().unwrap().clone();
+    let is_withholding = !lies.withheld.lock().unwrap().is_empty();
+    match (route, lies.trick()) {
+        (Route::Consistency(_), _) if old.is_some() => {
+            let proof = strongroom_protocol::message::HexBytes(Vec::new());
+            let checkpoint = old.unwrap();
+            let answer = strongroom_protocol::message::ConsistencyAnswer { checkpoint, proof };
+            Ok(json(&answer))
+        }
+        (Route::Read(namespace), _) if is_withholding => {
+            let (parts, body) = request.into_parts();
+            let bytes = body.collect().await.unwrap().to_bytes();
+            drop(parts);
+            let digests = strongroom_server::handler::digests_of(&bytes).unwrap();
+            let withheld = lies.withheld.lock().unwrap().clone();
+            if digests.iter().any(|digest| withheld.contains(digest)) {
+                let error = strongroom_server::error::ServerError::not_found();
+                return Ok(strongroom_server::handler::refused(error.refusal(), "0"));
+            }
+            Ok(binary(read_all(repository, namespace, &digests)))
+        }
+        (Route::Read(_), Some(Trick::EndlessEnvelopes)) => {
+            let honest = serve(repository.clone(), peer.clone(), request).await;
+            let first = honest.unwrap().into_body().collect().await.unwrap().to_bytes();
+            Ok(Ok(streamed(first, Some(Duration::ZERO))))
+        }
+        (Route::Read(_), Some(Trick::FewerEnvelopes)) => {
+            let (_, body) = request.into_parts();
+            let bytes = body.collect().await.unwrap().to_bytes();
+            let mut digests = strongroom_server::handler::digests_of(&bytes).unwrap();
+            digests.pop();
+            let Route::Read(namespace) = route else { unreachable!() };
+            Ok(binary(read_all(repository, namespace, &digests)))
+        }
+        (Route::Read(_), Some(Trick::DrippingEnvelopes))
+        | (Route::Consistency(_), Some(Trick::DrippingProof)) => {
+            // The length of an envelope, and then what may be one.
+            let piece = Bytes::from_static(&[0, 1, 0, 0]);
+            Ok(Ok(streamed(piece, Some(Duration::from_millis(100)))))
+        }
+        (Route::Consistency(_), Some(Trick::EndlessProof))
+        | (Route::Record(..), Some(Trick::EndlessRecord)) => {
+            Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
+        }
+        (_, Some(Trick::Silence)) => std::future::pending().await,
+        _ => Err(request),
+    }
+}
+
+fn read_all(
+    repository: &Arc<Repository>,
+    namespace: strongroom_protocol::id::NamespaceId,
+    digests: &[SealedDigest],
+) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut each = |envelope: &[u8]| {
+        stream.extend_from_slice(&strongroom_protocol::frame::prefix(envelope).unwrap());
+        stream.extend_from_slice(envelope);
+        std::ops::ControlFlow::Continue(())
+    };
+    repository.read(&namespace, digests, &mut each).unwrap();
+    stream
+}
+
+/// A body that never ends: the same piece again and again, with a pause where one is given.
+fn streamed(piece: Bytes, pause: Option<Duration>) -> Answer {
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        while sender.send(piece.clone()).await.is_ok() {
+            tokio::time::sleep(pause.unwrap_or_default()).await;
+        }
+    });
+    let body = strongroom_server::handler::AnswerBody::new(Pieces { receiver });
+    hyper::Response::builder().body(body).unwrap()
+}
+
+struct Pieces {
+    receiver: mpsc::Receiver<Bytes>,
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = strongroom_server::error::ServerError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.receiver.poll_recv(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 }
 

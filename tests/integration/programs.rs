@@ -18,6 +18,8 @@ pub struct Served {
     port: u16,
     probes: u16,
     process: Option<Child>,
+    /// More lines of its configuration.
+    pub config: String,
     /// What the server is started by, such as a program that lies to it about the time.
     pub wrapper: Vec<String>,
 }
@@ -28,7 +30,8 @@ impl Served {
         let (port, probes) = (free_port(), free_port());
         let port_text = port.to_string();
         let init = ["init", "--host", "127.0.0.1", "--port", &port_text, "--json"];
-        let mut served = Self { folder, port, probes, process: None, wrapper: Vec::new() };
+        let (config, wrapper) = (String::new(), Vec::new());
+        let mut served = Self { folder, port, probes, process: None, config, wrapper };
         let made = served.command(&init);
         assert!(made.status.success(), "{}", text(&made.stderr));
         served.serve();
@@ -59,7 +62,8 @@ impl Served {
 
     pub fn serve(&mut self) {
         let config = self.folder.path().join("config.toml");
-        std::fs::write(&config, "[store]\nreserve = \"1MiB\"\n").unwrap();
+        let text = format!("[store]\nreserve = \"1MiB\"\n{}", self.config);
+        std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let server = program("strongroomd").to_str().unwrap().to_owned();
         let mut words = self.wrapper.iter().cloned().chain([server]);
@@ -83,6 +87,10 @@ impl Served {
             std::thread::sleep(Duration::from_millis(50));
         }
         panic!("server is not ready");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
     }
 
     pub fn probe(&self, path: &str) -> Option<String> {

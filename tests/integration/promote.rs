@@ -39,12 +39,12 @@ use crate::lying_server::{Lies, captured};
 use crate::replica::{add, events, follow, quick, replica, snapshots, status, synced, until};
 
 /// What the kit makes of a server's request.
-fn signed(kit: &Kit, server: &TestServer) -> Vec<u8> {
+pub fn signed(kit: &Kit, server: &TestServer) -> Vec<u8> {
     let request = server.repository.promotion_request(&label("erp")).unwrap();
     promotion::prepare(kit, &request.encode(), PathBuf::new()).unwrap().sign(kit)
 }
 
-fn promote(server: &TestServer, descriptor: &[u8]) -> Result<u64, String> {
+pub fn promote(server: &TestServer, descriptor: &[u8]) -> Result<u64, String> {
     let moved = server.repository.move_namespace(&label("erp"), Move::Promote, descriptor);
     moved.map_err(|error| error.to_string())
 }
@@ -53,12 +53,12 @@ fn takes_backups(server: &TestServer) -> bool {
     server.repository.namespaces()[0].takes_backups
 }
 
-fn version(server: &TestServer) -> u64 {
+pub fn version(server: &TestServer) -> u64 {
     server.repository.namespaces()[0].descriptor_version
 }
 
 /// Adds a server to an actor's profile, as its second.
-async fn add_standby(actor: &Actor, server: &TestServer) -> Profile {
+pub async fn add_standby(actor: &Actor, server: &TestServer) -> Profile {
     let folder = actor.profile.folder();
     let options = EnrollOptions {
         token: server.token(Some("erp"), Role::Backup),
@@ -83,7 +83,7 @@ async fn choose(actor: &Actor) -> Result<Chosen, ClientError> {
 }
 
 /// Backs up as the program does.
-async fn back_up(actor: &Actor, path: &Path) -> Result<BackupSummary, ClientError> {
+pub async fn back_up(actor: &Actor, path: &Path) -> Result<BackupSummary, ClientError> {
     let mut chosen = choose(actor).await?;
     run(&mut chosen.profile, path).await
 }
@@ -123,7 +123,7 @@ async fn restored(
 }
 
 /// A primary with its first snapshot, a replica that has it, and a client that knows both.
-async fn pair() -> (TestServer, TestServer, Actor) {
+pub async fn pair() -> (TestServer, TestServer, Actor) {
     let (primary, replica) = (TestServer::start_with(quick).await, replica().await);
     let writer = primary.writer("erp").await;
     writer.snapshot("first", &[b"one", b"two"]).await;

@@ -25,7 +25,7 @@ use strongroom_server::stop;
 use crate::harness::{Actor, DAY, TestServer, connect_to, copy_folder, label, unpack_dumps};
 use crate::lying_server::{Lies, captured};
 
-const OFFICER: Principal = Principal {
+pub const OFFICER: Principal = Principal {
     id: PrincipalId::LOCAL,
     role: Role::SecurityOfficer,
     namespace: None,
@@ -40,7 +40,7 @@ pub async fn replica() -> TestServer {
     TestServer::start_with(quick).await
 }
 
-fn token_at(primary: &TestServer, address: std::net::SocketAddr) -> Token {
+pub fn token_at(primary: &TestServer, address: std::net::SocketAddr) -> Token {
     Token { addresses: address.to_string(), ..primary.token(None, Role::Replica) }
 }
 
@@ -49,6 +49,7 @@ pub async fn add(replica: &TestServer, token: &Token, name: &str, only: &[&str])
         token: token.to_text(),
         name: Some(label(name)),
         only: only.iter().map(|name| label(name)).collect(),
+        is_repair_only: false,
     };
     let (_stopper, stop) = stop::signal();
     enrol::add(&replica.repository, wanted, stop).await.unwrap();
@@ -96,7 +97,12 @@ pub fn events(repository: &Repository) -> Vec<Event> {
     entries.map(|entry| entry.unwrap().event).collect()
 }
 
-async fn restored(replica: &TestServer, actor: &Actor, record: RecordDigest, to: &Path) -> Vec<u8> {
+pub async fn restored(
+    replica: &TestServer,
+    actor: &Actor,
+    record: RecordDigest,
+    to: &Path,
+) -> Vec<u8> {
     let mut connect = connect_to(replica.address);
     assert!(
         ReadAccess::with_kit(&actor.kit(), &connect, false).await.is_err(),

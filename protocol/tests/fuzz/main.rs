@@ -148,6 +148,8 @@ fuzz! {
     record, 1;
     record_body, 1;
     route, 1;
+    seed_manifest, 1;
+    seed_table, 1;
     token, 1;
 }
 

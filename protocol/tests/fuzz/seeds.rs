@@ -25,6 +25,9 @@ use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, T
 use strongroom_protocol::retention::{Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
+use strongroom_protocol::seed::{
+    KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, SeedPack,
+};
 use strongroom_protocol::signature::SIGNATURE_BYTES;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
 
@@ -52,6 +55,8 @@ pub fn of(name: &str) -> Seeds {
         "record" => one("good", record().encode()),
         "record_body" => one("good", record_body().encode()),
         "route" => routes(),
+        "seed_manifest" => one("good", seed_manifest()),
+        "seed_table" => one("good", seed_table()),
         "token" => tokens(),
         _ => Vec::new(),
     }
@@ -225,24 +230,40 @@ fn entries() -> Seeds {
         Event::SegmentDropIntended { segment: 1, table: [2; 32] },
         Event::SegmentDropped { segment: 1, file_bytes: 2 },
         Event::Configured { configuration: [1; 32] },
-        Event::PrimaryAdded { ledger_key: signing_key, tls_key, principal },
-        Event::PrimaryFollowed { ledger_key: signing_key, size: 1, root: [2; 32] },
-        Event::PrimaryRefused {
-            ledger_key: signing_key,
-            known_size: 2,
-            known_root: [3; 32],
-            shown_size: 1,
-        },
-        Event::PrimaryRemoved { ledger_key: signing_key },
-        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
-        Event::DescriptorRefused {
-            ledger_key: signing_key,
-            descriptor: DescriptorDigest([8; 32]),
-            version: 2,
-        },
     ];
-    let numbered = events.into_iter().enumerate();
+    let events = events
+        .into_iter()
+        .chain(replica_events(signing_key, tls_key, principal))
+        .chain(events_of_damage());
+    let numbered = events.enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
+}
+
+fn replica_events(
+    ledger_key: PublicKey,
+    tls_key: TlsKeyDigest,
+    principal: PrincipalId,
+) -> [Event; 10] {
+    [
+        Event::PrimaryAdded { ledger_key, tls_key, principal },
+        Event::PrimaryFollowed { ledger_key, size: 1, root: [2; 32] },
+        Event::PrimaryRefused { ledger_key, known_size: 2, known_root: [3; 32], shown_size: 1 },
+        Event::PrimaryRemoved { ledger_key },
+        Event::DescriptorTaken { descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::DescriptorRefused { ledger_key, descriptor: DescriptorDigest([8; 32]), version: 2 },
+        Event::Exported { namespace_count: 1, namespaces: [2; 32] },
+        Event::Imported { ledger_key, size: 1, root: [2; 32] },
+        Event::FilterSet { ledger_key, names: [1; 32] },
+        Event::NamespaceReadmitted { ledger_key },
+    ]
+}
+
+fn events_of_damage() -> [Event; 3] {
+    [
+        Event::Damaged { count: 1, digests: [2; 32] },
+        Event::Repaired { count: 1, digests: [2; 32], from: public_key() },
+        Event::Scrubbed { pass: 1, envelope_count: 2, bytes: 3, damaged_count: 4 },
+    ]
 }
 
 fn chunk_envelope() -> Vec<u8> {
@@ -343,6 +364,29 @@ fn promotion() -> PromotionRequest {
         checkpoint: checkpoint(),
         snapshots: 4,
     }
+}
+
+/// Without the check sum at its end.
+fn seed_manifest() -> Vec<u8> {
+    let namespace = NamespaceId::of_authority(&public_key());
+    let descriptor = DescriptorDigest([1; 32]);
+    let manifest = Manifest {
+        ledger_key: public_key(),
+        only: vec!["erp".parse().unwrap(), label()],
+        namespaces: vec![SeedNamespace { namespace, name: label(), descriptor }],
+        packs: vec![SeedPack { file_bytes: 700, table: [2; 32] }],
+        checkpoint: checkpoint(),
+    };
+    let mut bytes = manifest.encode();
+    bytes.truncate(bytes.len() - 32);
+    bytes
+}
+
+fn seed_table() -> Vec<u8> {
+    let item = |kind, length, digest| PackItem { namespace: 0, kind, length, digest: [digest; 32] };
+    let namespaces = vec![NamespaceId::of_authority(&public_key())];
+    let items = vec![item(0, 568, 1), item(1, 132, 2), item(KIND_RECORD, 1000, 3)];
+    PackTable { namespaces, items }.encode()
 }
 
 fn receipt() -> Receipt {

@@ -236,7 +236,7 @@ impl Marks {
             if found.row.level != level {
                 return Err(alarm(format!("{} is not at level {level}", found.digest)));
             }
-            if !found.row.is_usable() {
+            if found.row.quarantined.is_some() {
                 self.contradictions.push(found);
             }
             if self.marked.insert(found.row.slot.number()) && level > 0 {
@@ -260,7 +260,7 @@ impl Marks {
             let mut chunks = Vec::with_capacity(children.len());
             for digests in [nodes, children] {
                 for found in find(store, ns, &digests)? {
-                    if !found.row.is_usable() {
+                    if found.row.quarantined.is_some() {
                         self.contradictions.push(found);
                     }
                     self.guarded.insert(found.row.slot.number());

@@ -40,6 +40,12 @@
 //!   commit.
 //! * **Seal, fold.** Neither moves what is in a candidate segment. **Evacuation** runs after the
 //!   sweep, in this thread, so the bitmaps never name places that have moved.
+//! * **Damage.** A node that cannot be read ends the cycle like any error: nothing is swept until
+//!   it is whole again. A chunk that is known to be damaged lives and dies like others: its row is
+//!   marked, and guards its place. A segment that holds damaged rows is not evacuated, and one that
+//!   may hold the last good copy of something is not dropped.
+//! * **Scrub** and repair change rows on the writer thread, and store anew what they have whole: an
+//!   upload of what is quarantined, as above.
 //! * **Read.** Whoever finds an empty place looks again. Quarantined bytes can be read.
 //! * **Drop against drop, cycle against cycle.** One cycle runs at a time ([`Noted::watch`]).
 //!
@@ -48,7 +54,6 @@
 //! few ten thousand).
 
 mod marks;
-mod pace;
 mod raise;
 mod space;
 mod sweep;
@@ -61,13 +66,13 @@ use serde::{Deserialize, Serialize};
 use strongroom_protocol::retention::Moment;
 
 use self::marks::{Marks, alarm};
-use self::pace::Pace;
 use crate::clock::Clock;
 use crate::config::{Config, GcConfig};
 use crate::error::ServerError;
 use crate::lock::Day;
 use crate::metrics::Metrics;
 use crate::noted::{Noted, Watch};
+use crate::pace::Pace;
 use crate::rows::CollectionRow;
 use crate::session::Sessions;
 use crate::store::Store;
@@ -169,6 +174,7 @@ impl Collector {
             Ok(Outcome::Complete) => "complete",
             Ok(Outcome::Frozen) => "frozen",
             Ok(Outcome::Stopped) => "stopped",
+            Err(error) if error.is_damage() => "damaged",
             Err(_) => "aborted",
         };
         self.metrics.gc.cycles.with_label_values(&[name]).inc();
@@ -205,7 +211,7 @@ impl Collector {
     }
 
     fn cycle(&self, watch: &Arc<Watch>, report: &mut CycleReport) -> Result<Outcome, ServerError> {
-        let mut pace = Pace::new(self.clock.clone(), watch, self.settings.pace);
+        let mut pace = Pace::new(self.clock.clone(), self.noted().clone(), self.settings.pace);
         pace.breathe()?;
         self.finish_drops()?;
         let now = self.moment()?;

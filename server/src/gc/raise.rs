@@ -10,9 +10,9 @@ use strongroom_protocol::retention::{FOREVER, Moment};
 
 use super::Collector;
 use super::marks::{after, next_rows, tree_of};
-use super::pace::Pace;
 use crate::error::ServerError;
 use crate::lock::{Day, Plan, locked_until, node_lock_end};
+use crate::pace::Pace;
 use crate::rows::SnapshotRow;
 use crate::store::schema::Family;
 
@@ -25,7 +25,7 @@ const KEPT_SECONDS: u64 = 30 * 24 * 3600;
 
 impl Collector {
     /// Raises what must be raised; gives the number of snapshots.
-    pub(super) fn raise_locks(&self, now: Moment, pace: &mut Pace<'_>) -> Result<u64, ServerError> {
+    pub(super) fn raise_locks(&self, now: Moment, pace: &mut Pace) -> Result<u64, ServerError> {
         let (mut start, mut raised_count) = (None, 0);
         loop {
             let rows = next_rows(&self.store, Family::Snapshots, start.as_deref())?;

@@ -21,10 +21,11 @@ use std::collections::{BTreeMap, HashMap};
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
 
-use super::pace::Pace;
 use super::sweep::Occupancy;
 use super::{Collector, CycleReport};
 use crate::error::ServerError;
+use crate::pace::Pace;
+use crate::store::error::StoreError;
 use crate::store::schema::{SegmentRow, SegmentState};
 
 /// Rows that are switched while the gate is closed.
@@ -49,7 +50,7 @@ impl Collector {
         candidates: &BTreeMap<u32, SegmentRow>,
         occupancy: &HashMap<u32, Occupancy>,
         report: &mut CycleReport,
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<(), ServerError> {
         let of = |segment: &u32| occupancy.get(segment).copied().unwrap_or_default();
         for (segment, row) in candidates.iter().filter(|(segment, _)| of(segment).count == 0) {
@@ -60,13 +61,19 @@ impl Collector {
         let mut group = Vec::new();
         let mut group_bytes = 0;
         for (segment, row) in candidates.iter().filter(|(segment, _)| of(segment).count > 0) {
-            let Occupancy { bytes, quarantined_bytes, .. } = of(segment);
+            let Occupancy { bytes, quarantined_bytes, damaged_count, .. } = of(segment);
             let may_be_sparse = bytes.saturating_mul(2) < row.file_bytes;
-            if !may_be_sparse || quarantined_bytes > row.file_bytes / QUARANTINED_PART {
+            // What is damaged is not copied, and its place may still be read again.
+            if !may_be_sparse
+                || damaged_count > 0
+                || quarantined_bytes > row.file_bytes / QUARANTINED_PART
+            {
                 continue;
             }
             // The file of a small segment is mostly not envelopes: its table knows.
-            let table = self.store.segment_table(*segment)?;
+            let Some(table) = self.readable(*segment, self.store.segment_table(*segment))? else {
+                continue;
+            };
             let held_bytes: u64 = table.iter().map(|envelope| u64::from(envelope.length)).sum();
             if bytes.saturating_mul(2) >= held_bytes {
                 continue;
@@ -86,9 +93,11 @@ impl Collector {
         &self,
         segments: Vec<u32>,
         report: &mut CycleReport,
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<(), ServerError> {
-        let moves = self.store.evacuate(segments.clone())?;
+        let Some(moves) = self.readable(segments[0], self.store.evacuate(segments.clone()))? else {
+            return Ok(());
+        };
         for moves in moves.chunks(MOVE_COUNT) {
             let gate = self.sessions.hold_pins();
             let places: Vec<_> = moves.iter().map(|made| (made.from, made.digest)).collect();
@@ -112,11 +121,16 @@ impl Collector {
     }
 
     fn drop_segment(&self, segment: u32, report: &mut CycleReport) -> Result<(), ServerError> {
-        if !self.store.occupants(segment)?.is_empty() {
+        let occupants = self.readable(segment, self.store.occupants(segment))?;
+        if occupants.is_none_or(|occupants| !occupants.is_empty()) {
             // Something came back since the survey; the next cycle sees it.
             return Ok(());
         }
-        let (row, rows) = self.store.dropping(segment)?;
+        let dropping = self.readable(segment, self.store.dropping(segment))?.flatten();
+        let Some((row, rows)) = dropping else {
+            tracing::info!(segment, "the segment stays: it may hold the last copy of something");
+            return Ok(());
+        };
         let event = Event::SegmentDropIntended { segment, table: row.table_digest };
         self.writer.decide(move |decision| {
             if decision.moment().is_suspect {
@@ -127,6 +141,23 @@ impl Collector {
             Ok(())
         })?;
         self.finish_drop(segment, &row, report)
+    }
+
+    /// What was read of a segment; nothing where it is damaged: it stays as it is, and scrub says
+    /// so.
+    fn readable<T>(
+        &self,
+        segment: u32,
+        outcome: Result<T, StoreError>,
+    ) -> Result<Option<T>, ServerError> {
+        match outcome {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(segment, %error, "a damaged segment stays as it is");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn finish_drop(

@@ -23,12 +23,12 @@ use strongroom_protocol::entry::Event;
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
 
 use super::marks::{Marks, alarm, guards};
-use super::pace::Pace;
 use super::usage::Held;
 use super::{Collector, CycleReport, Reaped};
 use crate::error::ServerError;
 use crate::lock::{Day, locked_until};
 use crate::noted::{Changes, Watch};
+use crate::pace::Pace;
 use crate::rows::lock_key;
 use crate::session::Sessions;
 use crate::store::collect::{Found, IndexPosition};
@@ -51,6 +51,8 @@ pub(super) struct Occupancy {
     pub(super) bytes: u64,
     /// Bytes of those that are quarantined.
     pub(super) quarantined_bytes: u64,
+    /// Envelopes that are known to be damaged.
+    pub(super) damaged_count: u64,
     /// Number of those that the index finds there.
     pub(super) count: u64,
 }
@@ -95,7 +97,7 @@ impl Collector {
         marks: &Marks,
         candidates: &BTreeMap<u32, SegmentRow>,
         (mark, today): (Quarantine, Day),
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<Survey, ServerError> {
         let mut survey = Survey { held: marks.record_bytes.clone(), ..Survey::default() };
         let quarantined_by = today.number().checked_sub(self.quarantine_days());
@@ -110,7 +112,9 @@ impl Collector {
             let of_candidates: Vec<Found> = found
                 .into_iter()
                 .filter(|found| found.row.place == Place::Segment)
-                .filter(|found| candidates.contains_key(&found.row.slot.segment))
+                .filter(|found| {
+                    found.row.is_lost() || candidates.contains_key(&found.row.slot.segment)
+                })
                 .collect();
             let pinned = self.sessions.pinned_among(&of_candidates);
             for (found, is_pinned) in of_candidates.iter().zip(pinned) {
@@ -127,7 +131,7 @@ impl Collector {
         survey: &mut Survey,
         mark: Quarantine,
         report: &mut CycleReport,
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<(), ServerError> {
         if survey.dead.is_empty() && survey.reapable.is_empty() {
             return Ok(());
@@ -162,7 +166,7 @@ impl Collector {
         desk: &Arc<Desk>,
         survey: &mut Survey,
         report: &mut CycleReport,
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<(), ServerError> {
         let (mut after, mut batch): (Option<IndexPosition>, Vec<Found>) = (None, Vec::new());
         loop {
@@ -188,7 +192,7 @@ impl Collector {
         rows: Vec<Found>,
         survey: &mut Survey,
         report: &mut CycleReport,
-        pace: &mut Pace<'_>,
+        pace: &mut Pace,
     ) -> Result<(), ServerError> {
         let rows = Arc::new(rows);
         for _ in 0..TRIES_MAX {
@@ -263,6 +267,7 @@ impl Survey {
         let occupancy = self.occupancy.entry(row.slot.segment).or_default();
         occupancy.count += 1;
         occupancy.bytes += u64::from(row.length);
+        occupancy.damaged_count += u64::from(row.damaged);
         if row.quarantined.is_some() {
             occupancy.quarantined_bytes += u64::from(row.length);
         }
@@ -298,7 +303,9 @@ impl Survey {
         for found in reaped {
             let Some(occupancy) = self.occupancy.get_mut(&found.row.slot.segment) else { continue };
             let bytes = u64::from(found.row.length);
+            let damaged_count = u64::from(found.row.damaged);
             occupancy.count = occupancy.count.saturating_sub(1);
+            occupancy.damaged_count = occupancy.damaged_count.saturating_sub(damaged_count);
             occupancy.bytes = occupancy.bytes.saturating_sub(bytes);
             occupancy.quarantined_bytes = occupancy.quarantined_bytes.saturating_sub(bytes);
         }
@@ -338,7 +345,8 @@ impl Desk {
         let pinned = self.sessions.pinned_among(rows);
         let is_dead = |(found, is_pinned): &(&Found, bool)| !is_pinned && marks.frees(&found.row);
         let dead = rows.iter().zip(pinned).filter(is_dead).map(|(found, _)| *found);
-        let (fresh, old): (Vec<Found>, Vec<Found>) = dead.partition(|found| found.row.is_usable());
+        let (fresh, old): (Vec<Found>, Vec<Found>) =
+            dead.partition(|found| found.row.quarantined.is_none());
         let quarantined_count = store.quarantine(&fresh, self.mark)?;
         let reaped = reap(decision, &old)?;
         give_back(decision, &reaped)?;

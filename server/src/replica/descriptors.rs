@@ -4,11 +4,8 @@
 //! (`repository/descriptors.rs`), whichever primary has them: that is how a server learns that a
 //! namespace has moved, also from one that it takes nothing else of.
 
-use bytes::Bytes;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{DescriptorDigest, NamespaceId};
-use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
-use strongroom_protocol::route::Route;
 
 use super::blocking;
 use super::error::ReplicaError;
@@ -72,6 +69,9 @@ impl Follower {
             // All its versions come with its first snapshot.
             return Ok(false);
         };
+        if self.source.folder().is_some_and(|folder| folder.namespace(&namespace).is_none()) {
+            return Ok(false); // an export of other namespaces
+        }
         let mut is_here = here.descriptor.contents().version >= version;
         if !is_here {
             match self.bring_descriptors(&namespace).await {
@@ -121,9 +121,7 @@ impl Follower {
         namespace: &NamespaceId,
         version: Option<u64>,
     ) -> Result<VerifiedDescriptor, ReplicaError> {
-        let query = version.map_or_else(String::new, |version| format!("version={version}"));
-        let (route, max) = (Route::Descriptor(*namespace), u64::from(DESCRIPTOR_MAX_BYTES));
-        let bytes = self.peer.call(&route, &query, Bytes::new(), max).await?;
+        let bytes = self.source.descriptor(namespace, version).await?;
         let descriptor = VerifiedDescriptor::decode_for(&bytes, namespace, 0)
             .map_err(|error| ReplicaError::Wrong(error.to_string()))?;
         if version.is_some_and(|version| version != descriptor.contents().version) {

@@ -35,6 +35,8 @@ pub struct NewPrimary {
     pub name: Option<Label>,
     /// Namespaces to follow, by their names there; all, where it is empty.
     pub only: Vec<Label>,
+    /// Ask it only for what is damaged here.
+    pub is_repair_only: bool,
 }
 
 /// Enrols at a primary and begins to follow it; gives its name here.
@@ -51,6 +53,9 @@ pub async fn add(
             token.role
         )));
     }
+    if token.addresses.is_empty() {
+        return Err(operator("the token names no address of the primary".into()));
+    }
     let name = match wanted.name {
         Some(name) => name,
         None => name_of(&token.addresses)?,
@@ -63,8 +68,9 @@ pub async fn add(
         return Err(operator(format!("--only takes at most {PRIMARY_FILTER_MAX} names")));
     }
     let keys = PrimaryKeys::load_or_create(repository.folder(), &name)?;
-    let throttle = Arc::new(Throttle::new(0));
-    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, stop)?;
+    let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
+    let patience = repository.config().replica.patience.0;
+    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
     let (ledger_key, answer) = enrol(&peer, &keys, &token).await?;
     let row = PrimaryRow {
         name: name.clone(),
@@ -79,6 +85,11 @@ pub async fn add(
         followed: Frontier::default(),
         clock_seconds: 0,
         owes_entry: false,
+        reread_to: 0,
+        had: Vec::new(),
+        readmitted: Vec::new(),
+        passed: Vec::new(),
+        is_repair_only: wanted.is_repair_only,
     };
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;

@@ -30,6 +30,9 @@ pub enum ReplicaError {
         /// Size of the ledger that is shown instead.
         shown_size: u64,
     },
+    /// An export does not have what its ledger names.
+    #[error("{0}")]
+    Lacking(String),
     /// Something of this server failed, or its operator's command is wrong.
     #[error("{0}")]
     Here(#[from] ServerError),
@@ -41,7 +44,7 @@ pub enum ReplicaError {
 impl ReplicaError {
     /// Whether the primary has no such thing, or says so.
     pub fn is_not_found(&self) -> bool {
-        self.has_code(ErrorCode::NotFound)
+        self.has_code(ErrorCode::NotFound) || matches!(self, Self::Lacking(_))
     }
 
     /// Whether the primary does not know this server.
@@ -53,7 +56,8 @@ impl ReplicaError {
     pub fn is_of_one_snapshot(&self) -> bool {
         match self {
             Self::Primary(_) => !self.is_revoked(),
-            Self::Wrong(_) | Self::Here(ServerError::Peer(_) | ServerError::Operator(_)) => true,
+            Self::Wrong(_) | Self::Lacking(_) => true,
+            Self::Here(ServerError::Peer(_) | ServerError::Operator(_)) => true,
             _ => false,
         }
     }

@@ -7,8 +7,10 @@
 //! 3. Entries, 256 at a time, proven to be those of the checkpoint before any is acted upon. For
 //!    each one in order: what it leads to, and the position after it, in one batch
 //!    (`repository/replication.rs`). A snapshot's record and lock become *pending*.
-//! 4. After each 256, the trees of pending snapshots (`tree.rs`), each committed in one batch. One
-//!    that does not come whole stays pending, and does not keep the others waiting.
+//!    Records are asked for ahead, a run of entries at a time, over all connections.
+//! 4. After each 256, the trees of pending snapshots, small ones together (`pending.rs`), each
+//!    committed in one batch. One that does not come whole stays pending, and does not keep the
+//!    others waiting.
 //! 5. If anything was taken over, the own ledger names the primary's.
 
 use std::collections::HashMap;
@@ -18,24 +20,22 @@ use bytes::Bytes;
 use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{Label, NamespaceId, RecordDigest};
-use strongroom_protocol::limits::{CHECKPOINT_MAX_BYTES, ENTRY_MAX_BYTES, RECORD_MAX_BYTES};
 use strongroom_protocol::merkle::{Frontier, empty_root, leaf_hash, verify_consistency};
-use strongroom_protocol::message::{ConsistencyAnswer, NamespaceRow};
 use strongroom_protocol::record::Record;
-use strongroom_protocol::route::Route;
 use strongroom_protocol::tile::{TILE_WIDTH, Tile, TileContent, entries_of};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
-use super::tree::Transfer;
+use super::source::Source;
 use crate::followers::FollowState;
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
 use crate::repository::replication::{Received, Step};
 
-/// A pending snapshot that failed often is left alone for so many looks at most.
-const SKIPS_MAX: u32 = 64;
+/// Entries whose records are asked for together: 16 MB of records at most.
+const RUN: usize = 32;
 
 /// Follows one primary.
 pub struct Follower {
@@ -44,17 +44,25 @@ pub struct Follower {
     /// Which primary.
     pub primary: Enrolment,
     /// The primary.
-    pub peer: Arc<Peer>,
+    pub source: Arc<Source>,
     /// Names of namespaces there; asked for when they are needed.
     names: HashMap<NamespaceId, Label>,
+    /// Records that were asked for ahead.
+    records: HashMap<RecordDigest, Bytes>,
     /// Pending snapshots that failed: how often, and how many looks to leave them alone.
-    failed: HashMap<u64, (u32, u32)>,
+    pub(super) failed: HashMap<u64, (u32, u32)>,
 }
 
 impl Follower {
     /// Follows nothing yet.
-    pub fn new(repository: Arc<Repository>, primary: Enrolment, peer: Arc<Peer>) -> Self {
-        Self { repository, primary, peer, names: HashMap::new(), failed: HashMap::new() }
+    pub fn new(repository: Arc<Repository>, primary: Enrolment, source: Arc<Source>) -> Self {
+        let (names, records, failed) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { repository, primary, source, names, records, failed }
+    }
+
+    /// Lets no snapshot that failed wait at the next look.
+    pub fn forgive(&mut self) {
+        self.failed.clear();
     }
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
@@ -63,15 +71,26 @@ impl Follower {
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
         let followed = row.followed.size();
-        self.repository.followers().note(&self.primary.name, |progress| {
-            progress.contact_ms = now_ms;
-            progress.known_entries = size;
-            if size > followed {
-                progress.state = FollowState::CatchingUp;
-            }
-        });
+        if self.source.folder().is_none() {
+            self.repository.followers().note(&self.primary.name, |progress| {
+                progress.contact_ms = now_ms;
+                progress.known_entries = size;
+                if size > followed {
+                    progress.state = FollowState::CatchingUp;
+                }
+            });
+        }
         let mut trouble = self.bring_pending().await?;
         while row.followed.size() < newest.size {
+            // A primary that names what it does not have fills no disk with it.
+            let counted = row.clone();
+            let pending_max = self.repository.config().replica.pending_max;
+            if self.here(move |r| r.pending_count(&counted)).await? >= pending_max {
+                trouble = Some(format!(
+                    "{pending_max} snapshots are pending; no more are taken over until they came"
+                ));
+                break;
+            }
             self.take_bundle(&row, &newest).await?;
             trouble = self.bring_pending().await?;
             row = self.row().await?;
@@ -94,12 +113,9 @@ impl Follower {
             false => Checkpoint::verify(&row.checkpoint, &keys)
                 .map_err(|error| crate::error::ServerError::Bug(error.to_string()))?,
         };
-        let route = Route::Consistency(known.size);
-        let answer: ConsistencyAnswer = match self.peer.json(&route, "").await {
+        let answer = match self.source.consistency(known.size, None).await {
             Err(error) if error.is_not_found() => {
-                let max = u64::from(CHECKPOINT_MAX_BYTES);
-                let note = self.peer.call(&Route::Checkpoint, "", Bytes::new(), max).await?;
-                let shown = verified(&String::from_utf8_lossy(&note), row)?;
+                let shown = verified(&self.source.checkpoint().await?, row)?;
                 return Err(history(known, shown.size));
             }
             answer => answer?,
@@ -127,8 +143,7 @@ impl Follower {
         let index = start / u64::from(TILE_WIDTH);
         let tile = Tile::widest(TileContent::Entries, index, newest.size)
             .ok_or_else(|| ReplicaError::Wrong("no entries to follow".into()))?;
-        let max = u64::from(TILE_WIDTH).saturating_mul(u64::from(ENTRY_MAX_BYTES) + 2);
-        let bundle = self.peer.call(&Route::Tile(tile), "", Bytes::new(), max).await?;
+        let bundle = self.source.bundle(tile).await?;
         let before = usize::try_from(start % u64::from(TILE_WIDTH)).unwrap_or(usize::MAX);
         let entries = entries_of(&bundle, tile.width)?;
         let entries = entries.get(before..).unwrap_or_default();
@@ -137,16 +152,20 @@ impl Follower {
         self.prove(&end, newest).await?;
         let mut step = Step { followed: row.followed.clone(), clock_seconds: row.clock_seconds };
         let mut is_stored = true;
-        for bytes in entries {
-            let leaf = step.followed.size();
-            let entry = Entry::decode(bytes).map_err(|error| {
-                ReplicaError::Wrong(format!(
-                    "{error}: entry {leaf} is of a newer program; update this server"
-                ))
-            })?;
-            step.followed.push(0, leaf_hash(bytes));
-            step.clock_seconds = step.clock_seconds.max(entry.retention_time_seconds);
-            is_stored = self.take_entry(row, leaf, &entry, &step).await?;
+        for run in entries.chunks(RUN) {
+            self.ask_ahead(row, step.followed.size(), run).await?;
+            for bytes in run {
+                let leaf = step.followed.size();
+                let entry = Entry::decode(bytes).map_err(|error| {
+                    ReplicaError::Wrong(format!(
+                        "{error}: entry {leaf} is of a newer program; update this server"
+                    ))
+                })?;
+                step.followed.push(0, leaf_hash(bytes));
+                step.clock_seconds = step.clock_seconds.max(entry.retention_time_seconds);
+                is_stored = self.take_entry(row, leaf, &entry, &step).await?;
+            }
+            self.records.clear();
         }
         if !is_stored {
             let primary = self.primary.clone();
@@ -155,14 +174,53 @@ impl Follower {
         Ok(())
     }
 
+    /// Asks for the records that a run of entries commits, over all connections. What does not come
+    /// is asked for again by whoever needs it, and its error told there.
+    async fn ask_ahead(
+        &mut self,
+        row: &PrimaryRow,
+        start: u64,
+        run: &[&[u8]],
+    ) -> Result<(), ReplicaError> {
+        let mut wanted = Vec::new();
+        for (entry, leaf) in run.iter().zip(start..) {
+            let Ok(entry) = Entry::decode(entry) else { continue };
+            let Event::Committed { record, .. } = entry.event else { continue };
+            let namespace = entry.namespace;
+            let seen = move |r: &Repository| r.has_seen(&namespace, &record);
+            let is_passed =
+                self.repository.is_passed(row, &namespace) || !self.takes(row, &namespace);
+            if self.is_wanted(row, leaf, &namespace).await?
+                && !is_passed
+                && !self.here(seen).await?
+            {
+                wanted.push((namespace, record));
+            }
+        }
+        if wanted.len() < 2 {
+            return Ok(());
+        }
+        let connections = usize::try_from(self.repository.config().replica.connections);
+        let places = Arc::new(Semaphore::new(connections.unwrap_or(1)));
+        let mut asking = JoinSet::new();
+        for (namespace, record) in wanted {
+            let (source, places) = (self.source.clone(), places.clone());
+            asking.spawn(async move {
+                let _place = places.acquire().await.ok()?;
+                Some((record, source.record(&namespace, &record).await.ok()?))
+            });
+        }
+        while let Some(came) = asking.join_next().await {
+            self.records.extend(came.ok().flatten());
+        }
+        Ok(())
+    }
+
     /// Whether the ledger up to `end` is the beginning of the newest.
     async fn prove(&self, end: &Frontier, newest: &Checkpoint) -> Result<(), ReplicaError> {
         let mut proof = Vec::new();
         if end.size() < newest.size {
-            let query = format!("to={}", newest.size);
-            let answer: ConsistencyAnswer =
-                self.peer.json(&Route::Consistency(end.size()), &query).await?;
-            proof = answer.proof.0;
+            proof = self.source.consistency(end.size(), Some(newest.size)).await?.proof.0;
         }
         let (hashes, rest) = proof.as_chunks::<32>();
         let proven = verify_consistency(end.size(), newest.size, hashes, &end.root(), &newest.root);
@@ -197,8 +255,13 @@ impl Follower {
             _ => return Ok(false),
         };
         let namespace = entry.namespace;
-        if !self.is_wanted(row, &namespace).await? {
+        if !self.is_wanted(row, leaf, &namespace).await? {
             return Ok(false);
+        }
+        if self.repository.is_passed(row, &namespace) {
+            let (primary, step) = (self.primary.clone(), step.clone());
+            self.here(move |r| r.pass_dropped(&primary, step, namespace)).await?;
+            return Ok(true);
         }
         let (primary, step) = (self.primary.clone(), step.clone());
         if let Event::Committed { lock, .. } = entry.event {
@@ -225,18 +288,21 @@ impl Follower {
         Ok(true)
     }
 
-    /// Whether a namespace is followed. One that the primary does not list is, unless the list
-    /// narrows it out: so nothing is passed over because a list was short.
+    /// Whether an entry of a namespace is taken over.
     async fn is_wanted(
         &mut self,
         row: &PrimaryRow,
+        leaf: u64,
         namespace: &NamespaceId,
     ) -> Result<bool, ReplicaError> {
-        if row.only.is_empty() {
+        if let Some(folder) = self.source.folder() {
+            return Ok(folder.namespace(namespace).is_some());
+        }
+        if row.only.is_empty() && leaf >= row.reread_to {
             return Ok(true);
         }
         let name = self.name_of(namespace).await?;
-        Ok(name.is_none_or(|name| row.only.contains(&name)))
+        Ok(row.wants(leaf, namespace, name.as_ref()))
     }
 
     pub(super) async fn name_of(
@@ -244,8 +310,7 @@ impl Follower {
         namespace: &NamespaceId,
     ) -> Result<Option<Label>, ReplicaError> {
         if !self.names.contains_key(namespace) {
-            let rows: Vec<NamespaceRow> = self.peer.json(&Route::Namespaces, "").await?;
-            self.names = rows.into_iter().map(|row| (row.namespace, row.name)).collect();
+            self.names = self.source.names().await?;
         }
         Ok(self.names.get(namespace).cloned())
     }
@@ -269,16 +334,17 @@ impl Follower {
     }
 
     /// A record, its chain verified as far as anybody without an identity can.
-    async fn record(
+    pub(super) async fn record(
         &mut self,
         row: &PrimaryRow,
         namespace: &NamespaceId,
         digest: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
         let descriptor = self.descriptor(row, namespace).await?;
-        let route = Route::Record(*namespace, digest);
-        let max = u64::from(RECORD_MAX_BYTES);
-        let bytes = self.peer.call(&route, "", Bytes::new(), max).await?.to_vec();
+        let bytes = match self.records.remove(&digest) {
+            Some(bytes) => bytes.to_vec(),
+            None => self.source.record(namespace, &digest).await?.to_vec(),
+        };
         let record = Record::decode(&bytes)?;
         if record.digest() != digest || record.body.namespace != *namespace {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
@@ -288,111 +354,7 @@ impl Follower {
         Ok(bytes)
     }
 
-    /// Brings what is pending, in the order of the primary's ledger; gives what is wrong with that
-    /// which stays so.
-    async fn bring_pending(&mut self) -> Result<Option<String>, ReplicaError> {
-        let row = self.row().await?;
-        let listed = row.clone();
-        let pending = self.here(move |repository| repository.pending(&listed)).await?;
-        let mut trouble = None;
-        for (leaf, pending) in pending {
-            if pending.is_set_aside && !self.takes(&row, &pending.namespace) {
-                let record = pending.record_digest;
-                trouble = Some(format!(
-                    "snapshot {record} is not taken over: it was committed there after the \
-                     namespace had moved here"
-                ));
-                continue;
-            }
-            let failures = match self.failed.get_mut(&leaf) {
-                Some((_, left)) if *left > 0 => {
-                    *left -= 1;
-                    let record = pending.record_digest;
-                    trouble = Some(format!("snapshot {record} is tried again later"));
-                    continue;
-                }
-                Some((failures, _)) => *failures,
-                None => 0,
-            };
-            let record = pending.record_digest;
-            match self.bring(&row, leaf, pending).await {
-                Ok(()) => drop(self.failed.remove(&leaf)),
-                Err(error) if error.is_of_one_snapshot() => {
-                    let primary = &self.primary.name;
-                    tracing::warn!(%primary, %record, %error, "a snapshot stays pending");
-                    let skips = 1u32.checked_shl(failures).unwrap_or(SKIPS_MAX).min(SKIPS_MAX);
-                    self.failed.insert(leaf, (failures.saturating_add(1), skips));
-                    trouble = Some(format!("snapshot {record}: {error}"));
-                }
-                Err(error) => return Err(error),
-            }
-            if self.row().await?.is_paused {
-                break;
-            }
-        }
-        Ok(trouble)
-    }
-
-    async fn bring(
-        &mut self,
-        row: &PrimaryRow,
-        leaf: u64,
-        pending: PendingRow,
-    ) -> Result<(), ReplicaError> {
-        let is_forgotten = pending.is_forgotten;
-        match self.bring_tree(row, leaf, pending).await {
-            Err(error) if error.is_not_found() && is_forgotten => {
-                let primary = self.primary.clone();
-                tracing::info!(primary = %primary.name, leaf, "forgotten there before it came");
-                self.here(move |repository| repository.drop_pending(&primary, leaf)).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn bring_tree(
-        &mut self,
-        row: &PrimaryRow,
-        leaf: u64,
-        pending: PendingRow,
-    ) -> Result<(), ReplicaError> {
-        let namespace = pending.namespace;
-        let mut bytes = pending.record;
-        if bytes.is_empty() {
-            bytes = self.record(row, &namespace, pending.record_digest).await?;
-            let (primary, found) = (self.primary.clone(), bytes.clone());
-            self.here(move |r| r.complete_pending(&primary, leaf, found)).await?;
-        }
-        let body = Record::decode(&bytes)?.body;
-        let arrival = self.repository.open_arrival(row, &namespace, &body.source)?;
-        let connections = self.repository.config().replica.connections;
-        let (repository, name) = (self.repository.clone(), self.primary.name.clone());
-        let count = move |bytes: u64| {
-            repository.followers().note(&name, |progress| {
-                progress.received_bytes = progress.received_bytes.saturating_add(bytes);
-            });
-            let received = &repository.metrics().replica.received_bytes;
-            received.with_label_values(&[name.as_str()]).inc_by(bytes);
-        };
-        let transfer = Transfer {
-            repository: self.repository.clone(),
-            peer: self.peer.clone(),
-            arrival: arrival.clone(),
-            namespace,
-            connections: usize::try_from(connections).unwrap_or(1),
-            count: Arc::new(count),
-        };
-        let mut outcome = transfer.bring(body.root, body.root_level).await;
-        let ending = arrival.clone();
-        if outcome.is_ok() {
-            outcome = self.here(move |r| r.commit_arrival(&arrival, leaf)).await;
-        }
-        // Nothing is left of it after a commit; after a failure what came is counted.
-        self.here(move |repository| repository.close_arrival(&ending)).await?;
-        outcome
-    }
-
-    async fn row(&self) -> Result<PrimaryRow, ReplicaError> {
+    pub(super) async fn row(&self) -> Result<PrimaryRow, ReplicaError> {
         let primary = self.primary.clone();
         self.here(move |repository| repository.followed(&primary)).await
     }

@@ -5,14 +5,19 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `follow`, `descriptors`, `tree`.
+//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `descriptors`,
+//! `pending`, `tree`, `import`, `repair`.
 
 mod descriptors;
 pub mod enrol;
 pub mod error;
 mod follow;
+pub mod import;
 mod keys;
 mod peer;
+mod pending;
+mod repair;
+mod source;
 mod throttle;
 mod tree;
 
@@ -31,6 +36,8 @@ use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::PrimaryKeys;
 use self::peer::Peer;
+use self::repair::Repairer;
+use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::ServerError;
 use crate::followers::FollowState;
@@ -46,8 +53,8 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Follows all primaries until `stop` says so.
 pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
-    let rate = repository.config().replica.bytes_per_second.0;
-    let throttle = Arc::new(Throttle::new(rate));
+    let rates = repository.config().replica.rates();
+    let throttle = Arc::new(Throttle::new(repository.clock().clone(), rates));
     let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
     loop {
         while let Some(ended) = tasks.try_join_next_with_id() {
@@ -112,7 +119,7 @@ async fn names(repository: &Arc<Repository>) -> Vec<Label> {
 async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle>, mut stop: Stop) {
     let began = repository.clock().monotonic();
     repository.followers().note(&name, |progress| progress.began = began);
-    let (mut follower, mut failures) = (None, 0u32);
+    let (mut follower, mut failures, mut repairer) = (None, 0u32, Repairer::default());
     loop {
         let (reading, wanted) = (repository.clone(), name.clone());
         let Ok(row) = blocking(move || Ok(reading.primary(&wanted)?)).await else { return };
@@ -125,15 +132,29 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
                 Some(follower) => Ok(follower),
                 None => open(&repository, &row, throttle, stopping),
             };
+            let before = repository.followers().progress(&name).received_bytes;
             let outcome = match outcome {
                 Ok(mut opened) => {
-                    let outcome = opened.look().await;
+                    let mut outcome = Ok(None);
+                    if !row.is_repair_only {
+                        outcome = opened.look().await;
+                    }
+                    if outcome.is_ok() {
+                        let mended = repairer.mend(&repository, &opened.source, &row).await;
+                        outcome = mended.and(outcome);
+                    }
                     follower = Some(opened);
                     outcome
                 }
                 Err(error) => Err(error),
             };
-            failures = if outcome.is_ok() { 0 } else { failures.saturating_add(1) };
+            // A line that breaks now and then, and brings something in between, is not avoided.
+            let came = repository.followers().progress(&name).received_bytes > before;
+            failures = match outcome {
+                Ok(_) => 0,
+                Err(_) if came => 1,
+                Err(_) => failures.saturating_add(1),
+            };
             if let Err(ReplicaError::Stopping) = outcome {
                 return;
             }
@@ -157,8 +178,9 @@ fn open(
     stop: Stop,
 ) -> Result<Follower, ReplicaError> {
     let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
-    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, stop)?;
-    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(peer)))
+    let patience = repository.config().replica.patience.0;
+    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, patience, stop)?;
+    Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(Source::Peer(peer))))
 }
 
 /// Says what came of a look: in memory, in the log, and on record where the history is wrong.
@@ -170,6 +192,7 @@ async fn settle(
 ) {
     let (name, now) = (&row.name, repository.clock().monotonic());
     let (state, trouble) = match &outcome {
+        Ok(_) if row.is_repair_only => (FollowState::RepairOnly, String::new()),
         Ok(None) => (FollowState::InSync, String::new()),
         Ok(Some(trouble)) => (FollowState::Failing, trouble.clone()),
         Err(error) => {
@@ -207,9 +230,9 @@ async fn settle(
     if let Err(error) = refused {
         tracing::error!(primary = %name, %error, "the refusal was not written");
     }
-    if let Some(follower) = follower {
+    if let Some(Source::Peer(peer)) = follower.map(|follower| &*follower.source) {
         let (route, note) = (Route::ReportHead, Bytes::from(row.checkpoint.clone()));
-        let told = follower.peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
+        let told = peer.call(&route, "", note, u64::from(CHECKPOINT_MAX_BYTES)).await;
         if let Err(error) = told {
             tracing::warn!(primary = %name, %error, "the primary was not told which head is known");
         }

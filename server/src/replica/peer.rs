@@ -3,7 +3,12 @@
 //!
 //! All requests but the enrolment may be repeated, so one that fails on a connection that had been
 //! idle is sent once more on a new one. Every wait ends at once when this server stops.
+//!
+//! An answer is bounded in size and in time: it must begin within `replica.patience`, and from then
+//! on bring [`RATE_MIN_BYTES`] a second over any such period. So a primary that sends without end,
+//! or a byte a minute, holds up nothing but itself.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +30,7 @@ use strongroom_protocol::limits::{ANSWER_MAX_BYTES, CONTROL_MAX_BYTES};
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::error::ReplicaError;
@@ -36,8 +41,8 @@ use crate::tls::client_config;
 
 /// TCP and TLS handshake with one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// From a request to the head of its answer, and between two pieces of its body.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// An answer that brings less than this a second is given up.
+const RATE_MIN_BYTES: u64 = 1024;
 
 /// A primary, as it is reached.
 pub struct Peer {
@@ -45,6 +50,7 @@ pub struct Peer {
     tls: Arc<ClientConfig>,
     idle: Mutex<Vec<Connection>>,
     throttle: Arc<Throttle>,
+    patience: Duration,
     stop: Stop,
 }
 
@@ -61,6 +67,14 @@ pub struct Reading<'a> {
     connection: Option<Connection>,
     body: Incoming,
     decoder: FrameDecoder,
+    window: Window,
+}
+
+/// What an answer brought in the period under way. None is under way before anybody waits.
+#[derive(Default)]
+struct Window {
+    end: Option<Pin<Box<Sleep>>>,
+    bytes: u64,
 }
 
 impl Peer {
@@ -70,11 +84,12 @@ impl Peer {
         keys: &PrimaryKeys,
         pin: TlsKeyDigest,
         throttle: Arc<Throttle>,
+        patience: Duration,
         stop: Stop,
     ) -> Result<Self, ReplicaError> {
         let addresses = addresses.split(',').map(|address| address.trim().to_owned()).collect();
         let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), pin)?;
-        Ok(Self { addresses, tls, idle: Mutex::default(), throttle, stop })
+        Ok(Self { addresses, tls, idle: Mutex::default(), throttle, patience, stop })
     }
 
     /// Opens a connection to the first address that answers.
@@ -143,7 +158,8 @@ impl Peer {
         let (connection, answer) =
             self.exchange(&Route::Read(namespace), "", body.freeze()).await?;
         let (body, decoder) = (answer.into_body(), FrameDecoder::default());
-        Ok(Reading { peer: self, connection: Some(connection), body, decoder })
+        let window = Window::default();
+        Ok(Reading { peer: self, connection: Some(connection), body, decoder, window })
     }
 
     /// Sends on an idle connection, or on a new one.
@@ -186,7 +202,7 @@ impl Peer {
             connection.sender.ready().await?;
             connection.sender.send_request(request).await
         };
-        let answer = match self.unless_stopping(timeout(ANSWER_TIMEOUT, exchange)).await? {
+        let answer = match self.unless_stopping(timeout(self.patience, exchange)).await? {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 let message = format!("connection broke during {}: {error}", route.name());
@@ -209,8 +225,8 @@ impl Peer {
     }
 
     async fn whole(&self, mut body: Incoming, max_bytes: u64) -> Result<Bytes, ReplicaError> {
-        let mut whole = BytesMut::new();
-        while let Some(part) = self.next_part(&mut body).await? {
+        let (mut whole, mut window) = (BytesMut::new(), Window::default());
+        while let Some(part) = self.next_part(&mut body, &mut window).await? {
             let length = whole.len().saturating_add(part.len());
             if u64::try_from(length).map_or(true, |length| length > max_bytes) {
                 return Err(ReplicaError::Wrong("an answer is too long".into()));
@@ -220,21 +236,35 @@ impl Peer {
         Ok(whole.freeze())
     }
 
-    async fn next_part(&self, body: &mut Incoming) -> Result<Option<Bytes>, ReplicaError> {
+    async fn next_part(
+        &self,
+        body: &mut Incoming,
+        window: &mut Window,
+    ) -> Result<Option<Bytes>, ReplicaError> {
         loop {
-            let frame = self.unless_stopping(timeout(ANSWER_TIMEOUT, body.frame())).await?;
-            let frame = match frame {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(Some(Err(error))) => {
-                    let message = format!("an answer was cut off: {error}");
-                    return Err(ReplicaError::Unreachable(message));
-                }
-                Ok(None) => return Ok(None),
-                Err(_) => {
-                    return Err(ReplicaError::Unreachable("an answer stopped coming".into()));
+            let end = window.end.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+            let arriving = async {
+                tokio::select! {
+                    frame = body.frame() => Some(frame),
+                    () = end => None,
                 }
             };
+            let Some(frame) = self.unless_stopping(arriving).await? else {
+                let least = self.patience.as_secs().max(1).saturating_mul(RATE_MIN_BYTES);
+                if window.bytes < least {
+                    let message = "an answer stopped coming, or comes too slowly";
+                    return Err(ReplicaError::Unreachable(message.into()));
+                }
+                *window = Window::default();
+                continue;
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            let frame = frame.map_err(|error| {
+                ReplicaError::Unreachable(format!("an answer was cut off: {error}"))
+            })?;
             if let Ok(part) = frame.into_data() {
+                let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
+                window.bytes = window.bytes.saturating_add(length);
                 return Ok(Some(part));
             }
         }
@@ -263,19 +293,24 @@ impl Reading<'_> {
             if let Some(envelope) = self.decoder.next_frame()? {
                 return Ok(Some(envelope));
             }
-            let Some(part) = self.peer.next_part(&mut self.body).await? else {
+            let arriving = self.peer.next_part(&mut self.body, &mut self.window);
+            let Some(part) = arriving.await? else {
                 self.decoder.finish()?;
                 self.peer.idle.lock().extend(self.connection.take());
                 return Ok(None);
             };
-            self.peer.unless_stopping(self.peer.throttle.take(part.len())).await?;
+            if self.peer.unless_stopping(self.peer.throttle.take(part.len())).await? {
+                self.window = Window::default();
+            }
             self.decoder.push(&part);
         }
     }
 
-    /// Lets go of the memory that envelopes given so far share with what is still arriving.
+    /// Lets go of the memory that envelopes given so far share with what is still arriving. What
+    /// is done with them until the next is asked for is not the primary's time.
     pub fn detach(&mut self) {
         self.decoder.detach();
+        self.window = Window::default();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Brings one snapshot's tree here: asked for from the root down, stored from the chunks up.
+//! Brings trees of snapshots here: asked for from the root down, stored from the chunks up.
 //!
 //! A node that is locked here stands for all that is below it, and is not asked for. A node that is
 //! here without a lock, as after a crash, is read here, and what is below it is looked at. All else
@@ -12,7 +12,7 @@
 //! was asked for before it is stored, levels and children are checked by the upload, and totals by
 //! the commit.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -23,18 +23,20 @@ use tokio::task::JoinSet;
 
 use super::blocking;
 use super::error::ReplicaError;
-use super::peer::Peer;
+use super::source::{Reading, Source};
 use crate::repository::Repository;
 use crate::repository::replicated::Arrival;
 
 /// Lowest nodes whose chunks are asked for together: some 600 MB of chunks, 10 MB of nodes.
 const LOWEST_GROUP: usize = 64;
+/// The first group is this small, each later one twice as large: where the line breaks often, some
+/// groups come whole.
+const FIRST_GROUP: usize = 4;
 /// Higher nodes that are asked for together.
 const HIGHER_GROUP: usize = 8;
 /// Digests that are looked up at once.
 const LOOKUP_BATCH: usize = 8192;
-/// Most chunks of one request, and fewest where there are connections for more requests.
-const REQUEST_MAX: usize = 1024;
+/// Fewest chunks of one request, where there are connections for more requests.
 const REQUEST_MIN: usize = 64;
 /// Bytes that are stored together.
 const STORE_BATCH_BYTES: usize = 2 << 20;
@@ -45,7 +47,7 @@ pub struct Transfer {
     /// This server.
     pub repository: Arc<Repository>,
     /// The primary.
-    pub peer: Arc<Peer>,
+    pub source: Arc<Source>,
     /// What pins that which arrives.
     pub arrival: Arrival,
     /// Where.
@@ -64,11 +66,27 @@ struct Layer {
 }
 
 impl Transfer {
-    /// Brings the tree of a root here, all of it pinned or locked.
-    pub async fn bring(&self, root: SealedDigest, level: u8) -> Result<(), ReplicaError> {
+    /// Brings the trees of roots here, all of them pinned or locked. What they share comes once.
+    pub async fn bring_all(&self, roots: Vec<(u8, SealedDigest)>) -> Result<(), ReplicaError> {
+        let mut levels: BTreeMap<u8, Vec<SealedDigest>> = BTreeMap::new();
+        for (level, root) in roots {
+            levels.entry(level).or_default().push(root);
+        }
         let mut met = HashSet::new();
-        let mut stack = Vec::new();
-        stack.extend(self.layer(level, vec![root], &mut met).await?);
+        for (level, roots) in levels.into_iter().rev() {
+            self.bring(level, roots, &mut met).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring(
+        &self,
+        level: u8,
+        roots: Vec<SealedDigest>,
+        met: &mut HashSet<SealedDigest>,
+    ) -> Result<(), ReplicaError> {
+        let (mut stack, mut lowest) = (Vec::new(), FIRST_GROUP);
+        stack.extend(self.layer(level, roots, met).await?);
         while let Some(top) = stack.last_mut() {
             if top.below.is_empty() {
                 let nodes = std::mem::take(&mut top.nodes);
@@ -82,9 +100,13 @@ impl Transfer {
                 self.bring_chunks(chunks).await?;
                 continue;
             };
-            let group = if level == 1 { LOWEST_GROUP } else { HIGHER_GROUP };
+            let mut group = HIGHER_GROUP;
+            if level == 1 {
+                group = lowest;
+                lowest = lowest.saturating_mul(2).min(LOWEST_GROUP);
+            }
             let group = top.below.drain(..group.min(top.below.len())).collect();
-            stack.extend(self.layer(level, group, &mut met).await?);
+            stack.extend(self.layer(level, group, met).await?);
         }
         Ok(())
     }
@@ -118,10 +140,10 @@ impl Transfer {
         })
         .await?;
         if !absent.is_empty() {
-            let mut reading = self.peer.read(self.namespace, &absent).await?;
+            let mut reading = self.source.read(self.namespace, &absent).await?;
             for digest in &absent {
                 let node = reading.next().await?.ok_or_else(too_few)?;
-                check_digest(digest, &node)?;
+                self.check_digest(digest, &node)?;
                 (self.count)(u64::try_from(node.len()).unwrap_or(u64::MAX));
                 nodes.push(Bytes::copy_from_slice(&node));
             }
@@ -161,7 +183,7 @@ impl Transfer {
     async fn bring_chunks(&self, digests: Vec<SealedDigest>) -> Result<(), ReplicaError> {
         let lacking = self.lacking(digests).await?;
         let share = lacking.len().div_ceil(self.connections.max(1));
-        let request = share.clamp(REQUEST_MIN, REQUEST_MAX);
+        let request = share.clamp(REQUEST_MIN, self.source.request_max());
         let mut requests = lacking.chunks(request).map(<[SealedDigest]>::to_vec);
         let (mut running, mut outcome) = (JoinSet::new(), Ok(()));
         loop {
@@ -181,22 +203,38 @@ impl Transfer {
         }
     }
 
-    /// One request of chunks, stored as they arrive.
+    /// One request of chunks, stored as they arrive. What came before the answer broke is stored
+    /// too: on a line that never lasts long, each try must get further than the one before.
     async fn fetch(&self, digests: Vec<SealedDigest>) -> Result<(), ReplicaError> {
-        let mut reading = self.peer.read(self.namespace, &digests).await?;
-        let (mut batch, mut batch_bytes) = (Vec::new(), 0usize);
+        let mut reading = self.source.read(self.namespace, &digests).await?;
+        let mut batch = Vec::new();
+        let mut outcome = self.receive(&mut reading, digests, &mut batch).await;
+        if outcome.is_ok() {
+            outcome = reading.next().await.and_then(end);
+        }
+        let stored = self.store(batch).await;
+        outcome.and(stored)
+    }
+
+    /// Stores what arrives in large batches, and leaves the last one.
+    async fn receive(
+        &self,
+        reading: &mut Reading<'_>,
+        digests: Vec<SealedDigest>,
+        batch: &mut Vec<(SealedDigest, Bytes)>,
+    ) -> Result<(), ReplicaError> {
+        let mut batch_bytes = 0usize;
         for digest in digests {
             let chunk = reading.next().await?.ok_or_else(too_few)?;
             batch_bytes = batch_bytes.saturating_add(chunk.len());
             batch.push((digest, chunk));
             if batch_bytes >= STORE_BATCH_BYTES {
                 reading.detach();
-                self.store(std::mem::take(&mut batch)).await?;
+                self.store(std::mem::take(batch)).await?;
                 batch_bytes = 0;
             }
         }
-        end(reading.next().await?)?;
-        self.store(batch).await
+        Ok(())
     }
 
     async fn store(&self, batch: Vec<(SealedDigest, Bytes)>) -> Result<(), ReplicaError> {
@@ -205,24 +243,24 @@ impl Transfer {
         }
         let bytes: usize = batch.iter().map(|(_, envelope)| envelope.len()).sum();
         (self.count)(u64::try_from(bytes).unwrap_or(u64::MAX));
-        let (repository, arrival) = (self.repository.clone(), self.arrival.clone());
+        let transfer = self.clone();
         blocking(move || {
             let mut envelopes = Vec::with_capacity(batch.len());
             for (digest, envelope) in batch {
-                check_digest(&digest, &envelope)?;
+                transfer.check_digest(&digest, &envelope)?;
                 envelopes.push(envelope);
             }
-            Ok(repository.take_in(&arrival, envelopes).map(drop)?)
+            Ok(transfer.repository.take_in(&transfer.arrival, envelopes).map(drop)?)
         })
         .await
     }
-}
 
-fn check_digest(digest: &SealedDigest, envelope: &[u8]) -> Result<(), ReplicaError> {
-    if SealedDigest::of(envelope) == *digest {
-        return Ok(());
+    fn check_digest(&self, digest: &SealedDigest, envelope: &[u8]) -> Result<(), ReplicaError> {
+        if SealedDigest::of(envelope) == *digest {
+            return Ok(());
+        }
+        Err(self.source.wrong_bytes(&self.namespace, digest))
     }
-    Err(ReplicaError::Wrong(format!("envelope {digest}: other bytes came")))
 }
 
 fn too_few() -> ReplicaError {

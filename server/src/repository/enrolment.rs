@@ -343,16 +343,18 @@ impl Repository {
         if pin_of_ed25519(&contents.access_key) == request.tls_key {
             return refuse("the descriptor's access key is in use already".into());
         }
-        self.insert_namespace(decision, name.clone(), principal, descriptor)
+        self.insert_namespace(decision, name.clone(), principal, descriptor, false)
     }
 
-    /// Adds a namespace with its first descriptor here and this server's policy.
+    /// Adds a namespace with its first descriptor here and this server's policy. One that was
+    /// dropped comes back only if the operator readmitted it, and under another number.
     pub(super) fn insert_namespace(
         &self,
         decision: &mut Decision<'_>,
         name: Label,
         actor: PrincipalId,
         descriptor: VerifiedDescriptor,
+        is_readmitted: bool,
     ) -> Result<NamespaceId, ServerError> {
         let refuse = |message: &str| Err(ServerError::peer(ErrorCode::BadDescriptor, message));
         let contents = descriptor.contents();
@@ -366,10 +368,8 @@ impl Repository {
         if self.registry.principal(&pin_of_ed25519(&contents.access_key)).is_some() {
             return refuse("the descriptor's access key is in use already");
         }
-        for (_, value) in all_rows(decision.store, Family::Namespaces)? {
-            if NamespaceRow::decode(&value)?.namespace == namespace {
-                return refuse("the namespace was dropped here; make a new one");
-            }
+        if self.registry.dropped_name(&namespace).is_some() && !is_readmitted {
+            return refuse("the namespace was dropped here; make a new one");
         }
         let last = decision.store.last(Family::Namespaces, &[])?;
         let last = last.and_then(|(key, _)| key.try_into().ok()).map_or(0, u32::from_be_bytes);

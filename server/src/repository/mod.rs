@@ -10,6 +10,7 @@
 //! | `upload.rs` | open a session, have, prove, upload, close |
 //! | `commit.rs` | commit, head |
 //! | `snapshots.rs` | list, record, receipt, read, forget |
+//! | `damage.rs` | mark what is damaged, store what was repaired |
 //! | `clock.rs` | state of the retention clock, a head that a client remembers |
 //! | `retention.rs` | retain, hold, release, policy, drop a namespace |
 //! | `proposals.rs` | what takes two principals: lift, lower a policy, tend the clock |
@@ -18,11 +19,16 @@
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
+//! | `importing.rs` | servers whose exports are taken in |
 
 pub mod clock;
 pub mod commit;
+pub mod damage;
 pub mod descriptors;
 pub mod enrolment;
+mod filter;
+pub mod importing;
+mod pending;
 pub mod proposals;
 pub mod quota;
 pub mod replicated;
@@ -45,6 +51,7 @@ use strongroom_protocol::retention::Moment;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::damage::KnownDamage;
 use crate::durable;
 use crate::error::ServerError;
 use crate::followers::Followers;
@@ -104,6 +111,7 @@ pub struct Repository {
     config: Config,
     readers: Arc<Readers>,
     followers: Arc<Followers>,
+    damage: KnownDamage,
     folder: PathBuf,
     /// Last, so that it ends after nobody can ask it for anything.
     writer: Arc<Writer>,
@@ -230,11 +238,13 @@ impl Repository {
             identification,
             readers: Arc::new(Readers::default()),
             followers: Arc::new(Followers::default()),
+            damage: KnownDamage::default(),
             folder: folder.to_path_buf(),
             config,
             writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
+        repository.load_damage()?;
         Ok((repository, report))
     }
 
@@ -327,6 +337,7 @@ impl Repository {
         let head = self.ledger.head();
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").into(),
+            ledger_key: self.keys.ledger_public(),
             ledger_size: head.size,
             checkpoint: head.note,
             snapshot_count: read_counter(&self.store, SNAPSHOT_COUNTER)?,
@@ -335,6 +346,8 @@ impl Repository {
             session_count: u64::try_from(self.sessions.count()).unwrap_or(u64::MAX),
             free_bytes: self.store.free_bytes()?,
             accepts_uploads: self.store.accepts_uploads()?,
+            damaged_count: self.damage.count(),
+            repaired_count: self.scrub_row()?.repaired_total,
         })
     }
 
@@ -376,6 +389,9 @@ impl Repository {
             }
         }
         self.show_usage();
+        if let Err(error) = self.mark_damage().and_then(|_| self.settle_damage()) {
+            tracing::warn!(%error, "damage was not written down");
+        }
         if let Err(error) = self.keep_clock() {
             tracing::warn!(%error, "the retention clock was not written");
         }

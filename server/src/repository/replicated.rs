@@ -38,7 +38,7 @@ use crate::session::{Session, SessionTerms};
 use crate::store::schema::{Family, IndexRow, Lifetime};
 use crate::writer::Decision;
 
-/// The session that pins what arrives of one snapshot.
+/// The session that pins what arrives of a snapshot, or of several that come together.
 #[derive(Debug, Clone)]
 pub struct Arrival {
     primary: Enrolment,
@@ -74,7 +74,7 @@ impl Repository {
         Ok(Arrival { primary: primary.enrolment(), principal, namespace: *namespace, session })
     }
 
-    /// Ends an arrival without a commit; what came stays until it is collected.
+    /// Ends an arrival; what came and was not committed stays until it is collected.
     pub fn close_arrival(&self, arrival: &Arrival) -> Result<(), ServerError> {
         let Some(session) = self.sessions.close(&arrival.session) else { return Ok(()) };
         self.settle_session(&session)
@@ -89,7 +89,7 @@ impl Repository {
     ) -> Result<Vec<bool>, ServerError> {
         let session = self.session(&arrival.principal, &arrival.namespace, &arrival.session)?;
         let namespace = self.namespace(&arrival.namespace)?;
-        let answers = self.find_and_pin(&namespace, &session, digests)?;
+        let answers = self.find_and_pin(&namespace, &session, digests, true)?;
         Ok(answers.into_iter().map(|answer| answer == 1).collect())
     }
 
@@ -115,7 +115,8 @@ impl Repository {
         self.upload(&arrival.principal, &arrival.namespace, &arrival.session, envelopes)
     }
 
-    /// Commits the snapshot that is pending at `leaf`, whose tree has arrived.
+    /// Commits the snapshot that is pending at `leaf`, whose tree has arrived. The session goes on:
+    /// others may have arrived with it.
     pub fn commit_arrival(&self, arrival: &Arrival, leaf: u64) -> Result<(), ServerError> {
         let namespace = self.namespace(&arrival.namespace)?;
         let session = self.session(&arrival.principal, &arrival.namespace, &arrival.session)?;
@@ -133,9 +134,13 @@ impl Repository {
         let now = self.moment();
         let lock = terms.lock(&primary, &pending, now);
         self.lock_tree_ahead(terms.tree(), &terms.session, &lock)?;
-        let committed_ms = self
-            .change_primary(&arrival.primary, move |decision, row| terms.decide(decision, row))?;
-        self.sessions.close(&arrival.session);
+        let (stored, session) = (terms.session.stored_bytes(), terms.session.clone());
+        let committed_ms = self.change_primary(&arrival.primary, move |decision, row| {
+            terms.decide(decision, row, stored)
+        })?;
+        if committed_ms.is_some() {
+            session.settle(stored);
+        }
         if let Some(committed_ms) = committed_ms {
             self.metrics.commits.inc();
             self.note_backup(&namespace, source.as_str(), committed_ms);
@@ -158,6 +163,7 @@ impl Terms {
         self,
         decision: &mut Decision<'_>,
         primary: &mut PrimaryRow,
+        stored_bytes: u64,
     ) -> Result<Option<u64>, ServerError> {
         let Some(value) = decision.store.get(Family::Pending, &self.key)? else {
             return Ok(None);
@@ -181,8 +187,7 @@ impl Terms {
         }
         let lock = self.lock(primary, &pending, decision.moment());
         let record_bytes = u64::try_from(pending.record.len()).unwrap_or(u64::MAX);
-        let stored = self.session.stored_bytes().saturating_add(record_bytes);
-        count_commit(decision, &self.namespace, stored)?;
+        count_commit(decision, &self.namespace, stored_bytes.saturating_add(record_bytes))?;
         let commit = next_commit(decision)?;
         let (store, now) = (decision.store, decision.retention_seconds);
         let until = node_lock_end(&lock, now);

@@ -25,6 +25,7 @@ use crate::followers::{FollowState, PrimaryStatus};
 use crate::registry::{Namespace, all_rows};
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
+use crate::repository::pending::{each_pending, pending_where};
 use crate::repository::retention::Found;
 use crate::rows::{HoldRow, SeenRow};
 use crate::store::Store;
@@ -62,10 +63,11 @@ impl Step {
 }
 
 impl Repository {
-    /// All primaries, by name.
+    /// All primaries that are followed, by name.
     pub fn primaries(&self) -> Result<Vec<PrimaryRow>, ServerError> {
-        let rows = all_rows(&self.store, Family::Primaries)?;
-        rows.iter().map(|(_, value)| Ok(PrimaryRow::decode(value)?)).collect()
+        let mut rows = all_primaries(&self.store)?;
+        rows.retain(|row| !row.is_import());
+        Ok(rows)
     }
 
     /// A primary; refuses names that are none.
@@ -86,12 +88,14 @@ impl Repository {
     fn status_of(&self, row: PrimaryRow) -> Result<PrimaryStatus, ServerError> {
         let progress = self.followers.progress(&row.name);
         let (mut pending_snapshots, mut pending_bytes) = (0u64, 0u64);
-        for (_, pending) in self.pending(&row)? {
+        each_pending(&self.store, &row, None, &mut |_, pending| {
             let record = Record::decode(&pending.record).ok();
             let bytes = record.map_or(0, |record| record.body.totals.sealed_bytes);
             pending_snapshots = pending_snapshots.saturating_add(1);
             pending_bytes = pending_bytes.saturating_add(bytes);
-        }
+            ControlFlow::Continue(())
+        })?;
+        let passed = row.passed.iter().filter_map(|id| self.registry.dropped_name(id)).collect();
         let now = self.clock.monotonic();
         let lag = progress.in_sync_at.map(|at| now.saturating_sub(at).as_secs());
         let state = match (row.is_refused, row.is_paused) {
@@ -108,28 +112,32 @@ impl Repository {
             lag_seconds: lag,
             contact_ms: progress.contact_ms,
             received_bytes: progress.received_bytes,
+            is_repair_only: row.is_repair_only,
+            repaired_count: progress.repaired_count,
             trouble: progress.trouble,
             name: row.name,
             addresses: row.addresses,
             ledger_key: row.ledger_key,
             principal: row.principal,
             only: row.only,
+            passed,
         })
     }
 
     /// Begins to follow a primary, from the beginning of its ledger.
-    pub fn add_primary(&self, row: PrimaryRow) -> Result<(), ServerError> {
+    /// What an export of it has shown of its ledger, it must continue.
+    pub fn add_primary(&self, mut row: PrimaryRow) -> Result<(), ServerError> {
         if row.ledger_key == self.keys.ledger_public() {
             return Err(ServerError::Operator("this server cannot follow itself".into()));
         }
         self.writer.decide(move |decision| {
-            let others = all_rows(decision.store, Family::Primaries)?;
+            let (imports, others): (Vec<_>, Vec<_>) =
+                all_primaries(decision.store)?.into_iter().partition(PrimaryRow::is_import);
             if u32::try_from(others.len()).map_or(true, |count| count >= PRIMARIES_MAX) {
                 let message = format!("at most {PRIMARIES_MAX} primaries can be followed");
                 return Err(ServerError::Operator(message));
             }
-            for (_, value) in others {
-                let other = PrimaryRow::decode(&value)?;
+            for other in others {
                 if other.name == row.name || other.ledger_key == row.ledger_key {
                     return Err(ServerError::Operator(format!(
                         "primary {} is followed already; remove it first",
@@ -138,6 +146,9 @@ impl Repository {
                 }
             }
             let PrimaryRow { ledger_key, tls_key, principal, .. } = row;
+            if let Some(import) = imports.into_iter().find(|row| row.ledger_key == ledger_key) {
+                row.checkpoint = import.checkpoint;
+            }
             let event = Event::PrimaryAdded { ledger_key, tls_key, principal };
             decision.enter(PrincipalId::LOCAL, NOWHERE, event);
             put_primary(decision, &row);
@@ -162,8 +173,14 @@ impl Repository {
         let followers = self.followers.clone();
         self.writer.decide(move |decision| {
             let row = read_primary(decision.store, &name)?;
-            for (key, _) in pending_rows(decision.store, &row)? {
-                decision.batch.delete(Family::Pending, key);
+            // What an import waits for too is its own.
+            let import = PrimaryRow::import_key(&row.ledger_key);
+            if decision.store.get(Family::Primaries, &import)?.is_none() {
+                let batch = &mut decision.batch;
+                decision.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, _| {
+                    batch.delete(Family::Pending, key.to_vec());
+                    ControlFlow::Continue(())
+                })?;
             }
             decision.batch.delete(Family::Primaries, PrimaryRow::key(&name));
             let event = Event::PrimaryRemoved { ledger_key: row.ledger_key };
@@ -234,17 +251,26 @@ impl Repository {
         })
     }
 
-    /// Takes over that a snapshot was committed at `leaf`; its tree is still to come.
+    /// Takes over that a snapshot was committed at `leaf`; its tree is still to come. If it is
+    /// pending already, by pull or by import, what was received since stays.
     pub fn put_pending(
         &self,
         primary: &Enrolment,
         step: Step,
         leaf: u64,
-        pending: PendingRow,
+        mut pending: PendingRow,
     ) -> Result<(), ServerError> {
         self.change_primary(primary, move |decision, row| {
             step.take(row);
             let key = PendingRow::key(&row.ledger_key, leaf);
+            if let Some(value) = decision.store.get(Family::Pending, &key)? {
+                let known = PendingRow::decode(&value)?;
+                pending.lock = pending.lock.joined(&known.lock);
+                pending.is_forgotten |= known.is_forgotten;
+                if pending.record.is_empty() {
+                    pending.record = known.record;
+                }
+            }
             decision.batch.put(Family::Pending, key, pending.encode());
             Ok(())
         })
@@ -276,12 +302,6 @@ impl Repository {
         })
     }
 
-    /// Snapshots of a primary whose trees are not here yet, in the order of its ledger.
-    pub fn pending(&self, row: &PrimaryRow) -> Result<Vec<(u64, PendingRow)>, ServerError> {
-        let rows = pending_rows(&self.store, row)?.into_iter();
-        rows.map(|(key, pending)| Ok((PendingRow::leaf_of(&key)?, pending))).collect()
-    }
-
     /// Takes over what an entry says about a snapshot. Locks grow, holds are placed; a forget only
     /// marks what is not here yet. A primary that the namespace has left changes nothing here.
     pub fn receive(
@@ -307,8 +327,8 @@ impl Repository {
         }
         self.change_primary(primary, move |decision, row| {
             step.take(row);
-            let waiting = pending_rows(decision.store, row)?.into_iter();
-            for (key, mut pending) in waiting.filter(|(_, row)| row.record_digest == record) {
+            let is_meant = |pending: &PendingRow| pending.record_digest == record;
+            for (key, mut pending) in pending_where(decision.store, row, is_meant)? {
                 pending.receive(received);
                 decision.batch.put(Family::Pending, key, pending.encode());
             }
@@ -342,8 +362,8 @@ impl Repository {
         let namespace = *namespace;
         self.change_primary(primary, move |decision, row| {
             step.take(row);
-            let waiting = pending_rows(decision.store, row)?.into_iter();
-            for (key, mut pending) in waiting.filter(|(_, row)| row.namespace == namespace) {
+            let is_meant = |pending: &PendingRow| pending.namespace == namespace;
+            for (key, mut pending) in pending_where(decision.store, row, is_meant)? {
                 pending.is_forgotten = true;
                 decision.batch.put(Family::Pending, key, pending.encode());
             }
@@ -360,6 +380,7 @@ impl Repository {
         descriptor: VerifiedDescriptor,
     ) -> Result<(), ServerError> {
         let (repository, actor, name) = (self.clone(), primary.actor(), name.clone());
+        let is_readmitted = primary.readmitted.contains(&descriptor.namespace());
         self.writer.decide(move |decision| {
             let id = descriptor.namespace();
             if repository.registry.namespace(&id).is_some() {
@@ -375,7 +396,9 @@ impl Repository {
                 Some(_) => distinct_name(&name, &id)?,
                 None => name,
             };
-            repository.insert_namespace(decision, name, actor, descriptor).map(drop)
+            let made =
+                repository.insert_namespace(decision, name, actor, descriptor, is_readmitted);
+            made.map(drop)
         })
     }
 
@@ -437,27 +460,23 @@ fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> 
 }
 
 fn read_enrolled(store: &Store, primary: &Enrolment) -> Result<PrimaryRow, ServerError> {
-    let row = read_primary(store, &primary.name)?;
+    let unknown = || ServerError::Operator(format!("no primary is called {}", primary.name));
+    let value = store.get(Family::Primaries, &primary.row_key())?;
+    let row = PrimaryRow::decode(&value.ok_or_else(unknown)?)?;
     if row.principal == primary.principal {
         return Ok(row);
     }
     Err(ServerError::Operator(format!("primary {} is another one now", primary.name)))
 }
 
-fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
-    decision.batch.put(Family::Primaries, PrimaryRow::key(&row.name), row.encode());
+pub(super) fn put_primary(decision: &mut Decision<'_>, row: &PrimaryRow) {
+    decision.batch.put(Family::Primaries, row.enrolment().row_key(), row.encode());
 }
 
-fn pending_rows(
-    store: &Store,
-    row: &PrimaryRow,
-) -> Result<Vec<(Vec<u8>, PendingRow)>, ServerError> {
-    let mut rows = Vec::new();
-    store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, value| {
-        rows.push((key.to_vec(), PendingRow::decode(value)));
-        ControlFlow::Continue(())
-    })?;
-    rows.into_iter().map(|(key, row)| Ok((key, row?))).collect()
+/// Rows of primaries and of imports.
+pub(super) fn all_primaries(store: &Store) -> Result<Vec<PrimaryRow>, ServerError> {
+    let rows = all_rows(store, Family::Primaries)?;
+    rows.iter().map(|(_, value)| Ok(PrimaryRow::decode(value)?)).collect()
 }
 
 /// The name with the start of the id behind it.

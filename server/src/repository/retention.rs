@@ -225,6 +225,7 @@ impl Repository {
             let key = NamespaceRow::key(namespace.number);
             decision.batch.put(Family::Namespaces, key, row.encode());
             decision.enter(PrincipalId::LOCAL, id, Event::NamespaceDropped);
+            repository.end_readmission(decision, &id)?;
             repository.revoke_members(decision, &id)?;
             withdraw(decision, |operation| operation.namespace() == Some(id))?;
             repository.registry.remove_namespace(&id);

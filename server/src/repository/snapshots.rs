@@ -94,7 +94,8 @@ impl Repository {
         self.receipt_of(SeenRow::decode(&seen)?)
     }
 
-    /// Refuses digests that are not in the namespace, before an answer begins.
+    /// Refuses digests that are not in the namespace, or known to be damaged, before an answer
+    /// begins.
     pub fn check_readable(
         &self,
         namespace: &NamespaceId,
@@ -102,10 +103,17 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let ns = self.namespace(namespace)?.number;
         let rows = self.store.lookup(ns, digests)?;
-        if rows.iter().all(Option::is_some) { Ok(()) } else { Err(ServerError::not_found()) }
+        if !rows.iter().all(Option::is_some) {
+            return Err(ServerError::not_found());
+        }
+        let damaged = rows.iter().zip(digests).find(|(row, _)| row.is_some_and(|row| row.damaged));
+        match damaged {
+            Some((_, digest)) => Err(StoreError::Damaged(*digest).into()),
+            None => Ok(()),
+        }
     }
 
-    /// Gives envelopes in the order asked, as they are stored.
+    /// Gives envelopes in the order asked. What is found to be damaged is known from then on.
     pub fn read(
         &self,
         namespace: &NamespaceId,
@@ -117,6 +125,9 @@ impl Repository {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(StoreError::Invalid("reader went away")),
         });
+        if outcome.as_ref().is_err_and(StoreError::is_damage) {
+            self.mark_damage()?;
+        }
         Ok(outcome?)
     }
 

@@ -23,6 +23,7 @@ use crate::repository::retention::refused_wish;
 use crate::rows::head_key;
 use crate::server_keys::random_bytes;
 use crate::session::{Session, SessionTerms};
+use crate::store::error::StoreError;
 use crate::store::schema::{Family, IndexRow, Lifetime, Place, SlotId};
 use crate::store::{Appended, NewEnvelope};
 
@@ -88,8 +89,9 @@ impl Repository {
     }
 
     /// Which of these digests the repository has: 1 for "have", 0 for "lack", in order. What is
-    /// answered "have" is pinned. A node is "have" only while its lock is in the future, and what
-    /// is quarantined is lacking.
+    /// answered "have" is pinned. A node is "have" only while its lock is in the future, and while
+    /// nothing of the namespace is damaged: what is below it must be asked about then. What is
+    /// quarantined or damaged is lacking.
     pub fn have(
         &self,
         principal: &Principal,
@@ -100,7 +102,8 @@ impl Repository {
         let session = self.session(principal, namespace, session)?;
         self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
         let namespace = self.namespace(namespace)?;
-        let answers = self.find_and_pin(&namespace, &session, digests)?;
+        let trusts_nodes = self.damage.count_in(namespace.number) == 0;
+        let answers = self.find_and_pin(&namespace, &session, digests, trusts_nodes)?;
         let hit_count: u64 = answers.iter().map(|answer| u64::from(*answer)).sum();
         self.metrics.envelopes_deduplicated.inc_by(hit_count);
         session.count_hits(hit_count);
@@ -113,10 +116,11 @@ impl Repository {
         namespace: &Namespace,
         session: &Session,
         digests: &[SealedDigest],
+        trusts_nodes: bool,
     ) -> Result<Vec<u8>, ServerError> {
         loop {
             let move_count = self.sessions.move_count();
-            let answers = self.pin_known(namespace, session, digests)?;
+            let answers = self.pin_known(namespace, session, digests, trusts_nodes)?;
             if self.sessions.move_count() == move_count {
                 return Ok(answers);
             }
@@ -129,6 +133,7 @@ impl Repository {
         namespace: &Namespace,
         session: &Session,
         digests: &[SealedDigest],
+        trusts_nodes: bool,
     ) -> Result<Vec<u8>, ServerError> {
         let today = Day::of(self.moment().retention_seconds);
         let _pinning = self.sessions.pinning();
@@ -138,6 +143,7 @@ impl Repository {
         for (digest, row) in digests.iter().zip(rows) {
             let known = match row.filter(IndexRow::is_usable) {
                 Some(row) if row.level == 0 => Some(row),
+                Some(_) if !trusts_nodes => None,
                 Some(row) => self.is_locked(namespace, digest, today)?.then_some(row),
                 None => None,
             };
@@ -167,10 +173,19 @@ impl Repository {
             }
         }
         let mut answers = Vec::with_capacity(digests.len().saturating_mul(32));
-        self.store.read(ns, digests, &mut |_, envelope| {
+        let read = self.store.read(ns, digests, &mut |_, envelope| {
             answers.extend_from_slice(blake3::keyed_hash(nonce, envelope).as_bytes());
             Ok(())
-        })?;
+        });
+        if read.as_ref().is_err_and(StoreError::is_damage) {
+            // Asked again, it is lacking, and is sent.
+            self.mark_damage()?;
+            return Err(ServerError::peer(
+                ErrorCode::SessionEnded,
+                "an envelope was found damaged; open another session and ask again what is missing",
+            ));
+        }
+        read?;
         Ok(answers)
     }
 

@@ -19,6 +19,7 @@ use strongroom_protocol::id::SealedDigest;
 use super::error::StoreError;
 use super::index::Index;
 use super::meta::{Meta, MetaBatch};
+use super::noticed::Noticed;
 use super::observer::Step;
 use super::rebuild::Rebuilder;
 use super::schema::{
@@ -67,6 +68,7 @@ pub(super) struct Collection {
     index: Arc<Index>,
     unsealed: Arc<Unsealed>,
     gauges: Arc<Gauges>,
+    noticed: Arc<Noticed>,
 }
 
 impl Collection {
@@ -75,7 +77,7 @@ impl Collection {
         segments: &Arc<Segments>,
         index: &Arc<Index>,
         unsealed: &Arc<Unsealed>,
-        gauges: &Arc<Gauges>,
+        (gauges, noticed): (&Arc<Gauges>, &Arc<Noticed>),
     ) -> Self {
         Collection {
             meta: meta.clone(),
@@ -83,6 +85,7 @@ impl Collection {
             index: index.clone(),
             unsealed: unsealed.clone(),
             gauges: gauges.clone(),
+            noticed: noticed.clone(),
         }
     }
 
@@ -99,9 +102,12 @@ impl Collection {
         });
         let (mut found, mut failure) = (Vec::new(), None);
         self.meta.scan(Family::Index, &[], start.as_deref(), &mut |key, value| {
-            match (parse_index_key(key), IndexRow::decode(value)) {
-                (Some((ns, digest)), Some(row)) => found.push(Found { ns, digest, row }),
-                _ => failure = Some(row_invalid(Family::Index, key, "not an index row")),
+            match parse_index_key(key) {
+                Some((ns, digest)) => {
+                    let row = IndexRow::decode(value).unwrap_or(IndexRow::lost(0));
+                    found.push(Found { ns, digest, row });
+                }
+                None => failure = Some(row_invalid(Family::Index, key, "not an index key")),
             }
             let is_done = failure.is_some() || found.len() >= max;
             if is_done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -133,7 +139,7 @@ impl Collection {
         seen: &[Found],
         also: &mut dyn FnMut(&Found, &mut MetaBatch),
     ) -> Result<Vec<Found>, StoreError> {
-        if seen.iter().any(|found| found.row.is_usable()) {
+        if seen.iter().any(|found| found.row.quarantined.is_none()) {
             return Err(StoreError::Invalid("only quarantined rows are reaped"));
         }
         self.change(seen, Step::Reaped, &mut |found, batch| {
@@ -183,12 +189,18 @@ impl Collection {
 
     /// The rows that say that a segment is being dropped, and that the records whose copies go with
     /// it are to be copied again. The caller has seen that nothing occupies it. What the index
-    /// finds elsewhere must be there: a damaged row must not cost the envelope that it is about.
-    pub(super) fn dropping(&self, segment: u32) -> Result<(SegmentRow, MetaBatch), StoreError> {
+    /// finds elsewhere must be there: a damaged row must not cost the envelope that it is about. So
+    /// nothing is given while that is not so, or a row is known to be damaged.
+    pub(super) fn dropping(
+        &self,
+        segment: u32,
+    ) -> Result<Option<(SegmentRow, MetaBatch)>, StoreError> {
         let row = self.segment(segment)?;
         let mut batch = MetaBatch::new();
         if row.state == SegmentState::Live {
-            self.prove_elsewhere(segment)?;
+            if !self.is_elsewhere(segment)? {
+                return Ok(None);
+            }
             for (key, _) in self.rebuilder().records(segment)? {
                 if self.meta.get(Family::Snapshots, &key)?.is_some() {
                     let again = [COUNTER_RECORDS_AGAIN, &key].concat();
@@ -199,10 +211,11 @@ impl Collection {
         let dropping = SegmentRow { state: SegmentState::Dropping, ..row };
         let key = segment.to_be_bytes().to_vec();
         batch.change_own(Family::Segments, key, Some(dropping.encode()));
-        Ok((dropping, batch))
+        Ok(Some((dropping, batch)))
     }
 
-    fn prove_elsewhere(&self, segment: u32) -> Result<(), StoreError> {
+    /// Whether all that the index finds of a segment's envelopes is elsewhere, and there.
+    fn is_elsewhere(&self, segment: u32) -> Result<bool, StoreError> {
         let table = self.rebuilder().table(segment)?;
         let mut elsewhere = Vec::new();
         for rows in table.chunks(LOOKUP_COUNT) {
@@ -212,21 +225,27 @@ impl Collection {
         }
         // Place by place, so that each table is read once and one is in memory.
         elsewhere.sort_unstable_by_key(|(_, row)| row.slot);
-        let mut table = (segment, table);
+        let (mut table, mut is_proven) = ((segment, table), true);
         for (key, row) in elsewhere {
+            if row.damaged {
+                // Its mark may be a flipped bit, and on nobody's list.
+                self.noticed.note(key.0, key.1, row);
+                is_proven = false;
+                continue;
+            }
             if self.is_at(key, &row, &mut table)? {
                 continue;
             }
             // It may have been folded just now; under the lock nothing moves.
             let _order = self.index.order();
             let row = self.look_up(&[key])?.pop().flatten();
-            if row.map_or(Ok(true), |row| self.is_at(key, &row, &mut table))? {
-                continue;
+            let Some(row) = row else { continue };
+            if !self.is_at(key, &row, &mut table)? {
+                self.noticed.note(key.0, key.1, row);
+                is_proven = false;
             }
-            let key = index_key(key.0, &key.1);
-            return Err(row_invalid(Family::Index, &key, "another envelope is in its place"));
         }
-        Ok(())
+        Ok(is_proven)
     }
 
     /// Whether the envelope is where its row says; `table` is the one that was read last.
@@ -242,7 +261,8 @@ impl Collection {
             value.and_then(|value| TableRow::decode(&mut value.as_slice()))
         } else {
             if table.0 != segment {
-                *table = (segment, self.rebuilder().table(segment)?);
+                // A table that cannot be read proves nothing.
+                *table = (segment, self.rebuilder().table(segment).unwrap_or_default());
             }
             usize::try_from(slot).ok().and_then(|slot| table.1.get(slot).copied())
         };
@@ -431,7 +451,7 @@ mod tests {
         let moves = store.evacuate(vec![segment]).unwrap();
         assert_eq!(store.move_rows(&moves).unwrap(), moves);
         assert!(store.occupants(segment).unwrap().is_empty());
-        let (row, batch_of_rows) = store.dropping(segment).unwrap();
+        let (row, batch_of_rows) = store.dropping(segment).unwrap().unwrap();
         assert!(store.drop_file(segment).is_err(), "its row does not say so yet");
         store.write(&batch_of_rows).unwrap();
         assert_eq!(row.state, SegmentState::Dropping);
@@ -470,14 +490,14 @@ mod tests {
             let there = Move { ns: 1, digest: one.digest, from, to };
             assert_eq!(store.move_rows(&[there]).unwrap(), [there]);
             assert!(store.occupants(from.segment).unwrap().is_empty());
-            assert!(store.dropping(from.segment).is_err(), "{to:?}");
+            assert!(store.dropping(from.segment).unwrap().is_none(), "{to:?}");
             let back = Move { from: to, to: from, ..there };
             assert_eq!(store.move_rows(&[back]).unwrap(), [back]);
         }
         // In the inbox, and rightly so.
         store.quarantine(&[one], MARK).unwrap();
         store.append_inbox(1, envelopes(1..2)).unwrap();
-        store.dropping(from.segment).unwrap();
+        assert!(store.dropping(from.segment).unwrap().is_some());
     }
 
     #[test]

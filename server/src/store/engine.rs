@@ -58,6 +58,9 @@ pub(super) fn chunks_options(cache: &Cache) -> Options {
     options.set_block_based_table_factory(&table);
     // A segment is never rewritten: it lives and dies whole.
     options.set_disable_auto_compactions(true);
+    // A file whose own index is damaged must not keep the others from being opened. (Sizes and keys
+    // of all files are compared with the catalogue at open, and every read is hashed.)
+    options.set_paranoid_checks(false);
     options
 }
 

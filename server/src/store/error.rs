@@ -102,9 +102,28 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether one envelope is at fault, and all others can be read.
+    pub fn is_of_one_envelope(&self) -> bool {
+        matches!(self, StoreError::NotFound(_) | StoreError::Damaged(_))
+    }
+
     /// An error of RocksDB while it did `operation`.
     pub(super) fn engine(operation: &'static str, error: &rocksdb::Error) -> Self {
         StoreError::Engine { operation, cause: Arc::from(error.as_ref()) }
+    }
+
+    /// Whether something stored cannot be read back, which says nothing about anything else.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StoreError::Damaged(_) | StoreError::RowInvalid { .. } => true,
+            // The engine's words: its kinds do not tell a lost file from a limit of open files.
+            StoreError::Engine { cause, .. } => {
+                cause.starts_with("Corruption")
+                    || cause.contains("No such file")
+                    || cause.contains("Input/output error")
+            }
+            _ => false,
+        }
     }
 
     /// An error of the file system while the store did `operation` on `path`.

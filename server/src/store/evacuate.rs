@@ -9,12 +9,11 @@
 //! An envelope that does not have its digest any more ends the evacuation and nothing is written:
 //! a bad copy must not take the place of a bad original that somebody may still repair.
 
-use strongroom_protocol::id::SealedDigest;
-
 use super::collect::{Collection, Found, Move};
 use super::engine;
 use super::error::StoreError;
 use super::meta::MetaBatch;
+use super::noticed::is_whole;
 use super::observer::Step;
 use super::records::RecordCopies;
 use super::schema::{Family, SegmentRow, SlotId, slot_key};
@@ -62,8 +61,8 @@ impl Sealer {
         target: &mut SegmentWriter,
         segments: &[u32],
     ) -> Result<Vec<Move>, StoreError> {
-        let Sealer { meta, segments: files, index, unsealed, gauges, .. } = self;
-        let collection = Collection::new(meta, files, index, unsealed, gauges);
+        let Sealer { meta, segments: files, index, unsealed, gauges, noticed, .. } = self;
+        let collection = Collection::new(meta, files, index, unsealed, (gauges, noticed));
         let mut moves = Vec::new();
         for segment in segments {
             let occupants = collection.occupants(*segment)?;
@@ -83,17 +82,31 @@ impl Sealer {
         let bytes = occupants.iter().map(|found| found.row.bytes()).sum();
         let end = slot_key(segment, u32::MAX);
         let mut slots = self.segments.iterate(engine::run_read_options(bytes, &end));
-        slots.seek(slot_key(segment, 0));
-        for Found { ns, digest, row } in occupants {
+        let mut is_placed = false;
+        for found in occupants {
+            let Found { ns, digest, row } = found;
             let key = row.slot.key();
+            if !is_placed {
+                slots.seek(key);
+            }
             while slots.key().is_some_and(|found| found < key.as_slice()) {
                 slots.next();
             }
-            let item = slots.item().filter(|(found, _)| *found == key);
-            let Some((_, envelope)) = item else { return Err(StoreError::Damaged(*digest)) };
-            if SealedDigest(*blake3::hash(envelope).as_bytes()) != *digest {
+            let is_it = |found: &[u8], envelope: &[u8]| {
+                found == key && is_whole(row.length, digest, envelope)
+            };
+            let item = slots.item().filter(|(found, envelope)| is_it(found, envelope));
+            is_placed = item.is_some();
+            // A damaged block on the way ends the iteration, and says nothing of what comes after.
+            let alone = match item {
+                Some(_) => None,
+                None => self.segments.get(row.slot).ok().flatten(),
+            };
+            let alone = alone.as_deref().filter(|envelope| is_it(&key, envelope));
+            let Some(envelope) = item.map(|(_, envelope)| envelope).or(alone) else {
+                self.noticed.note(*ns, *digest, *row);
                 return Err(StoreError::Damaged(*digest));
-            }
+            };
             let to = SlotId { segment: target.number(), slot: target.next_slot() };
             let (level, length, totals) = (row.level, row.length, row.totals);
             let copy = TableRow { ns: *ns, level, length, digest: *digest, totals };

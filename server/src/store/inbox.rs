@@ -9,6 +9,9 @@
 //!
 //! Inbox rows are numbered like slots, in runs that take their number from the segments' counter.
 //! A fold ends the run: rows that come while it works belong to the next run and to the next fold.
+//! A fold hashes what it copies. What is damaged, head or envelope, stays in the inbox: a fold must
+//! not carry an envelope to a place under a wrong name and remove the only copy.
+//!
 //! A reader that looked an envelope up before the switch finds no inbox row; it looks up again.
 
 use std::io::IoSlice;
@@ -23,6 +26,7 @@ use super::appender::{Job, NewEnvelope};
 use super::error::StoreError;
 use super::index::Index;
 use super::meta::Meta;
+use super::noticed::is_whole;
 use super::observer::Step;
 use super::poison::Poison;
 use super::schema::{Family, IndexRow, Place, SlotId, index_key, row_invalid, slot_key};
@@ -59,7 +63,8 @@ pub(super) struct Folding {
 }
 
 impl Inbox {
-    /// Stores those of `envelopes` that the index does not list, or only as quarantined; answers in
+    /// Stores those of `envelopes` that the index does not list, or only as quarantined or damaged;
+    /// answers in
     /// their order.
     pub(super) fn append(
         &self,
@@ -163,7 +168,7 @@ impl Inbox {
         Ok(pairs.map(|(row, source)| row.is_some_and(|row| at_source(&row, source))).collect())
     }
 
-    /// Adds one row to the segment of folded rows; gives the bytes in it.
+    /// Adds one row, if it is whole, to the segment of folded rows; gives the bytes in it.
     fn fold_row(
         &self,
         folding: &mut Option<Folding>,
@@ -172,10 +177,10 @@ impl Inbox {
     ) -> Result<u64, StoreError> {
         let mut envelope = value;
         let row = TableRow::decode(&mut envelope)
-            .filter(|row| u64::from(row.length) == envelope.len() as u64)
-            .ok_or_else(|| row_invalid(Family::Inbox, key, "not an inbox row"))?;
-        let source = SlotId::from_key(key)
-            .ok_or_else(|| row_invalid(Family::Inbox, key, "key is not a slot"))?;
+            .filter(|row| is_whole(row.length, &row.digest, envelope));
+        let (Some(row), Some(source)) = (row, SlotId::from_key(key)) else {
+            return Ok(folding.as_ref().map_or(0, |folding| folding.segment.bytes()));
+        };
         let folding = match folding {
             Some(folding) => folding,
             None => {
@@ -198,8 +203,16 @@ impl Inbox {
     ) -> Result<(), StoreError> {
         let TableRow { ns, level, length, digest, totals } = *row;
         let place = Place::Inbox;
-        let indexed =
-            IndexRow { slot, place, length, level, totals, durable: true, quarantined: None };
+        let indexed = IndexRow {
+            slot,
+            place,
+            length,
+            level,
+            totals,
+            durable: true,
+            quarantined: None,
+            damaged: false,
+        };
         let head = row.encode();
         let value = [IoSlice::new(&head), IoSlice::new(envelope)];
         batch

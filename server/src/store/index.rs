@@ -5,6 +5,8 @@
 //! An envelope is either in the map of unsealed rows or in the index, and for a moment in both,
 //! never in neither: rows are written before they leave the map. So whoever looks for an envelope
 //! asks the map first and the index second.
+//!
+//! A row that does not decode counts as damaged: it stands in nobody's way, and is overwritten.
 
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use strongroom_protocol::id::SealedDigest;
 
 use super::error::StoreError;
 use super::meta::Meta;
-use super::schema::{Family, IndexRow, index_key, row_invalid};
+use super::schema::{Family, IndexRow, index_key};
 
 /// Point lookups in the index, and the lock that orders its writers.
 pub(super) struct Index {
@@ -42,9 +44,8 @@ impl Index {
         order.sort_unstable_by_key(|position| digests[*position]);
         let keys: Vec<_> =
             order.iter().map(|position| index_key(ns, &digests[*position])).collect();
-        let found = self.meta.get_sorted(Family::Index, &keys, |key, value| {
-            IndexRow::decode(value)
-                .ok_or_else(|| row_invalid(Family::Index, key, "not an index row"))
+        let found = self.meta.get_sorted(Family::Index, &keys, |_, value| {
+            Ok(IndexRow::decode(value).unwrap_or(IndexRow::lost(0)))
         })?;
         let mut rows = vec![None; digests.len()];
         for (position, row) in order.into_iter().zip(found) {

@@ -26,12 +26,14 @@
 
 mod appender;
 pub mod collect;
+pub mod damage;
 mod engine;
 pub mod error;
 mod evacuate;
 mod inbox;
 mod index;
 pub mod meta;
+mod noticed;
 pub mod observer;
 pub mod open_check;
 mod poison;
@@ -65,6 +67,7 @@ use self::error::StoreError;
 use self::inbox::{FoldLimits, Inbox};
 use self::index::Index;
 use self::meta::{EachRow, Meta, MetaBatch, Row};
+use self::noticed::Noticed;
 use self::observer::{Observer, Unobserved};
 use self::open_check::OpenReport;
 use self::poison::Poison;
@@ -322,8 +325,9 @@ impl Store {
         self.open.collection.occupants(segment)
     }
 
-    /// Rows for a decision that says that a segment, which nothing occupies, is being dropped.
-    pub fn dropping(&self, segment: u32) -> Result<(SegmentRow, MetaBatch), StoreError> {
+    /// Rows for a decision that says that a segment, which nothing occupies, is being dropped;
+    /// nothing, if it may hold the last copy of something.
+    pub fn dropping(&self, segment: u32) -> Result<Option<(SegmentRow, MetaBatch)>, StoreError> {
         self.open.collection.dropping(segment)
     }
 
@@ -355,6 +359,7 @@ struct OpenStore {
     unsealed: Arc<Unsealed>,
     gauges: Arc<Gauges>,
     poison: Arc<Poison>,
+    noticed: Arc<Noticed>,
     observer: Arc<dyn Observer>,
     orphans: Mutex<Vec<u32>>,
     jobs: Sender<Job>,
@@ -375,6 +380,7 @@ impl OpenStore {
         let opened = open_check::open(folder, &cache, &poison, &observer)?;
         let (meta, segments, gauges) = (opened.meta, opened.segments, opened.gauges);
         let unsealed = Arc::new(Unsealed::default());
+        let noticed = Arc::new(Noticed::default());
         let index = Arc::new(Index::new(meta.clone()));
         let (jobs, waiting) = crossbeam_channel::unbounded();
         let appender = Arc::new(Appender::new(
@@ -399,10 +405,11 @@ impl OpenStore {
             jobs: jobs.clone(),
             next: Mutex::new(None),
         });
-        let collection = Collection::new(&meta, &segments, &index, &unsealed, &gauges);
+        let collection = Collection::new(&meta, &segments, &index, &unsealed, (&gauges, &noticed));
         let mut store = OpenStore {
             collection,
             reader: Reader {
+                noticed: noticed.clone(),
                 index,
                 unsealed: unsealed.clone(),
                 segments: segments.clone(),
@@ -417,6 +424,7 @@ impl OpenStore {
             unsealed,
             gauges,
             poison,
+            noticed,
             observer,
             orphans: Mutex::new(opened.report.orphans.clone()),
             jobs,
@@ -445,6 +453,7 @@ impl OpenStore {
             inbox: self.inbox.clone(),
             gauges: self.gauges.clone(),
             poison: self.poison.clone(),
+            noticed: self.noticed.clone(),
             observer: self.observer.clone(),
         }
     }

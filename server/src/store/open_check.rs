@@ -185,7 +185,7 @@ fn check_files(chunks: &Path, catalogue: &[(u32, SegmentRow)]) -> Result<(), Sto
                 format!("file has {} bytes, the catalogue says {}", found.len(), row.file_bytes)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                "file is missing".to_owned()
+                format!("file is missing (it had {} bytes)", row.file_bytes)
             }
             Err(error) => format!("file can't be examined: {error}"),
         };

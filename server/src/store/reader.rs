@@ -2,9 +2,11 @@
 //!
 //! A stream lies on disk in stream order, so envelopes asked for in stream order are mostly
 //! neighbours: a run of them is read with one iterator that reads ahead, which is several times as
-//! fast as one lookup each. Bytes come back as they are stored; their digest is the caller's to
-//! check. An envelope may move between lookup and read (a fold, later an evacuation): then its slot
-//! is empty, and it is looked up again. If the index insists on an empty slot, it is damage.
+//! fast as one lookup each. Each envelope is hashed before it is given out: what has not its digest
+//! is damage, whatever the engine's checksums say. Whoever meets damage notes the row
+//! (`damage.rs`). An envelope may move between lookup and read (a fold, later an evacuation): then
+//! its slot is empty, and it is looked up again. If the index insists on an empty slot, it is
+//! damage.
 
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use super::engine;
 use super::error::StoreError;
 use super::inbox::Inbox;
 use super::index::Index;
+use super::noticed::{Noticed, is_whole};
 use super::schema::{IndexRow, Place, slot_key};
 use super::segments::Segments;
 use super::unsealed::Unsealed;
@@ -34,6 +37,7 @@ pub(super) struct Reader {
     pub(super) segments: Arc<Segments>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) appender: Arc<Appender>,
+    pub(super) noticed: Arc<Noticed>,
 }
 
 /// Consecutive wishes whose slots follow each other.
@@ -93,8 +97,16 @@ impl Reader {
             self.appender.seal()?;
             found = self.lookup(ns, digests)?;
         }
-        let rows = found.into_iter().zip(digests);
-        rows.map(|(row, digest)| row.ok_or(StoreError::NotFound(*digest))).collect()
+        let mut rows = Vec::with_capacity(digests.len());
+        for (row, digest) in found.into_iter().zip(digests) {
+            let row = row.ok_or(StoreError::NotFound(*digest))?;
+            if row.damaged {
+                self.noticed.note(ns, *digest, row);
+                return Err(StoreError::Damaged(*digest));
+            }
+            rows.push(row);
+        }
+        Ok(rows)
     }
 
     /// Reads a run with one iterator. What the iterator can't give is read by its own key, which
@@ -111,7 +123,9 @@ impl Reader {
                 slots.next();
             }
             match slots.item() {
-                Some((found, envelope)) if found == key && envelope.len() as u64 == row.bytes() => {
+                Some((found, envelope))
+                    if found == key && is_whole(row.length, &run.digests[offset], envelope) =>
+                {
                     each(run.first_position + offset, envelope)?;
                 }
                 _ => {
@@ -135,25 +149,27 @@ impl Reader {
         let (mut row, digest) = (run.rows[offset], run.digests[offset]);
         let position = run.first_position + offset;
         for _ in 0..LOOKUPS_MAX {
-            if row.place == Place::Inbox {
-                if let Some(envelope) = self.inbox.get(row.slot)? {
-                    return whole(&row, digest, &envelope).and_then(|bytes| each(position, bytes));
-                }
-            } else {
-                match self.segments.get(row.slot) {
-                    Ok(Some(envelope)) => {
-                        let bytes = whole(&row, digest, &envelope)?;
-                        return each(position, bytes);
+            let read = match row.place {
+                Place::Inbox => self.inbox.get(row.slot),
+                _ => match self.segments.get(row.slot) {
+                    Ok(Some(envelope)) if is_whole(row.length, &digest, &envelope) => {
+                        return each(position, &envelope);
                     }
-                    Ok(None) => {}
-                    Err(error) if error.kind() == rocksdb::ErrorKind::Corruption => {
-                        return Err(StoreError::Damaged(digest));
-                    }
-                    Err(error) => return Err(StoreError::engine("read segment", &error)),
+                    Ok(envelope) => Ok(envelope.map(|envelope| envelope.to_vec())),
+                    Err(error) => Err(StoreError::engine("read segment", &error)),
+                },
+            };
+            match read {
+                Ok(Some(envelope)) if is_whole(row.length, &digest, &envelope) => {
+                    return each(position, &envelope);
                 }
+                Ok(None) => {}
+                Err(error) if !error.is_damage() => return Err(error),
+                Ok(Some(_)) | Err(_) => break,
             }
             row = self.locate(run.ns, &[digest])?.pop().ok_or(StoreError::NotFound(digest))?;
         }
+        self.noticed.note(run.ns, digest, row);
         Err(StoreError::Damaged(digest))
     }
 }
@@ -165,16 +181,4 @@ fn follows(row: &IndexRow, next: &IndexRow) -> bool {
     in_segment
         && row.slot.segment == next.slot.segment
         && gap.is_some_and(|gap| (1..=GAP_MAX_SLOTS).contains(&gap))
-}
-
-/// `envelope`, if it has the length that the index says.
-fn whole<'a>(
-    row: &IndexRow,
-    digest: SealedDigest,
-    envelope: &'a [u8],
-) -> Result<&'a [u8], StoreError> {
-    match envelope.len() as u64 == row.bytes() {
-        true => Ok(envelope),
-        false => Err(StoreError::Damaged(digest)),
-    }
 }

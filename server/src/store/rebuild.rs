@@ -11,7 +11,9 @@ use strongroom_protocol::id::SealedDigest;
 
 use super::error::StoreError;
 use super::meta::Meta;
-use super::schema::{Family, IndexRow, Place, SegmentRow, SegmentState, SlotId, row_invalid};
+use super::schema::{
+    Family, IndexRow, Place, SegmentRow, SegmentState, SlotId, row_invalid, slot_key,
+};
 use super::segments::Segments;
 use super::table::{TableRow, decode_record, decode_table};
 
@@ -86,15 +88,15 @@ impl Rebuilder {
         let slot = row.slot_count.saturating_sub(1);
         let table = self.slot(SlotId { segment, slot })?;
         if *blake3::hash(&table).as_bytes() != row.table_digest {
-            return Err(StoreError::Invalid("table does not have the digest in the catalogue"));
+            return Err(damaged_table(segment));
         }
-        decode_table(&table).ok_or(StoreError::Invalid("slot holds no table"))
+        decode_table(&table).ok_or(damaged_table(segment))
     }
 
     fn slot(&self, slot: SlotId) -> Result<Vec<u8>, StoreError> {
         let value =
             self.segments.get(slot).map_err(|error| StoreError::engine("read segment", &error))?;
-        let value = value.ok_or(StoreError::Invalid("slot of a segment is empty"))?;
+        let value = value.ok_or(damaged_table(slot.segment))?;
         Ok(value.to_vec())
     }
 }
@@ -119,7 +121,21 @@ pub(super) fn read_catalogue(meta: &Meta) -> Result<Vec<(u32, SegmentRow)>, Stor
     result.map(|()| rows)
 }
 
+fn damaged_table(segment: u32) -> StoreError {
+    let key = slot_key(segment, u32::MAX);
+    row_invalid(Family::Segments, &key, "the segment's own table is damaged")
+}
+
 fn index_row(row: &TableRow, slot: SlotId, place: Place) -> IndexRow {
     let TableRow { length, level, totals, .. } = *row;
-    IndexRow { slot, place, length, level, totals, durable: true, quarantined: None }
+    IndexRow {
+        slot,
+        place,
+        length,
+        level,
+        totals,
+        durable: true,
+        quarantined: None,
+        damaged: false,
+    }
 }

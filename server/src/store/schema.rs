@@ -15,6 +15,10 @@
 //! A **quarantined** index row is one that garbage collection found dead. Its bytes can still be
 //! read, but nobody may build on it: who appends the same envelope stores it anew, and the row is
 //! then overwritten.
+//!
+//! A **damaged** index row is one whose envelope cannot be read back as it was written. It stands
+//! for a lack as well, and reading it says so without trying. A row that does not decode counts as
+//! damaged and lies *nowhere* (segment 0, which no segment has).
 
 use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::record::Totals;
@@ -55,11 +59,12 @@ pub enum Family {
     Counters,
     Primaries,
     Pending,
+    Damage,
 }
 
 impl Family {
     /// Every family, in the order in which they are created.
-    pub const ALL: [Family; 19] = [
+    pub const ALL: [Family; 20] = [
         Family::Index,
         Family::Inbox,
         Family::Locks,
@@ -79,6 +84,7 @@ impl Family {
         Family::Counters,
         Family::Primaries,
         Family::Pending,
+        Family::Damage,
     ];
 
     /// Name of the family on disk.
@@ -103,6 +109,7 @@ impl Family {
             Family::Counters => "counters",
             Family::Primaries => "primaries",
             Family::Pending => "pending",
+            Family::Damage => "damage",
         }
     }
 
@@ -179,11 +186,14 @@ pub struct IndexRow {
     pub durable: bool,
     /// Set while garbage collection takes it for dead.
     pub quarantined: Option<Quarantine>,
+    /// Its bytes are not there, or are others.
+    pub damaged: bool,
 }
 
 const FLAG_INBOX: u8 = 1;
 const FLAG_TOTALS: u8 = 2;
 const FLAG_QUARANTINED: u8 = 4;
+const FLAG_DAMAGED: u8 = 8;
 
 impl IndexRow {
     /// Length of the envelope in bytes, as a size in memory or on disk.
@@ -193,7 +203,26 @@ impl IndexRow {
 
     /// True if somebody may build on it.
     pub fn is_usable(&self) -> bool {
-        self.quarantined.is_none()
+        self.quarantined.is_none() && !self.damaged
+    }
+
+    /// The row of an envelope that should be there and of which only the name is known.
+    pub fn lost(level: u8) -> IndexRow {
+        IndexRow {
+            slot: SlotId { segment: 0, slot: 0 },
+            place: Place::Segment,
+            length: 0,
+            level,
+            totals: Totals::of_chunk(0),
+            durable: true,
+            quarantined: None,
+            damaged: true,
+        }
+    }
+
+    /// True if it says nothing of where its envelope lies.
+    pub fn is_lost(&self) -> bool {
+        self.damaged && self.slot.segment == 0
     }
 
     /// Value in `index`. Totals of a chunk follow from its length, so they take no room.
@@ -205,6 +234,9 @@ impl IndexRow {
         }
         if self.quarantined.is_some() {
             flags |= FLAG_QUARANTINED;
+        }
+        if self.damaged {
+            flags |= FLAG_DAMAGED;
         }
         let mut value = Vec::with_capacity(42);
         value.extend_from_slice(&[flags, self.level]);
@@ -244,7 +276,7 @@ impl IndexRow {
             }),
         };
         let place = if flags & FLAG_INBOX == 0 { Place::Segment } else { Place::Inbox };
-        let known = flags & !(FLAG_INBOX | FLAG_TOTALS | FLAG_QUARANTINED) == 0;
+        let known = flags & !(FLAG_INBOX | FLAG_TOTALS | FLAG_QUARANTINED | FLAG_DAMAGED) == 0;
         let slot = SlotId { segment, slot };
         (known && input.is_empty()).then_some(IndexRow {
             slot,
@@ -254,6 +286,7 @@ impl IndexRow {
             totals,
             durable: true,
             quarantined,
+            damaged: flags & FLAG_DAMAGED != 0,
         })
     }
 }
@@ -420,7 +453,9 @@ mod tests {
         ] {
             let slot = SlotId { segment: 3, slot: 4 };
             let (length, level, durable) = (9, 2, true);
-            let row = IndexRow { slot, place, length, level, totals, durable, quarantined };
+            let damaged = place == Place::Inbox;
+            let row =
+                IndexRow { slot, place, length, level, totals, durable, quarantined, damaged };
             assert_eq!(IndexRow::decode(&row.encode()), Some(row));
             let mut longer = row.encode();
             longer.push(0);

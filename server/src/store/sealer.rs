@@ -17,6 +17,7 @@ use super::error::StoreError;
 use super::inbox::Inbox;
 use super::index::Index;
 use super::meta::{Meta, MetaBatch};
+use super::noticed::Noticed;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
 use super::records::RecordCopies;
@@ -36,6 +37,7 @@ pub(super) struct Sealer {
     pub(super) inbox: Arc<Inbox>,
     pub(super) gauges: Arc<Gauges>,
     pub(super) poison: Arc<Poison>,
+    pub(super) noticed: Arc<Noticed>,
     pub(super) observer: Arc<dyn Observer>,
 }
 
@@ -110,9 +112,11 @@ impl Sealer {
     ) -> Result<(), StoreError> {
         // What came while the sealer folded did not ask for a fold, so look again.
         let mut result = self.poison.check().and_then(|()| self.fold_all());
-        while result.is_ok() && self.inbox.wants_fold() {
+        // What cannot be folded stays, however much it is.
+        while result.as_ref().is_ok_and(|moved| *moved) && self.inbox.wants_fold() {
             result = self.fold_all();
         }
+        let result = result.map(drop);
         if let Err(error) = &result {
             self.poison.latch(error);
         }
@@ -123,7 +127,9 @@ impl Sealer {
         result
     }
 
-    fn fold_all(&self) -> Result<(), StoreError> {
+    /// True if anything was moved.
+    fn fold_all(&self) -> Result<bool, StoreError> {
+        let mut is_moved = false;
         let end = self.inbox.begin_fold()?;
         while let Some(folding) = self.inbox.fold_some(end)? {
             let mut segment = folding.segment;
@@ -145,8 +151,9 @@ impl Sealer {
             drop(order);
             self.gauges.sealed(&catalogued);
             self.gauges.inbox_removed(segment.rows().len() as u64, segment.bytes());
+            is_moved = true;
         }
-        Ok(())
+        Ok(is_moved)
     }
 
     /// Adds everything but index rows that catalogues a segment.
@@ -168,7 +175,16 @@ impl Sealer {
 fn list(batch: &mut MetaBatch, row: &TableRow, slot: SlotId) {
     let TableRow { ns, level, length, digest, totals } = *row;
     let place = Place::Segment;
-    let indexed = IndexRow { slot, place, length, level, totals, durable: true, quarantined: None };
+    let indexed = IndexRow {
+        slot,
+        place,
+        length,
+        level,
+        totals,
+        durable: true,
+        quarantined: None,
+        damaged: false,
+    };
     batch.put(Family::Index, index_key(ns, &digest), indexed.encode());
 }
 

@@ -108,6 +108,7 @@ impl Unsealed {
                 totals: row.totals,
                 durable: false,
                 quarantined: None,
+                damaged: false,
             })
         };
         digests.iter().map(row).collect()

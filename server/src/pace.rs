@@ -1,41 +1,42 @@
-//! How fast a cycle may go, and when it must end.
+//! How fast a job in the background may go, and when it must end: collection and scrub.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::ServerError;
-use crate::noted::Watch;
+use crate::noted::Noted;
 
 /// Longest sleep between two looks at the signal to stop.
 const NAP: Duration = Duration::from_millis(50);
 /// Longest sleep after one piece of work.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 
-/// Paces a cycle: after each piece of work it sleeps as long as the configured share asks.
-pub(super) struct Pace<'a> {
+/// Paces a job: after each piece of work it sleeps as long as the configured share asks.
+pub struct Pace {
     clock: Arc<dyn Clock>,
-    watch: &'a Watch,
+    noted: Arc<Noted>,
     share: f64,
     worked_since: Duration,
 }
 
-impl<'a> Pace<'a> {
-    pub(super) fn new(clock: Arc<dyn Clock>, watch: &'a Watch, share: f64) -> Self {
+impl Pace {
+    /// Begins now; works `share` of the time, until `noted` says stop.
+    pub fn new(clock: Arc<dyn Clock>, noted: Arc<Noted>, share: f64) -> Self {
         let worked_since = clock.monotonic();
-        Self { clock, watch, share, worked_since }
+        Self { clock, noted, share, worked_since }
     }
 
-    /// To be called between pieces of work, in a state in which the cycle may end.
-    pub(super) fn breathe(&mut self) -> Result<(), ServerError> {
+    /// To be called between pieces of work, in a state in which the job may end.
+    pub fn breathe(&mut self) -> Result<(), ServerError> {
         let worked = self.clock.monotonic().saturating_sub(self.worked_since);
         let mut rest = worked.mul_f64((1.0 - self.share) / self.share).min(SLEEP_MAX);
-        while !self.watch.is_stopping() && !rest.is_zero() {
+        while !self.noted.is_stopping() && !rest.is_zero() {
             let nap = rest.min(NAP);
             std::thread::sleep(nap);
             rest = rest.saturating_sub(nap);
         }
         self.worked_since = self.clock.monotonic();
-        if self.watch.is_stopping() { Err(ServerError::Closing) } else { Ok(()) }
+        if self.noted.is_stopping() { Err(ServerError::Closing) } else { Ok(()) }
     }
 }
