@@ -10,6 +10,9 @@ home=${CARGO_TARGET_DIR:-$PWD/target}/mutants
 files=(protocol/src/{retention,policy,proposal,merkle,checkpoint,tile,event,entry,codec}.rs
   clock/src/clock_state.rs)
 
+mkdir -p "$home"
+exec 9>"$home/lock"
+flock -n 9 || { echo "campaign-mutants runs already in $home" >&2; exit 1; }
 rm -rf "$home/protocol" "$home/clock"
 mkdir -p "$home/protocol" "$home/clock/src"
 cp -r protocol/Cargo.toml protocol/src "$home/protocol/"
