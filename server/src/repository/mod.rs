@@ -28,7 +28,7 @@ pub mod descriptors;
 pub mod enrolment;
 mod filter;
 pub mod importing;
-mod pending;
+pub mod pending;
 pub mod proposals;
 pub mod quota;
 pub mod replicated;
