@@ -219,6 +219,7 @@ async fn clients_go_on_with_a_promoted_replica_which_stays_promoted() {
     // Not before it is promoted.
     let error = back_up(&writer, &day1).await.unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Temporary, "{error}");
+    assert!(error.to_string().contains("promote the other"), "{error}");
     assert_eq!(promote(&replica, &signed(&writer.kit(), &replica)), Ok(2));
     let second = back_up(&writer, &day1).await.unwrap();
     assert_eq!((first.sequence, second.sequence), (1, 1), "each server has a chain of its own");
@@ -261,7 +262,7 @@ async fn a_client_that_saw_the_move_refuses_the_old_primary_when_it_comes_back()
     assert_eq!((sent, held), (2, 1));
     replica.stop().await;
     let error = back_up(&writer, &day0).await.unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
+    assert!(matches!(error, ClientError::NotPromoted { .. }), "{error}");
     // Not even where it is led to the first by hand: its floor knows better.
     let mut first = Profile::open(writer.profile.folder().clone()).unwrap();
     assert_eq!(first.settings().descriptor_version, 2);
