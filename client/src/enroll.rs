@@ -76,7 +76,14 @@ impl EnrollOptions {
         if connect.servers.is_empty() {
             connect.servers = parse_addresses(&self.token.addresses)?;
         }
-        ReadAccess::with_kit(kit, &connect, false).await.map(drop)
+        let asked = ReadAccess::with_kit(kit, &connect, false).await;
+        asked.map(drop).map_err(|error| match error {
+            ClientError::Untrusted(why) => ClientError::Untrusted(format!(
+                "{why}. If it is the replica of that server: promote it first, or enrol with the \
+                 other one. The token was not used"
+            )),
+            error => error,
+        })
     }
 
     fn check(&self) -> Result<(), ClientError> {

@@ -10,7 +10,7 @@ use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::{ClientError, ExitCode};
 use strongroom_client::kit::Kit;
 use strongroom_client::landing::Target;
-use strongroom_client::profile::{ConnectOptions, Profile};
+use strongroom_client::profile::{ConnectOptions, Profile, ProfileFolder};
 use strongroom_client::progress::Monitor;
 use strongroom_client::promotion;
 use strongroom_client::restore::{self, RestoreOptions};
@@ -383,6 +383,77 @@ async fn fail_back_moves_only_the_difference_and_loses_nothing() {
         let bytes = restored(server, &kit, last.snapshot, from_replica).await;
         assert!(bytes == std::fs::read(&day2).unwrap());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_aside_is_bounded_stops_nothing_and_all_comes_at_fail_back() {
+    let primary = TestServer::start_with(quick).await;
+    let narrow = |config: &mut Config| {
+        quick(config);
+        config.replica.pending_max = 256;
+    };
+    let replica = TestServer::start_with(narrow).await;
+    let (writer, other) = (primary.writer("erp").await, primary.writer("files").await);
+    writer.snapshot("first", &[b"one"]).await;
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
+    promote(&replica, &signed(&writer.kit(), &replica)).unwrap();
+    // Nobody told the first site, where backups go on: more than are noted.
+    let count = 300;
+    for number in 0..count {
+        writer.snapshot("late", &[&u32::to_le_bytes(number)]).await;
+    }
+    let (after, _) = other.snapshot("home", &[b"after them"]).await;
+    let (files, after) = (other.namespace(), after.digest());
+    let is_here = || snapshots(&replica, &files).iter().any(|row| row.record == after);
+    until("what stands behind them", is_here).await;
+    let followed = || status(&replica, "office").followed_entries;
+    until("the end", || followed() == primary.repository.ledger().head().size).await;
+    let seen = status(&replica, "office");
+    assert_eq!((seen.state, seen.pending_snapshots), (FollowState::Failing, 256), "{seen:?}");
+    assert!(seen.trouble.contains("had moved here"), "{seen:?}");
+    assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
+    // A restart forgets nothing of that.
+    let replica = replica.restart_with(narrow).await;
+    // The namespace goes back to the first site: all of them come.
+    let own = primary.repository.promotion_request(&label("erp")).unwrap();
+    assert_eq!(own.snapshots, u64::from(count) + 1);
+    follow(&primary, &replica, "offsite").await;
+    until("the first site learns of the move", || version(&primary) == 2).await;
+    let kit = Kit { descriptor_version: 2, ..writer.kit() };
+    let third = signed(&kit, &primary);
+    replica.repository.move_namespace(&label("erp"), Move::Demote, &third).unwrap();
+    let all = || snapshots(&replica, &writer.namespace()).len();
+    until("all", || all() == usize::try_from(count).unwrap() + 1).await;
+    synced(&replica, &primary, "office").await;
+    assert_eq!(status(&replica, "office").pending_snapshots, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kit_on_a_server_that_is_not_promoted_leaves_the_token_for_later() {
+    let (_primary, replica, writer) = pair().await;
+    let token = replica.token(Some("erp"), Role::Backup);
+    let home = tempfile::tempdir().unwrap();
+    let folder = ProfileFolder::new(home.path(), "default").unwrap();
+    let enroll = async |kit: Kit| {
+        let options = EnrollOptions {
+            token: token.clone(),
+            display_name: "further".into(),
+            kit_folder: home.path().to_path_buf(),
+            kit: Some(kit),
+            second_of: None,
+            connect: replica.connect(),
+        };
+        enroll::enroll(&folder, options).await
+    };
+    let error = enroll(writer.kit()).await.unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Untrusted, "{error}");
+    assert!(error.to_string().contains("promote"), "{error}");
+    assert!(!folder.is_enrolled());
+    assert_eq!(promote(&replica, &signed(&writer.kit(), &replica)), Ok(2));
+    enroll(writer.kit()).await.unwrap();
+    let profile = Profile::open(folder.clone()).unwrap();
+    session(&profile, writer.namespace()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

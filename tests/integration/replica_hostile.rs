@@ -25,7 +25,7 @@ async fn follow_captured(replica: &TestServer, primary: &TestServer) -> Arc<Lies
 }
 
 /// Writes what a captured primary can write into its ledger: anything.
-fn forge(primary: &TestServer, namespace: NamespaceId, event: Event) {
+pub fn forge(primary: &TestServer, namespace: NamespaceId, event: Event) {
     let forging = primary.repository.writer().decide(move |decision| {
         decision.enter(PrincipalId::LOCAL, namespace, event);
         Ok(())

@@ -99,6 +99,33 @@ async fn a_narrow_line_that_is_down_for_a_while_brings_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_with_a_long_round_trip_that_loses_segments_only_delays() {
+    let (primary, replica) = (TestServer::start().await, replica().await);
+    let mut writer = primary.writer("erp").await;
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::to(primary.address).await;
+    line.round_trip(Duration::from_millis(200));
+    line.loss(100);
+    let path = folder.path().join("dump");
+    std::fs::write(&path, noise(1, 40).concat()).unwrap();
+    let first = writer.backup("db", &path).await.unwrap();
+    add(&replica, &token_at(&primary, line.address), "office", &[]).await;
+    synced(&replica, &primary, "office").await;
+    // And what is made while it follows.
+    let small = writer.snapshot("small", &[b"one", b"two"]).await.0.digest();
+    synced(&replica, &primary, "office").await;
+    println!("{} of the segments were lost", line.lost_count());
+    assert!(line.lost_count() >= 3, "{} of {}", line.lost_count(), line.answered_bytes());
+    // What was lost on the line was not asked for again by the replica.
+    assert!(line.answered_bytes() * 10 < first.sent_sealed_bytes * 11 + (1 << 20));
+    let listed = snapshots(&replica, &writer.namespace());
+    assert!(listed.len() == 2 && listed.iter().any(|row| row.record == small));
+    let to = folder.path().join("restored");
+    let bytes = restored(&replica, &writer, first.snapshot, &to).await;
+    assert!(bytes == std::fs::read(&path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_stalls_is_given_up_and_taken_again() {
     let primary = TestServer::start().await;
     let replica = TestServer::start_with(impatient).await;

@@ -20,12 +20,15 @@ use strongroom_server::seed::check::check;
 use strongroom_server::seed::export::{ExportReport, Wanted, export};
 use strongroom_server::stop;
 
+use crate::gc::{assert_whole, noise, snapshot, sync_up, tree_of};
 use crate::harness::{Actor, DAY, TestServer, copy_folder, label, unpack_dumps};
 use crate::programs::{Served, json, text};
 use crate::promote::{add_standby, back_up, pair, promote, signed, version};
 use crate::replica::{
     OFFICER, events, follow, quick, replica, restored, snapshots, status, synced, until,
 };
+
+use crate::scrub::{flip_in_segments, reopen, scrub_config};
 
 const PACK: u64 = 1 << 20;
 
@@ -239,6 +242,47 @@ async fn what_is_left_out_of_an_export_is_missed() {
     assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
     // The whole export brings what was missing.
     assert_eq!(carry(&good, &primary, &replica).await.snapshots, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_cannot_be_read_whole_is_left_out_and_named_until_it_can() {
+    let primary = TestServer::start_with(scrub_config).await;
+    let replica = replica().await;
+    let writer = primary.writer("erp").await;
+    let (broken, whole) = (tree_of(&writer, &noise(1, 30)), tree_of(&writer, &noise(2, 30)));
+    let damaged = snapshot(&writer, "broken", &broken).await;
+    let kept = snapshot(&writer, "whole", &whole).await;
+    let address = primary.address;
+    let (data, clock) = primary.stop().await;
+    flip_in_segments(&data.path().join("data"), &broken.chunks[7]);
+    let primary = reopen(data, clock, address).await;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    // The export meets the damage itself, and once more when it is known.
+    for _ in 0..2 {
+        let report = export_to(&primary, &disk, &[]).await;
+        assert_eq!(report.left_out.len(), 1, "{report:?}");
+        assert!(report.left_out[0].contains(&damaged.to_string()), "{report:?}");
+        primary.repository.mark_damage().unwrap();
+        assert_eq!(primary.repository.damage().count(), 1);
+    }
+    // The disk says so too, and brings the rest.
+    let checked = check(&disk, None).unwrap_err().to_string();
+    assert!(checked.contains(&damaged.to_string()), "{checked}");
+    let refused = refusal(&replica, &disk, key_of(&primary)).await;
+    assert!(refused.contains("1 snapshots") && refused.contains(&damaged.to_string()), "{refused}");
+    let listed = snapshots(&replica, &writer.namespace());
+    assert!(listed.len() == 1 && listed[0].record == kept);
+    // The next backup heals it, and then it is exported.
+    let session = writer.session("broken").await;
+    assert_eq!(sync_up(&session, &broken).await, 1);
+    primary.repository.store().seal().unwrap();
+    primary.repository.tick();
+    let report = export_to(&primary, &disk, &[]).await;
+    assert_eq!((report.snapshots, report.left_out.len()), (1, 0), "{report:?}");
+    assert_eq!(check(&disk, None).unwrap().snapshots, 2);
+    assert_eq!(carry(&disk, &primary, &replica).await.snapshots, 1);
+    assert_whole(&replica.repository, &writer, &broken);
 }
 
 #[tokio::test(flavor = "multi_thread")]
