@@ -53,7 +53,7 @@ async fn writer_of(served: &Served) -> Actor {
     Actor::enroll(connect_to(socket(served)), token, true).await.unwrap()
 }
 
-/// Backs up 20 MB that no other number has.
+/// Backs up 12 MB that no other number has.
 async fn back_up(
     writer: &mut Actor,
     folder: &Path,
@@ -61,16 +61,16 @@ async fn back_up(
     hashes: &mut BTreeMap<RecordDigest, [u8; 32]>,
 ) {
     let path = folder.join("dump");
-    let bytes = noise(number, 1000).concat();
+    let bytes = noise(number, 600).concat();
     std::fs::write(&path, &bytes).unwrap();
     let summary = writer.backup("db", &path).await.unwrap();
     hashes.insert(summary.snapshot, *blake3::hash(&bytes).as_bytes());
 }
 
-/// Files in a folder, and their bytes.
-fn files_in(folder: PathBuf) -> Vec<u64> {
-    let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
-    files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).collect()
+/// Bytes of the files in a folder.
+fn bytes_in(folder: PathBuf) -> u64 {
+    let Ok(files) = std::fs::read_dir(folder) else { return 0 };
+    files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum()
 }
 
 fn check_disk(disk: &str) -> std::process::Output {
@@ -88,10 +88,9 @@ async fn an_export_that_is_killed_again_and_again_is_whole_in_the_end() {
     let mut kills = 0;
     for round in 0..4u64 {
         back_up(&mut writer, folder.path(), round, &mut hashes).await;
-        let before: u64 = files_in(disk.join("packs")).iter().sum();
-        let enough = before + (round + 1) * (3 << 20);
+        let enough = bytes_in(disk.join("packs")) + (round + 1) * (2 << 20);
         let work = Work::begin(&mut office, &["export", "--to", &to], round % 2 == 1);
-        let is_far = || files_in(disk.join("packs")).iter().sum::<u64>() > enough;
+        let is_far = || bytes_in(disk.join("packs")) > enough;
         if work.kill(&mut office, is_far) {
             kills += 1;
             let checked = check_disk(&to);
@@ -128,12 +127,13 @@ async fn an_import_that_is_killed_again_and_again_is_whole_in_the_end() {
     let key = json(&check_disk(&from))["ledger_key"].as_str().unwrap().to_owned();
     let (import, mut kills) = (["import", "--from", &from, "--ledger-key", &key], 0);
     for round in 0..4 {
-        let chunks = remote.data().join("chunks");
-        let enough = files_in(chunks.clone()).len() + 3 + 2 * round;
+        let data = remote.data();
+        let stored = || bytes_in(data.join("chunks")) + bytes_in(data.join("staging"));
         let work = Work::begin(&mut remote, &import, round % 2 == 1);
-        kills += u32::from(work.kill(&mut remote, || files_in(chunks.clone()).len() > enough));
+        let enough = stored() + (round + 1) * (2 << 20);
+        kills += u32::from(work.kill(&mut remote, || stored() > enough));
         // What is shown is whole, at each moment.
-        check(&remote, &writer, &hashes, false).await;
+        check(&remote, &writer, &hashes, true).await;
     }
     println!("import: {kills} kills in the middle");
     assert!(kills >= 2, "{kills} kills in the middle");
