@@ -18,7 +18,7 @@ use strongroom_protocol::route::{Access, Route};
 use strongroom_server::followers::FollowState;
 
 use crate::gc::{assert_whole, noise, snapshot, tree_of};
-use crate::harness::{TestServer, digests, label, refused_with};
+use crate::harness::{TestServer, digests, label, refused_with, two_sites};
 use crate::line::Line;
 use crate::lying_server::{Lies, captured};
 use crate::promote::{add_standby, pair};
@@ -173,9 +173,7 @@ async fn what_is_heard_on_the_line_names_nothing_and_replayed_does_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bits_that_are_flipped_on_the_line_only_delay() {
-    let primary = TestServer::start().await;
-    let replica = TestServer::start_with(impatient).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(impatient).await;
     let line = Line::to(primary.address).await;
     add(&replica, &token_at(&primary, line.address), "office", &[]).await;
     synced(&replica, &primary, "office").await;

@@ -9,11 +9,9 @@ use strongroom_client::backup::{self, BackupOptions, BackupSummary};
 use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::{ClientError, ExitCode};
 use strongroom_client::kit::Kit;
-use strongroom_client::landing::Target;
 use strongroom_client::profile::{ConnectOptions, Profile, ProfileFolder};
 use strongroom_client::progress::Monitor;
 use strongroom_client::promotion;
-use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::session::Session;
 use strongroom_client::source::Source;
 use strongroom_client::standby::{self, Chosen, Purpose};
@@ -22,9 +20,7 @@ use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::descriptor::{Descriptor, VerifiedDescriptor};
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{
-    DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest,
-};
+use strongroom_protocol::id::{DescriptorDigest, NamespaceId, PrincipalId, PublicKey};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
@@ -34,7 +30,9 @@ use strongroom_server::followers::FollowState;
 use strongroom_server::repository::descriptors::Move;
 use strongroom_server::writer::Decision;
 
-use crate::harness::{Actor, TestServer, connect_to, label, refused_with, unpack_dumps};
+use crate::harness::{
+    Actor, TestServer, label, refused_with, restored_with_kit, two_sites, unpack_dumps,
+};
 use crate::lying_server::{Lies, captured};
 use crate::replica::{add, events, follow, quick, replica, snapshots, status, synced, until};
 
@@ -106,26 +104,9 @@ async fn session(profile: &Profile, namespace: NamespaceId) -> Result<Session, C
     Session::open(&client, namespace, &label("db"), class, wanted).await
 }
 
-async fn restored(
-    server: &TestServer,
-    kit: &Kit,
-    record: RecordDigest,
-    from_replica: bool,
-) -> Vec<u8> {
-    let connect = ConnectOptions { from_replica, ..connect_to(server.address) };
-    let access = ReadAccess::with_kit(kit, &connect, false).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let target = Target::Path(folder.path().join("restored"));
-    let options = RestoreOptions { target, overwrite: false, unverified: false };
-    let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
-    assert!(summary.is_verified && summary.is_from_replica == from_replica);
-    std::fs::read(folder.path().join("restored")).unwrap()
-}
-
 /// A primary with its first snapshot, a replica that has it, and a client that knows both.
 pub async fn pair() -> (TestServer, TestServer, Actor) {
-    let (primary, replica) = (TestServer::start_with(quick).await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     writer.snapshot("first", &[b"one", b"two"]).await;
     follow(&replica, &primary, "office").await;
     synced(&replica, &primary, "office").await;
@@ -233,7 +214,7 @@ async fn clients_go_on_with_a_promoted_replica_which_stays_promoted() {
     // Records of both versions verify with the newest descriptor, which names this server.
     let kit = writer.kit();
     for (day, summary) in [(&day0, first), (&day1, second), (&day1, third)] {
-        let bytes = restored(&replica, &kit, summary.snapshot, false).await;
+        let bytes = restored_with_kit(&replica, &kit, summary.snapshot, false).await;
         assert!(bytes == std::fs::read(day).unwrap());
     }
     let profile = Profile::open(writer.profile.folder().clone()).unwrap();
@@ -301,15 +282,13 @@ async fn an_old_primary_that_learns_of_the_move_takes_nothing_also_in_open_sessi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promotion_while_a_pull_runs_shows_nothing_half() {
-    let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
         config.replica.bytes_per_second = Size(4 << 20);
         config.replica.connections = 1;
         config.store.segment = Size(1 << 20);
     };
-    let replica = TestServer::start_with(slow).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(slow).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, ..] = unpack_dumps(folder.path());
     let summary = writer.backup("db", &day0).await.unwrap();
@@ -321,7 +300,7 @@ async fn promotion_while_a_pull_runs_shows_nothing_half() {
     // What was on its way comes whole; what is committed there from now on does not.
     let (late, _) = writer.snapshot("late", &[b"late"]).await;
     until("whole", || snapshots(&replica, &writer.namespace()).len() == 1).await;
-    let bytes = restored(&replica, &writer.kit(), summary.snapshot, false).await;
+    let bytes = restored_with_kit(&replica, &writer.kit(), summary.snapshot, false).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
     until("set aside", || {
         let seen = status(&replica, "office");
@@ -380,7 +359,7 @@ async fn fail_back_moves_only_the_difference_and_loses_nothing() {
         assert_eq!(rows.len(), 5, "first, day0, late, day1, day2");
         assert!(rows.iter().any(|row| row.record == lost.digest()));
         let from_replica = !takes_backups(server);
-        let bytes = restored(server, &kit, last.snapshot, from_replica).await;
+        let bytes = restored_with_kit(server, &kit, last.snapshot, from_replica).await;
         assert!(bytes == std::fs::read(&day2).unwrap());
     }
 }

@@ -21,7 +21,7 @@ use strongroom_server::seed::export::{ExportReport, Wanted, export};
 use strongroom_server::stop;
 
 use crate::gc::{assert_whole, noise, snapshot, sync_up, tree_of};
-use crate::harness::{Actor, DAY, TestServer, copy_folder, label, unpack_dumps};
+use crate::harness::{Actor, DAY, TestServer, copy_folder, label, two_sites, unpack_dumps};
 use crate::programs::{Served, json, text};
 use crate::promote::{add_standby, back_up, pair, promote, signed, version};
 use crate::replica::{
@@ -94,8 +94,7 @@ fn flip(file: &Path, at: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_carried_grows_and_the_line_goes_on_from_it() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(quick).await;
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let [day0, day1, day2] = unpack_dumps(folder.path());
@@ -129,7 +128,7 @@ async fn an_export_is_carried_grows_and_the_line_goes_on_from_it() {
     let third = writer.backup("db", &day2).await.unwrap();
     synced(&replica, &primary, "office").await;
     for (day, summary) in [(day0, first), (day1, second), (day2, third)] {
-        let bytes = restored(&replica, &writer, summary.snapshot, &folder.path().join("to")).await;
+        let bytes = restored(&replica, &writer, summary.snapshot).await;
         assert!(bytes == std::fs::read(&day).unwrap());
     }
     let own = events(&primary.repository);
@@ -287,8 +286,7 @@ async fn a_snapshot_that_cannot_be_read_whole_is_left_out_and_named_until_it_can
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_export_and_one_of_another_history_are_refused() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
     writer.snapshot("db", &[b"one"]).await;
@@ -363,10 +361,8 @@ async fn an_export_that_was_broken_off_goes_on_behind_its_last_whole_pack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_was_broken_off_goes_on() {
-    let primary = TestServer::start().await;
     let small = |config: &mut Config| config.store.segment = Size(1 << 20);
-    let replica = TestServer::start_with(small).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(small).await;
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let [day0, ..] = unpack_dumps(folder.path());
@@ -385,8 +381,7 @@ async fn an_import_that_was_broken_off_goes_on() {
     let replica = TestServer::open_with(killed, replica.clock.clone(), small).await;
     carry(&disk, &primary, &replica).await;
     assert_eq!((snapshots(&replica, &writer.namespace()).len(), commits(&replica)), (1, 1));
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }
 
@@ -446,8 +441,7 @@ fn replica_row(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_comes_by_import_and_by_pull_at_once_is_one_with_the_longer_lock() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(quick).await;
     let namespace = writer.namespace();
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
@@ -481,7 +475,7 @@ async fn a_snapshot_that_comes_by_import_and_by_pull_at_once_is_one_with_the_lon
         assert!(lock.until_seconds < end + DAY.as_secs());
     }
     for (day, record) in [(&day0, records[0]), (&day1, records[1])] {
-        let bytes = restored(&replica, &writer, record, &folder.path().join("to")).await;
+        let bytes = restored(&replica, &writer, record).await;
         assert!(bytes == std::fs::read(day).unwrap());
     }
 }

@@ -71,8 +71,6 @@ impl Follower {
 
     /// One look. Gives what is wrong with snapshots that stay pending; nothing, if all is here.
     pub async fn look(&mut self) -> Result<Option<String>, ReplicaError> {
-        let again = self.primary.clone();
-        self.here(move |repository| repository.read_what_was_set_aside(&again)).await?;
         let mut row = self.row().await?;
         let newest = self.newest(&row).await?;
         let (now_ms, size) = (self.repository.clock().wall_ms(), newest.size);
@@ -111,6 +109,11 @@ impl Follower {
         if row.owes_entry || self.row().await?.owes_entry {
             let primary = self.primary.clone();
             self.here(move |repository| repository.enter_followed(&primary)).await?;
+        }
+        // Nobody must take it for in sync before that is read.
+        let primary = self.primary.clone();
+        if self.here(move |repository| repository.read_what_was_set_aside(&primary)).await? {
+            trouble = Some("snapshots that were passed over are asked for now".into());
         }
         Ok(trouble)
     }

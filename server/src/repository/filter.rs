@@ -107,8 +107,9 @@ impl Repository {
         })
     }
 
-    /// Reads a primary's ledger again, if snapshots were passed over that are taken from it now.
-    pub fn read_what_was_set_aside(&self, primary: &Enrolment) -> Result<(), ServerError> {
+    /// Goes back to the beginning of a primary's ledger, if snapshots were passed over that are taken
+    /// from it now; says whether it did.
+    pub fn read_what_was_set_aside(&self, primary: &Enrolment) -> Result<bool, ServerError> {
         let row = self.followed(primary)?;
         let is_due = |id: &NamespaceId| {
             let here = self.registry.namespace(id);
@@ -117,7 +118,9 @@ impl Repository {
         let due: Vec<NamespaceId> = row.passed.iter().copied().filter(is_due).collect();
         let is_reading = row.followed.size() < row.reread_to;
         let fits = |id: &NamespaceId| row.readmitted.contains(id) || !is_too_long(&row.readmitted);
-        let Some(id) = due.into_iter().find(fits).filter(|_| !is_reading) else { return Ok(()) };
+        let Some(id) = due.into_iter().find(fits).filter(|_| !is_reading) else {
+            return Ok(false);
+        };
         self.change_primary(primary, move |decision, row| {
             read_again(row)?;
             if !row.readmitted.contains(&id) {
@@ -126,7 +129,7 @@ impl Repository {
             row.passed.retain(|passed| *passed != id);
             let event = Event::NamespaceReadmitted { ledger_key: row.ledger_key };
             decision.enter(row.actor(), id, event);
-            Ok(())
+            Ok(true)
         })
     }
 
