@@ -15,6 +15,7 @@ mod crash;
 mod drill;
 mod enrolment;
 mod envelopes;
+mod feed;
 mod immutability;
 mod ledger;
 mod line;
