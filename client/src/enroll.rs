@@ -87,6 +87,13 @@ impl EnrollOptions {
     }
 
     fn check(&self) -> Result<(), ClientError> {
+        if self.token.role == Role::Feeder {
+            return Err(ClientError::Usage(
+                "the token is for a server that lends its connections: use it there, with \
+                 strongroomd feed add --token TOKEN"
+                    .into(),
+            ));
+        }
         match &self.second_of {
             Some(first) => check_second(&self.token, first),
             None => check_kit(&self.token, self.kit.as_ref()),

@@ -78,6 +78,10 @@ pub struct ReplicaMetrics {
     pub failures: IntCounterVec,
     /// Descriptors that did not come after those that are here.
     pub refused_descriptors: IntCounterVec,
+    /// Connections that are lent now, by the name of who they are lent to.
+    pub lent_connections: IntGaugeVec,
+    /// Connections that could not be lent.
+    pub lending_failures: IntCounterVec,
 }
 
 impl ReplicaMetrics {
@@ -105,6 +109,18 @@ impl ReplicaMetrics {
                 "replica_refused_descriptors_total",
                 "Descriptors of a primary that do not come after those here",
                 &["primary"],
+            )?,
+            lent_connections: gauges_by(
+                r,
+                "feed_connections",
+                "Connections that are lent to a server that follows",
+                "feed",
+            )?,
+            lending_failures: counters(
+                r,
+                "feed_failures_total",
+                "Connections that could not be lent",
+                &["feed"],
             )?,
         })
     }

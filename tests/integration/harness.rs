@@ -142,7 +142,7 @@ impl TestServer {
         let request = TokenRequest {
             namespace: namespace.map(|name| name.parse().unwrap()),
             role,
-            display_name: format!("test {role}"),
+            display_name: format!("test-{role}"),
             ttl_seconds: 3600,
         };
         self.repository.make_token(request).unwrap()

@@ -159,8 +159,18 @@ impl Line {
     pub fn down(&self, is_down: bool) {
         self.state.is_down.store(is_down, Ordering::SeqCst);
         if is_down {
-            self.state.cuts.send_modify(|count| *count += 1);
+            self.cut_now();
         }
+    }
+
+    /// Cuts all connections, once.
+    pub fn cut_now(&self) {
+        self.state.cuts.send_modify(|count| *count += 1);
+    }
+
+    /// Later connections go elsewhere.
+    pub fn retarget(&self, target: SocketAddr) {
+        *self.state.target.lock().unwrap() = target;
     }
 
     /// Connections stay, but nothing comes through.

@@ -16,6 +16,7 @@ mod crash;
 mod drill;
 mod enrolment;
 mod envelopes;
+mod feed;
 mod immutability;
 mod ledger;
 mod line;
