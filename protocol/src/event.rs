@@ -282,7 +282,8 @@ pub enum Event {
         /// there is none.
         names: [u8; 32],
     },
-    /// 37: a namespace that was dropped here is taken from a primary again, by command.
+    /// 37: a namespace is taken from a primary again, that was dropped here, by command, or of which
+    /// more than enough was set aside.
     NamespaceReadmitted {
         /// The primary.
         ledger_key: PublicKey,

@@ -141,6 +141,8 @@ pub struct DamageMetrics {
     pub scrubbed_bytes: IntCounter,
     /// Contradictions that the last pass found and no repair mends.
     pub problems: IntGauge,
+    /// Problems that scrub found and had not told.
+    pub told_problems: IntCounter,
     /// When the last whole pass was through, seconds since 1970.
     pub last_completed: IntGauge,
 }
@@ -154,6 +156,7 @@ impl DamageMetrics {
             scrubs: counters(r, "scrub_passes_total", "Passes of scrub by outcome", &["outcome"])?,
             scrubbed_bytes: counter(r, "scrub_bytes_total", "Bytes that scrub has hashed")?,
             problems: gauge(r, "scrub_problems", "What no repair mends, in the last pass")?,
+            told_problems: counter(r, "scrub_problems_found_total", "Problems that were news")?,
             last_completed: gauge(
                 r,
                 "scrub_last_completed_timestamp_seconds",

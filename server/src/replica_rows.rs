@@ -64,9 +64,10 @@ pub struct PrimaryRow {
     pub reread_to: u64,
     /// Namespaces that were followed before; all, where it is empty.
     pub had: Vec<Label>,
-    /// Namespaces that were dropped here, and are taken again by command.
+    /// Namespaces of which entries were passed over, and that are taken again.
     pub readmitted: Vec<NamespaceId>,
-    /// Namespaces that were dropped here, and that the primary goes on with: they are passed over.
+    /// Namespaces that the primary goes on with, and of which entries were passed over: they were
+    /// dropped here, or moved here and enough of them is set aside.
     pub passed: Vec<NamespaceId>,
     /// It is not followed, only asked for what is damaged here.
     pub is_repair_only: bool,

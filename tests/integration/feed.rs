@@ -101,8 +101,7 @@ async fn a_replica_that_cannot_dial_catches_up_and_gives_back_every_byte() {
     primary.stop().await;
     until("noticed", || status(&replica, "office").state == FollowState::Unreachable).await;
     for (day, summary) in [(day0, first), (day1, second)] {
-        let to = folder.path().join("restored");
-        let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+        let bytes = restored(&replica, &writer, summary.snapshot).await;
         assert!(bytes == std::fs::read(&day).unwrap());
     }
 }
@@ -149,8 +148,7 @@ async fn lent_connections_that_break_are_lent_again_and_nothing_is_torn() {
         line.cut_now();
     }
     synced(&replica, &primary, "office").await;
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }
 

@@ -9,6 +9,7 @@ mod gc_kill;
 mod harness;
 
 mod access;
+mod captured;
 mod clock;
 mod commit;
 mod crash;
@@ -34,5 +35,6 @@ mod replica_only;
 mod retention;
 mod scrub;
 mod seed;
+mod seed_kill;
 mod standing;
 mod trust;

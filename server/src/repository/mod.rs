@@ -31,7 +31,7 @@ pub mod enrolment;
 pub mod feeding;
 mod filter;
 pub mod importing;
-mod pending;
+pub mod pending;
 pub mod primaries;
 pub mod proposals;
 pub mod quota;
