@@ -313,11 +313,11 @@ impl VerifiedDescriptor {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
 
     /// A descriptor as good as any, not signed.
-    pub(crate) fn descriptor(authority: &SigningKey) -> Descriptor {
+    pub fn descriptor(authority: &SigningKey) -> Descriptor {
         Descriptor {
             authority: PublicKey(authority.verifying_key().to_bytes()),
             version: 3,
