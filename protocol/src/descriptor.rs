@@ -312,6 +312,7 @@ impl VerifiedDescriptor {
     }
 }
 
+/// Tests, and a descriptor for those of others.
 #[cfg(test)]
 pub mod tests {
     use super::*;
