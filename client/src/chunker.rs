@@ -22,11 +22,11 @@
 //! end are in sight. Odd sizes count as the even number below, because the algorithm looks at pairs
 //! of bytes.
 //!
-//! The scan is our own, because it decides how fast an unchanged dump goes: in the crate's loop each
-//! byte waits for the one before. The hash has 64 bits and moves by one with each byte, so it
-//! forgets a byte after 64 more; two stretches of a chunk can therefore be scanned side by side, the
-//! second one warmed up with the 64 bytes before it, and the cuts are the same to the byte. A test
-//! compares them with the crate's.
+//! The scan is our own, because it decides how fast an unchanged dump goes: in the crate's loop
+//! each byte waits for the one before. The hash has 64 bits and moves by one with each byte, so it
+//! forgets a byte after 64 more; two stretches of a chunk can therefore be scanned side by side,
+//! the second one warmed up with the 64 bytes before it, and the cuts are the same to the byte. A
+//! test compares them with the crate's.
 
 use std::ops::Range;
 

@@ -249,7 +249,8 @@ impl Walker {
     }
 }
 
-/// Opens a chunk's envelope and appends it to `plaintext`: it must be what the node above says of it.
+/// Opens a chunk's envelope and appends it to `plaintext`: it must be what the node above says of
+/// it.
 pub fn open_leaf(
     keys: &PlaintextKeys,
     envelope: &[u8],
