@@ -71,7 +71,8 @@ fn main() -> Result<(), Failure> {
     cool_all(&data)?;
     let server = Server::serve(&place, &folder, address)?;
     let rows = questions(&place, &server, &client, chunks)?;
-    publish(&place, "index", 1, &rows)
+    // Other sizes keep their rows.
+    publish(&place, &format!("index, {chunks}"), 1, &rows)
 }
 
 fn questions(
