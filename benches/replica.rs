@@ -14,7 +14,7 @@
 //! DUMPS=folder cargo bench --bench replica [-- quick]     the folder has day0.sql and day1.sql
 //! ```
 //!
-//! `quick` takes the first 200 MB of each dump, 100 small snapshots and one run; `RUNS` sets the
+//! `quick` takes the first 200 MB of each dump, fewer small changes and one run; `RUNS` sets the
 //! runs (default 3). MB are decimal, and sealed. The line is a relay in this program, which delays
 //! what goes through, holds it to a rate and counts it, TLS and HTTP included; it works above TCP,
 //! so there is no slow start. The reference is `dd conv=fdatasync` of as many bytes on the same
@@ -52,12 +52,14 @@ fn main() -> Result<(), Failure> {
     let mut all = Vec::new();
     for run in 1..=runs {
         eprintln!("run {run} of {runs}");
-        all.push(run_once(&place, &dumps, if quick { 100 } else { 1000 })?);
+        all.push(run_once(&place, &dumps)?);
     }
-    publish(&place, "replica", runs, &medians(&all))
+    let mut rows = medians(&all);
+    rows.extend(small_changes(&place, quick)?);
+    publish(&place, "replica", runs, &rows)
 }
 
-fn run_once(place: &Place, dumps: &Dumps, small_count: u32) -> Result<Vec<Row>, Failure> {
+fn run_once(place: &Place, dumps: &Dumps) -> Result<Vec<Row>, Failure> {
     let folder = place.folder("run")?;
     let primary = Server::start_with(place, &folder.join("primary"), AT_FULL_PACE)?;
     let near = Server::start(place, &folder.join("near"))?;
@@ -70,8 +72,6 @@ fn run_once(place: &Place, dumps: &Dumps, small_count: u32) -> Result<Vec<Row>, 
     let relay = Relay::to(primary.address)?;
     rows.push(first_day_over_a_line(&primary, &far, &relay, first)?);
     rows.extend(second_day(&client, &primary, [&near, &far], &relay, &dumps.days[1])?);
-    near.command(&["replica", "pause", "office"])?;
-    rows.extend(small_changes(&client, &primary, &far, &relay, small_count)?);
     rows.push(dd);
     Ok(rows)
 }
@@ -198,25 +198,26 @@ fn second_day(
     ])
 }
 
-/// Small changes over a line with a delay; then nothing.
-fn small_changes(
-    client: &Client,
-    primary: &Server,
-    far: &Server,
-    relay: &Relay,
-    small_count: u32,
-) -> Result<Vec<Row>, Failure> {
+/// Small changes over a line with a delay, once: they are many already. Then nothing.
+fn small_changes(place: &Place, quick: bool) -> Result<Vec<Row>, Failure> {
+    let (changes, small_count, idle) = if quick { (6, 100, 5) } else { (CHANGES, 1000, 10) };
+    let folder = place.folder("run")?;
+    let primary = Server::start(place, &folder.join("primary"))?;
+    let far = Server::start(place, &folder.join("far"))?;
+    let client = Client::set_up(place, &primary, "bench", &[])?;
+    let relay = Relay::to(primary.address)?;
     relay.delay(ROUND_TRIP / 2);
+    far.follow(&primary, relay.address)?;
     let small = client.home.join("small");
     let mut behind: Vec<f64> = Vec::new();
-    for change in 0..CHANGES {
+    for change in 0..changes {
+        // Nowhere near the rhythm of the looks.
+        std::thread::sleep(Duration::from_millis(1000 + u64::from(change) * 83));
         fs::write(&small, format!("change {change} {}", "of little ".repeat(2000)))?;
         client.backup("small", &small)?;
         let began = Instant::now();
-        far.wait_for(primary)?;
+        far.wait_for(&primary)?;
         behind.push(began.elapsed().as_secs_f64());
-        // Nowhere near the rhythm of the looks.
-        std::thread::sleep(Duration::from_millis(1000 + u64::from(change) * 83));
     }
     behind.sort_by(f64::total_cmp);
     far.command(&["replica", "pause", "office"])?;
@@ -226,17 +227,21 @@ fn small_changes(
     }
     far.command(&["replica", "resume", "office"])?;
     let began = Instant::now();
-    far.wait_for(primary)?;
+    far.wait_for(&primary)?;
     let seconds = began.elapsed().as_secs_f64();
     let asked = primary.metric("strongroom_requests_total")?;
-    std::thread::sleep(Duration::from_secs(10));
+    std::thread::sleep(Duration::from_secs(idle));
     let asked = primary.metric("strongroom_requests_total")? - asked;
+    let looks = as_f64(asked) / as_f64(idle);
+    let change = |name: &str, share: f64| {
+        let name = format!("replica: a small change at 50 ms, {name} of {changes}");
+        Row::figure(&name, percentile(&behind, share), "s")
+    };
     let many = format!("replica: {small_count} small snapshots at 50 ms");
     Ok(vec![
-        Row::figure("replica: a small change at 50 ms, middle", percentile(&behind, 0.5), "s"),
-        Row::figure("replica: a small change at 50 ms, most", percentile(&behind, 1.0), "s")
-            .below(2.0),
+        change("middle", 0.5),
+        change("most", 1.0).below(2.0),
         Row::figure(&many, seconds, "s").below(f64::from(small_count) / 100.0),
-        Row::figure("replica: requests in 10 s without news", as_f64(asked), ""),
+        Row::figure("replica: requests a second without news (looks each second)", looks, ""),
     ])
 }

@@ -7,8 +7,8 @@
 //!
 //! The table goes between the two lines `<!-- bench: begin -->` and `<!-- bench: end -->`; without
 //! `write` it is printed only. The plot has a bar for each of our rates, and a mark at its limit:
-//! what the machine did with the same bytes in the same run where the row has that, else the target.
-//! Each of our scenarios stands beside the best peer that did the same, too.
+//! what `budget.rs` predicts, else what the machine did with the same bytes in the same run, else
+//! the target. Our scenarios stand beside the best peer that did the same, too.
 
 mod harness;
 
@@ -34,7 +34,7 @@ fn main() -> Result<(), Failure> {
     let json: Value = serde_json::from_str(&fs::read_to_string(bench_json()?)?)?;
     let rows = json["rows"].as_array().ok_or("no rows in bench.json")?;
     let peers = Peers::of(rows);
-    let table = table(&json, rows, &peers);
+    let table = tables(&json, rows, &peers);
     println!("{table}");
     if !has_word("write") {
         return Ok(());
@@ -88,30 +88,54 @@ impl<'a> Peers<'a> {
     }
 }
 
-fn table(json: &Value, rows: &[Value], peers: &Peers<'_>) -> String {
-    let mut text = format!("{}\n\n", json["machine"].as_str().unwrap_or_default());
-    let heads = "scenario | figure | lowest to highest | wanted | CPU-s client + server | peak MB \
-                 client, server | sent | stored | beside, in the same run | best peer";
-    let _ = writeln!(text, "| {heads} |\n|---|---|---|---|---|---|---|---|---|---|");
-    for row in rows {
-        let cells = [
-            name_of(row),
-            format!("{} {}", number(row, "figure"), row["unit"].as_str().unwrap_or_default()),
-            match row["spread"].as_array().map(Vec::as_slice) {
-                Some([low, high]) => format!("{} to {}", of(low), of(high)),
-                _ => String::new(),
-            },
-            wanted(row),
-            pair(row, "client_cpu_seconds", "server_cpu_seconds", " + ", 1.0),
-            pair(row, "client_peak_bytes", "server_peak_bytes", ", ", 1e6),
-            share(row, "sent_bytes"),
-            share(row, "stored_bytes"),
-            beside(row),
-            beside_peers(row, peers),
-        ];
-        let _ = writeln!(text, "| {} |", cells.join(" | "));
+const HEADS: [&str; 10] = [
+    "scenario",
+    "figure",
+    "lowest to highest",
+    "wanted",
+    "CPU-s client + server",
+    "peak MB client, server",
+    "sent",
+    "stored",
+    "beside, in the same run",
+    "best peer",
+];
+
+/// A table for each bench, with the columns that have something in them.
+fn tables(json: &Value, rows: &[Value], peers: &Peers<'_>) -> String {
+    let mut text = format!("{}\n", json["machine"].as_str().unwrap_or_default());
+    for rows in rows.chunk_by(|one, next| one["bench"] == next["bench"]) {
+        let cells: Vec<_> = rows.iter().map(|row| cells(row, peers)).collect();
+        let is_used = |column: &usize| cells.iter().any(|row| !row[*column].is_empty());
+        let used: Vec<usize> = (0..HEADS.len()).filter(is_used).collect();
+        let heads: Vec<_> = used.iter().map(|column| HEADS[*column]).collect();
+        let bench = rows.first().and_then(|row| row["bench"].as_str()).unwrap_or_default();
+        let _ = writeln!(text, "\n**{bench}**\n\n| {} |", heads.join(" | "));
+        let _ = writeln!(text, "|{}", "---|".repeat(used.len()));
+        for row in &cells {
+            let row: Vec<_> = used.iter().map(|column| row[*column].as_str()).collect();
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+        }
     }
     text
+}
+
+fn cells(row: &Value, peers: &Peers<'_>) -> [String; HEADS.len()] {
+    [
+        name_of(row),
+        format!("{} {}", number(row, "figure"), row["unit"].as_str().unwrap_or_default()),
+        match row["spread"].as_array().map(Vec::as_slice) {
+            Some([low, high]) => format!("{} to {}", of(low), of(high)),
+            _ => String::new(),
+        },
+        wanted(row),
+        pair(row, "client_cpu_seconds", "server_cpu_seconds", " + ", 1.0),
+        pair(row, "client_peak_bytes", "server_peak_bytes", ", ", 1e6),
+        share(row, "sent_bytes"),
+        share(row, "stored_bytes"),
+        beside(row),
+        beside_peers(row, peers),
+    ]
 }
 
 /// Rows of a short run say so.
@@ -178,10 +202,11 @@ fn beside_peers(row: &Value, peers: &Peers<'_>) -> String {
 /// A bar for each rate, a mark for its limit, a dot for the best peer.
 fn plot(rows: &[Value], peers: &Peers<'_>) -> String {
     let is_shown = |row: &&Value| {
-        row["unit"] == "MB/s" && row["is_reference"] != true && row["bench"] != "scaling"
+        let is_ours = !["scaling", "budget"].iter().any(|bench| row["bench"] == *bench);
+        row["unit"] == "MB/s" && row["is_reference"] != true && is_ours
     };
     let shown: Vec<&Value> = rows.iter().filter(is_shown).collect();
-    let rates = shown.iter().flat_map(|row| [row["figure"].as_f64(), row["wanted"].as_f64()]);
+    let rates = shown.iter().flat_map(|row| [row["figure"].as_f64(), limit_of(row, rows)]);
     let most = rates.flatten().fold(1.0, f64::max) * 1.05;
     let x = |rate: f64| LABEL_WIDTH + PLOT_WIDTH * (rate / most).min(1.0);
     let (width, mut y) = (LABEL_WIDTH + PLOT_WIDTH + RIGHT_WIDTH, HEAD_HEIGHT);
@@ -190,8 +215,9 @@ fn plot(rows: &[Value], peers: &Peers<'_>) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
-         <text x=\"10\" y=\"18\" font-size=\"14\">MB/s, medians. Line: the machine with the same \
-         bytes (> where it is off the plot), else the target. Ring: the best peer.</text>\n"
+         <text x=\"10\" y=\"16\" font-size=\"14\">MB/s, medians; figure / limit</text>\n\
+         <text x=\"10\" y=\"34\">line: what the budget predicts, else the machine with the same \
+         bytes, else the target; ring: the best peer</text>\n"
     );
     for row in shown {
         let figure = row["figure"].as_f64().unwrap_or(0.0);
@@ -206,7 +232,7 @@ fn plot(rows: &[Value], peers: &Peers<'_>) -> String {
             escape(&name_of(row)),
             x(figure) - LABEL_WIDTH,
         );
-        let limit = row["reference_figure"].as_f64().or_else(|| row["wanted"].as_f64());
+        let limit = limit_of(row, rows);
         if let Some(limit) = limit {
             let at = x(limit);
             let _ = writeln!(
@@ -226,8 +252,7 @@ fn plot(rows: &[Value], peers: &Peers<'_>) -> String {
                 x(rate)
             );
         }
-        let beyond = if limit.is_some_and(|limit| limit > most) { "&gt; " } else { "" };
-        let limit = limit.map_or(String::new(), |limit| format!(" / {beyond}{}", digits(limit)));
+        let limit = limit.map_or(String::new(), |limit| format!(" / {}", digits(limit)));
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{}\">{}{limit}</text>",
@@ -239,6 +264,14 @@ fn plot(rows: &[Value], peers: &Peers<'_>) -> String {
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+fn limit_of(row: &Value, rows: &[Value]) -> Option<f64> {
+    let name = format!("predicted: {}", row["scenario"].as_str()?);
+    let is_ours = row["bench"] == "end_to_end";
+    let predicted = rows.iter().find(|other| is_ours && other["scenario"] == name.as_str());
+    let predicted = predicted.and_then(|other| other["figure"].as_f64());
+    predicted.or_else(|| row["reference_figure"].as_f64()).or_else(|| row["wanted"].as_f64())
 }
 
 fn count(length: usize) -> f64 {

@@ -32,6 +32,8 @@ pub struct Row {
     pub plaintext_bytes: u64,
     /// Of the client process, or of what the row is about.
     pub seconds: f64,
+    /// The client's own count of its time, without its start and its end.
+    pub own_seconds: Option<f64>,
     /// User and kernel time of the client.
     pub client_cpu_seconds: f64,
     /// User and kernel time of the server meanwhile.
@@ -73,6 +75,7 @@ impl Row {
         let row = Self {
             sent_bytes: Some(number("sent_bytes")?),
             stored_bytes: Some(number("sent_sealed_bytes")?),
+            own_seconds: Some(as_f64(number("elapsed_ms")?) / 1e3),
             ..self
         };
         Ok(row.rate_of(number("plaintext_bytes")?))
@@ -119,6 +122,7 @@ impl Row {
             "wanted_is": direction,
             "is_reached": self.is_reached(),
             "seconds": self.seconds,
+            "own_seconds": self.own_seconds,
             "plaintext_bytes": self.plaintext_bytes,
             "client_cpu_seconds": self.client_cpu_seconds,
             "server_cpu_seconds": self.server_cpu_seconds,
@@ -166,7 +170,8 @@ pub fn publish(place: &Place, bench: &str, runs: usize, rows: &[Row]) -> Result<
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or(Value::Null);
     let others = kept["rows"].as_array().cloned().unwrap_or_default();
-    let mut all: Vec<Value> = others.into_iter().filter(|row| row["bench"] != bench).collect();
+    let is_kept = |row: &Value| row["bench"].is_string() && row["bench"] != bench;
+    let mut all: Vec<Value> = others.into_iter().filter(is_kept).collect();
     all.extend(rows.iter().map(|row| {
         let mut json = row.to_json(bench);
         json["runs"] = json!(runs);
