@@ -1,9 +1,10 @@
 //! Question: what does an index of 10^8 chunks cost those who ask, whoever starts the server, and
 //! its memory?
 //!
-//! Expected: a question of 8192 digests is sorted and read in one pass; a digest that is known costs
-//! a filter, a block of the index and its decompression, some microseconds, so 200 000 a second or
-//! more on two cores while hot blocks are in the page cache; one that is unknown costs the filter.
+//! Expected: a question of 8192 digests is sorted and read in one pass; a digest that is known
+//! costs a filter, a block of the index and its decompression, some microseconds, so 200 000 a
+//! second or more on two cores while hot blocks are in the page cache; one that is unknown costs
+//! the filter.
 //! Opening compares the catalogue with the files, a row a segment, and reads no index: below 5 s.
 //! Memory is the block cache, the filters and indexes of the tables in it: below 2 GB.
 //!
@@ -14,7 +15,8 @@
 //! Made-up envelopes of 100 bytes with made-up digests go straight into the store of a data folder
 //! that a client was enrolled on. Then `strongroomd` serves the folder, from a cold cache, and the
 //! client's own session asks over TLS what the server has, 8 questions at a time. Last, that client
-//! backs up the first 200 MB of a dump. 10^8 chunks take 25 GB of disk and half an hour or so to make.
+//! backs up the first 200 MB of a dump. 10^8 chunks take 25 GB of disk and half an hour or so to
+//! make.
 
 mod harness;
 
@@ -160,7 +162,7 @@ async fn ask(home: &Path, first: u64, chunks: u64) -> Result<(u64, f64), Failure
             let mut asked = 0;
             while began.elapsed() < ASK_FOR {
                 let number = |at: u64| {
-                    let spread = (task << 32 | asked + at).wrapping_mul(SPREAD);
+                    let spread = ((task << 32) | (asked + at)).wrapping_mul(SPREAD);
                     digest(first + spread % chunks)
                 };
                 let digests: Vec<_> = (0..u64::from(HAVE_MAX_COUNT)).map(number).collect();
