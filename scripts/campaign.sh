@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} SEED=${SEED:-1}
 case ${1:-} in
   campaign-kills) export KILLS=${KILLS:-1000} test=survives_kill ;;
-  campaign-replica-kills) export KILLS=${KILLS:-200} test=replica_survives_kills ;;
+  campaign-replica-kills) export KILLS=${KILLS:-200} test=nothing_is_lost_or_torn ;;
   campaign-locks) export OPS=${OPS:-1000000} test=promises_hold_whatever_happens ;;
   *) echo "usage: $0 campaign-kills|campaign-replica-kills|campaign-locks" >&2; exit 2 ;;
 esac
@@ -21,6 +21,11 @@ binary=$(cargo test --release --workspace --locked --test integration --no-run \
   --message-format=json |
   sed -n 's/.*"executable":"\([^"]*integration-[^"]*\)".*/\1/p' | tail -1)
 cp "$binary" "$folder/integration"
+# A name that fits nothing would pass.
+"$folder/integration" --list "$test" | grep -q ': test$' || {
+  echo "$0: no test is called *$test*" >&2
+  exit 1
+}
 # Where memory has a folder, it spares the disk.
 if [ "$1" = campaign-locks ] && [ -d /dev/shm ]; then export TMPDIR=/dev/shm; fi
 "$folder/integration" --nocapture --test-threads=1 "$test"

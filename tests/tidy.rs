@@ -48,7 +48,10 @@ const BANS: [Ban; 13] = [
         allowed: &[
             "client/src/connection.rs",
             "client/src/transport.rs",
+            "server/src/answering.rs",
+            "server/src/feed/connection.rs",
             "server/src/handler/",
+            "server/src/lent.rs",
             "server/src/listener.rs",
             "server/src/probes.rs",
             "server/src/replica/peer.rs",

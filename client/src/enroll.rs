@@ -37,7 +37,7 @@ use crate::profile::{
 };
 use crate::tls::Pin;
 use crate::transport::{Body, Client, Endpoint, parse_json};
-use crate::trust::{fetch_descriptor, fetch_signed_descriptor, open_wrapped_secret};
+use crate::trust::{ReadAccess, fetch_descriptor, fetch_signed_descriptor, open_wrapped_secret};
 
 /// Longest answer to identity and enrolment, in bytes.
 const ANSWER_MAX_BYTES: u64 = 64 * 1024;
@@ -66,7 +66,34 @@ impl EnrollOptions {
         self.second_of.as_ref().map_or(0, |first| first.settings().descriptor_version)
     }
 
+    /// A further backup machine can do nothing on a server that the descriptor does not name, and a
+    /// token works once: so the kit asks first.
+    async fn ask_with_kit(&self) -> Result<(), ClientError> {
+        let Some(kit) = self.kit.as_ref().filter(|_| self.token.role == Role::Backup) else {
+            return Ok(());
+        };
+        let mut connect = self.connect.clone();
+        if connect.servers.is_empty() {
+            connect.servers = parse_addresses(&self.token.addresses)?;
+        }
+        let asked = ReadAccess::with_kit(kit, &connect, false).await;
+        asked.map(drop).map_err(|error| match error {
+            ClientError::Untrusted(why) => ClientError::Untrusted(format!(
+                "{why}. If it is the replica of that server: promote it first, or enrol with the \
+                 other one. The token was not used"
+            )),
+            error => error,
+        })
+    }
+
     fn check(&self) -> Result<(), ClientError> {
+        if self.token.role == Role::Feeder {
+            return Err(ClientError::Usage(
+                "the token is for a server that lends its connections: use it there, with \
+                 strongroomd feed add --token TOKEN"
+                    .into(),
+            ));
+        }
         match &self.second_of {
             Some(first) => check_second(&self.token, first),
             None => check_kit(&self.token, self.kit.as_ref()),
@@ -133,6 +160,7 @@ pub async fn enroll(
         _ => None,
     };
     options.check()?;
+    options.ask_with_kit().await?;
 
     let identity = folder.tls_identity()?;
     let signing_key = folder.signing_key()?;

@@ -71,6 +71,19 @@ pub enum ClientError {
     /// No address answers, or the connection broke too often.
     #[error("cannot reach the server: {0}; check address, network and server, then run again")]
     Unreachable(String),
+    /// The server that takes the backups is down, and the profile's other one may not take them.
+    #[error(
+        "the server that takes the backups ({named}) does not answer. The other one ({other}) \
+         does, but may take none: the namespace's newest descriptor does not name it. If the first \
+         comes back, run again; if it is lost, promote the other, then run again: \"When the first \
+         site is gone\" in docs/operations.md"
+    )]
+    NotPromoted {
+        /// Addresses of the server that the descriptor names.
+        named: String,
+        /// Addresses of the other.
+        other: String,
+    },
     /// The session cannot go on, but nothing that arrived is lost.
     #[error("{0}; run the same command again, it re-sends only what is missing")]
     SessionLost(String),
@@ -153,7 +166,10 @@ impl ClientError {
         match self {
             Self::Usage(_) => ExitCode::Usage,
             Self::Server(body) => exit_code_of(body.code),
-            Self::Unreachable(_) | Self::SessionLost(_) | Self::Interrupted => ExitCode::Temporary,
+            Self::Unreachable(_)
+            | Self::NotPromoted { .. }
+            | Self::SessionLost(_)
+            | Self::Interrupted => ExitCode::Temporary,
             Self::Untrusted(_) | Self::Unproven(_) => ExitCode::Untrusted,
             Self::DumpFailed(_) => ExitCode::DumpFailed,
             Self::History(_) => ExitCode::History,

@@ -33,6 +33,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::SegmentDropped { .. } => "segment_dropped",
         Event::Configured { .. } => "configured",
         Event::PrimaryAdded { .. } => "primary_added",
+        Event::FeedAdded { .. } => "feed_added",
         Event::PrimaryFollowed { .. } => "primary_followed",
         Event::PrimaryRefused { .. } => "primary_refused",
         Event::PrimaryRemoved { .. } => "primary_removed",
@@ -192,6 +193,10 @@ fn replica_words(event: &Event) -> String {
         Event::PrimaryAdded { ledger_key, principal, .. } => {
             format!("follows primary {} from now on, as its {principal}", short(&ledger_key.0))
         }
+        Event::FeedAdded { ledger_key, principal, .. } => format!(
+            "lends its connections to server {} from now on, which follows it as {principal}",
+            short(&ledger_key.0)
+        ),
         Event::PrimaryFollowed { ledger_key, size, root } => format!(
             "took over what primary {} had at {size} entries (root {})",
             short(&ledger_key.0),

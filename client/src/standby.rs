@@ -11,6 +11,9 @@
 //! first server that is merely slow loses nothing to the second, one that comes back after the
 //! namespace has moved is not believed, and a second that was not promoted gets no backups.
 //!
+//! If that one is down and the other answers, the run ends after a few tries and says what to do:
+//! waiting longer would not help where somebody has to decide.
+//!
 //! Reading is another matter: every byte is verified, so where the named server does not answer,
 //! the other one is read from, and says no more than that its state may be old.
 
@@ -19,7 +22,7 @@ use std::time::Duration;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::error::ClientError;
 use crate::profile::{ConnectOptions, Profile};
@@ -27,6 +30,8 @@ use crate::transport::{Body, RetryPolicy};
 
 /// How long a server may take to say which descriptor it has.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// How often the server that takes the backups is asked while the other one answers.
+const TRIES_MAX: u32 = 3;
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,11 +103,27 @@ pub async fn choose(
         );
         return Ok(Chosen { profile: other, is_replica: true });
     }
-    tracing::warn!(
-        "the server that takes the backups does not answer; the other one does, and takes none \
-         before it is promoted (\"When the first site is gone\" in docs/operations.md)"
-    );
+    if !answers_later(&named, connect).await {
+        let addresses = |profile: &Profile| profile.settings().addresses.join(",");
+        let (named, other) = (addresses(&named), addresses(&other));
+        return Err(ClientError::NotPromoted { named, other });
+    }
     Ok(Chosen { profile: named, is_replica: false })
+}
+
+/// Whether a server that did not answer does so a moment later. With another one at hand, people
+/// must hear soon that they have to decide; whoever has one server waits for it much longer.
+async fn answers_later(profile: &Profile, connect: &ConnectOptions) -> bool {
+    let retry = RetryPolicy { attempts: connect.retry.attempts.min(TRIES_MAX), ..connect.retry };
+    let mut failures = 1;
+    while let Some(pause) = retry.pause(failures) {
+        sleep(pause).await;
+        if ask(profile, connect).await.is_some() {
+            return true;
+        }
+        failures += 1;
+    }
+    false
 }
 
 /// The descriptor that a server has; nothing, if it does not answer with one in time.

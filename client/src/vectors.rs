@@ -440,6 +440,11 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
             tls_key: TlsKeyDigest([34; 32]),
             principal: PRINCIPAL,
         },
+        Event::FeedAdded {
+            ledger_key: PublicKey([61; 32]),
+            tls_key: TlsKeyDigest([62; 32]),
+            principal: PRINCIPAL,
+        },
         Event::PrimaryFollowed { ledger_key: PublicKey([33; 32]), size: 35, root: [36; 32] },
         Event::PrimaryRefused {
             ledger_key: PublicKey([33; 32]),

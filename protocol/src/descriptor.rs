@@ -313,10 +313,11 @@ impl VerifiedDescriptor {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn descriptor(authority: &SigningKey) -> Descriptor {
+    /// A descriptor as good as any, not signed.
+    pub(crate) fn descriptor(authority: &SigningKey) -> Descriptor {
         Descriptor {
             authority: PublicKey(authority.verifying_key().to_bytes()),
             version: 3,

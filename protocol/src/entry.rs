@@ -162,6 +162,9 @@ fn write_replica_event(out: &mut Writer, event: &Event) {
         Event::PrimaryAdded { ledger_key, tls_key, principal } => {
             out.u8(23).raw(&ledger_key.0).raw(&tls_key.0).raw(&principal.0);
         }
+        Event::FeedAdded { ledger_key, tls_key, principal } => {
+            out.u8(29).raw(&ledger_key.0).raw(&tls_key.0).raw(&principal.0);
+        }
         Event::PrimaryFollowed { ledger_key, size, root } => {
             out.u8(24).raw(&ledger_key.0).u64(*size).raw(root);
         }
@@ -320,6 +323,11 @@ fn read_replica_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, Decode
             tls_key: TlsKeyDigest(reader.array()?),
             principal: PrincipalId(reader.array()?),
         },
+        29 => Event::FeedAdded {
+            ledger_key: PublicKey(reader.array()?),
+            tls_key: TlsKeyDigest(reader.array()?),
+            principal: PrincipalId(reader.array()?),
+        },
         24 => Event::PrimaryFollowed {
             ledger_key: PublicKey(reader.array()?),
             size: reader.u64()?,
@@ -422,7 +430,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 36] = [
+    const KINDS: [(u8, usize); 37] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -451,6 +459,7 @@ mod tests {
         (26, 32),
         (27, 40),
         (28, 72),
+        (29, 80),
         (30, 40),
         (31, 72),
         (32, 32),
@@ -497,7 +506,7 @@ mod tests {
     fn the_last_code_of_each_choice_comes_back_and_the_next_is_refused() {
         // Code of the event, place of the field behind it, the field's last code.
         for (code, at, last) in
-            [(2, 16, 6), (8, 32, 3), (10, 32, 2), (16, 8, 2), (17, 0, 11), (38, 8, 2)]
+            [(2, 16, 7), (8, 32, 3), (10, 32, 2), (16, 8, 2), (17, 0, 11), (38, 8, 2)]
         {
             let length = KINDS.iter().find(|(known, _)| *known == code).unwrap().1;
             let mut bytes = of_ones(code, length);

@@ -207,6 +207,15 @@ pub enum Event {
         /// What this server is enrolled as there.
         principal: PrincipalId,
     },
+    /// 29: this server lends its connections to another one, which follows it as a principal here.
+    FeedAdded {
+        /// That server's ledger key, which names it.
+        ledger_key: PublicKey,
+        /// Its TLS key.
+        tls_key: TlsKeyDigest,
+        /// What it is here.
+        principal: PrincipalId,
+    },
     /// 24: snapshots or locks were taken over from a primary, whose ledger went so far then.
     PrimaryFollowed {
         /// The primary.
@@ -273,7 +282,8 @@ pub enum Event {
         /// there is none.
         names: [u8; 32],
     },
-    /// 37: a namespace that was dropped here is taken from a primary again, by command.
+    /// 37: a namespace is taken from a primary again, that was dropped here, by command, or of which
+    /// more than enough was set aside.
     NamespaceReadmitted {
         /// The primary.
         ledger_key: PublicKey,

@@ -125,6 +125,10 @@ pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Most primaries that a server follows.
 pub const PRIMARIES_MAX: u32 = 64;
+/// Most servers that a primary lends its connections to.
+pub const FEEDS_MAX: u32 = 64;
+/// Most connections that wait here, of those that one primary lends.
+pub const LENT_CONNECTIONS_MAX: u32 = 16;
 /// Most namespaces that a primary is narrowed to.
 pub const PRIMARY_FILTER_MAX: u32 = 256;
 /// A replica makes no namespace beyond so many, whatever its primaries say they have.

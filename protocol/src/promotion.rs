@@ -130,9 +130,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::origin_of;
-    use crate::descriptor::{ChunkSizes, Codec, Descriptor};
-    use crate::envelope::Suite;
-    use crate::id::DescriptorDigest;
+    use crate::descriptor::tests::descriptor;
     use crate::signature::sign;
 
     fn public(key: &SigningKey) -> PublicKey {
@@ -143,20 +141,7 @@ mod tests {
         let authority = SigningKey::from_bytes(&[9; 32]);
         let ledger = SigningKey::from_bytes(&[8; 32]);
         let (ledger_key, tls_key) = (public(&ledger), TlsKeyDigest([5; 32]));
-        let descriptor = Descriptor {
-            authority: public(&authority),
-            version: 1,
-            previous: DescriptorDigest([0; 32]),
-            suite: Suite::Blake3ChaCha20Poly1305,
-            chunk_sizes: ChunkSizes::around(64 * 1024).unwrap(),
-            codec: Codec::Zstd(1),
-            epoch: 1,
-            record_key: PublicKey([2; 32]),
-            access_key: PublicKey([3; 32]),
-            recipients: vec!["age1example".into()],
-            ledger_keys: vec![PublicKey([4; 32])],
-            wrapped_secret: vec![5; 100],
-        };
+        let descriptor = descriptor(&authority);
         let digest = vouched_digest(&tls_key, &ledger_key);
         let checkpoint = Checkpoint { origin: origin_of(&ledger_key), size: 7, root: [6; 32] };
         PromotionRequest {
@@ -177,7 +162,7 @@ mod tests {
         let bytes = request.encode();
         assert_eq!(PromotionRequest::decode(&bytes).as_ref(), Ok(&request));
         let verified = request.verify().unwrap();
-        assert_eq!((verified.ledger_size, verified.descriptor.contents().version), (7, 1));
+        assert_eq!((verified.ledger_size, verified.descriptor.contents().version), (7, 3));
         for at in 0..bytes.len() {
             assert!(PromotionRequest::decode(&bytes[..at]).is_err(), "cut at {at}");
         }

@@ -23,6 +23,8 @@ pub enum Role {
     SecurityOfficer,
     /// Copies namespaces to another server.
     Replica,
+    /// Lends its connections to a server that follows it, and nothing else.
+    Feeder,
 }
 
 /// What a route demands.
@@ -60,11 +62,24 @@ pub enum Capability {
     ReadLedger,
     /// See the state of the server and the names of namespaces.
     Observe,
+    /// Lend a connection, over which this server then asks.
+    LendConnection,
 }
 
 impl Role {
     /// All roles, in the order of their codes.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::Backup,
+        Self::Restore,
+        Self::Audit,
+        Self::Operator,
+        Self::SecurityOfficer,
+        Self::Replica,
+        Self::Feeder,
+    ];
+
+    /// Roles that clients have. A feeder is another server.
+    pub const OF_CLIENTS: [Self; 6] = [
         Self::Backup,
         Self::Restore,
         Self::Audit,
@@ -82,6 +97,7 @@ impl Role {
             Self::Operator => 4,
             Self::SecurityOfficer => 5,
             Self::Replica => 6,
+            Self::Feeder => 7,
         }
     }
 
@@ -99,6 +115,7 @@ impl Role {
             Self::Operator => "operator",
             Self::SecurityOfficer => "security-officer",
             Self::Replica => "replica",
+            Self::Feeder => "feeder",
         }
     }
 
@@ -156,6 +173,7 @@ impl Role {
                 C::Observe,
                 C::ReadLedger,
             ],
+            Self::Feeder => &[C::LendConnection],
         }
     }
 
@@ -167,7 +185,7 @@ impl Role {
 
 impl Capability {
     /// All capabilities.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Append,
         Self::ReadDescriptor,
         Self::ReadProofs,
@@ -184,6 +202,7 @@ impl Capability {
         Self::TendClock,
         Self::Approve,
         Self::ReadLedger,
+        Self::LendConnection,
     ];
 
     /// The word for documents and metrics.
@@ -205,6 +224,7 @@ impl Capability {
             Self::Approve => "approve",
             Self::ReadLedger => "read-ledger",
             Self::Observe => "observe",
+            Self::LendConnection => "lend-connection",
         }
     }
 }
@@ -219,7 +239,7 @@ impl FromStr for Role {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         Self::ALL.into_iter().find(|role| role.name() == text).ok_or(ParseIdError(
-            "role (backup, restore, audit, operator, security-officer or replica)",
+            "role (backup, restore, audit, operator, security-officer, replica or feeder)",
         ))
     }
 }

@@ -8,6 +8,9 @@ use crate::limits::{
 use crate::role::Capability;
 use crate::tile::{Tile, TileContent};
 
+/// What a lent connection is upgraded to (RFC 9110, 7.8): HTTP/1.1 with the roles turned round.
+pub const LEND_PROTOCOL: &str = "strongroom-lend/1";
+
 /// A parsed request line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -75,6 +78,8 @@ pub enum Route {
     ReportHead,
     /// `GET /v1/statements/{leaf}`: the words that an entry holds the digest of
     Statement(u64),
+    /// `POST /v1/lend`: turns the connection round; from the answer on, this server asks over it
+    Lend,
 }
 
 /// Who may use a route.
@@ -96,6 +101,7 @@ impl Route {
         let route = match (method, segments.as_slice()) {
             ("GET", ["identity"]) => Self::Identity,
             ("POST", ["enroll"]) => Self::Enroll,
+            ("POST", ["lend"]) => Self::Lend,
             ("GET", ["status"]) => Self::Status,
             ("GET", ["namespaces"]) => Self::Namespaces,
             ("GET", ["checkpoint"]) => Self::Checkpoint,
@@ -172,6 +178,7 @@ impl Route {
         match self {
             Self::Identity => "/v1/identity".into(),
             Self::Enroll => "/v1/enroll".into(),
+            Self::Lend => "/v1/lend".into(),
             Self::Status => "/v1/status".into(),
             Self::Namespaces => "/v1/namespaces".into(),
             Self::Checkpoint => "/v1/checkpoint".into(),
@@ -208,6 +215,7 @@ impl Route {
         match self {
             Self::Identity => "identity",
             Self::Enroll => "enroll",
+            Self::Lend => "lend",
             Self::Status => "status",
             Self::Namespaces => "namespaces",
             Self::Checkpoint => "checkpoint",
@@ -273,6 +281,7 @@ impl Route {
             Self::Record(..) => Access::Needs(Capability::ReadRecords),
             Self::Forget(..) => Access::Needs(Capability::Forget),
             Self::Read(_) => Access::Needs(Capability::ReadEnvelopes),
+            Self::Lend => Access::Needs(Capability::LendConnection),
         }
     }
 
@@ -291,7 +300,8 @@ impl Route {
             | Self::Consistency(_)
             | Self::Tile(_)
             | Self::Statement(_)
-            | Self::ReportHead => None,
+            | Self::ReportHead
+            | Self::Lend => None,
             Self::Descriptor(ns)
             | Self::OpenSession(ns)
             | Self::Have(ns, _)
@@ -337,7 +347,7 @@ impl Route {
     }
 
     /// One route of each kind, for tests that iterate over the table.
-    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 32] {
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 33] {
         [
             Self::Identity,
             Self::Enroll,
@@ -371,6 +381,7 @@ impl Route {
             Self::Tile(Tile { content: TileContent::Entries, index: 0, width: 1 }),
             Self::ReportHead,
             Self::Statement(1),
+            Self::Lend,
         ]
     }
 }

@@ -10,27 +10,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
+use strongroom_protocol::id::Label;
 use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
-use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
-use strongroom_protocol::role::Role;
+use strongroom_protocol::message::HexBytes;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 
+use crate::admin_messages::{AdminAnswer, AdminRequest};
 use crate::error::ServerError;
-use crate::followers::PrimaryStatus;
-use crate::gc::{Collector, CycleReport};
+use crate::feed;
+use crate::gc::Collector;
 use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
-use crate::replica::import::{ImportReport, NewImport};
+use crate::replica::import::NewImport;
 use crate::repository::Repository;
-use crate::repository::descriptors::Move;
-use crate::repository::enrolment::{PrincipalSummary, TokenRequest};
-use crate::scrub::{self, ScrubReport};
-use crate::seed::export::{ExportReport, Wanted, export};
+use crate::repository::enrolment::TokenRequest;
+use crate::scrub;
+use crate::seed::export::{Wanted, export};
 use crate::stop::{self, Stop};
 
 const SOCKET_FILE: &str = "admin.sock";
@@ -38,233 +36,6 @@ const SOCKET_FILE: &str = "admin.sock";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest answer that a command reads.
 const ANSWER_MAX_BYTES: u64 = 64 * 1024 * 1024;
-
-/// What can be asked.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub enum AdminRequest {
-    /// Make a token.
-    Token {
-        /// Namespace, for roles of one.
-        namespace: Option<Label>,
-        /// Role.
-        role: Role,
-        /// For people.
-        display_name: String,
-        /// Life of the token.
-        ttl_seconds: u64,
-    },
-    /// List principals.
-    Principals,
-    /// Revoke a principal.
-    Revoke {
-        /// Whom.
-        principal: PrincipalId,
-    },
-    /// List namespaces.
-    Namespaces,
-    /// Remove a namespace that holds no snapshot.
-    DropNamespace {
-        /// Its name.
-        namespace: Label,
-    },
-    /// State of the server.
-    Status,
-    /// State of the retention clock.
-    Clock,
-    /// Run a collection cycle now.
-    Collect,
-    /// How collection stands.
-    CollectionStatus,
-    /// Hash all that is stored now.
-    Scrub,
-    /// How scrub stands.
-    ScrubStatus,
-    /// Become a replica of another server.
-    ReplicaAdd {
-        /// Made by that server, for role `replica`.
-        token: String,
-        /// What to call it.
-        name: Option<Label>,
-        /// Namespaces to follow; all, where it is empty.
-        only: Vec<Label>,
-        /// Ask it only for what is damaged here.
-        is_repair_only: bool,
-    },
-    /// Which servers are followed.
-    ReplicaList,
-    /// How following them goes.
-    ReplicaStatus,
-    /// Pause following a server, or go on.
-    ReplicaPause {
-        /// Its name here.
-        name: Label,
-        /// Pause.
-        is_paused: bool,
-    },
-    /// Write what this server has to a folder.
-    Export {
-        /// The folder.
-        to: PathBuf,
-        /// Namespaces; all, where it is empty.
-        only: Vec<Label>,
-    },
-    /// Take in what another server wrote to a folder.
-    Import {
-        /// The folder.
-        from: PathBuf,
-        /// The ledger key of that server, where it is not known here.
-        ledger_key: Option<PublicKey>,
-        /// What to call it here.
-        name: Option<Label>,
-    },
-    /// Follow other namespaces of a server.
-    ReplicaOnly {
-        /// Its name here.
-        name: Label,
-        /// Namespaces to follow; all, where it is empty.
-        only: Vec<Label>,
-    },
-    /// Take a namespace again that was dropped here.
-    ReplicaTakeAgain {
-        /// Name of the server here.
-        name: Label,
-        /// The name that the namespace had here, or its id.
-        namespace: String,
-    },
-    /// Follow a server no more; what came from it stays.
-    ReplicaRemove {
-        /// Its name here.
-        name: Label,
-    },
-    /// Say what whoever keeps a namespace's authority key needs, to move it here.
-    PromotionRequest {
-        /// The namespace's name here.
-        namespace: Label,
-    },
-    /// Take a descriptor: from it on the namespace's backups come here, or no longer.
-    MoveNamespace {
-        /// The namespace's name here.
-        namespace: Label,
-        /// Whether it comes or goes.
-        wanted: Move,
-        /// The descriptor.
-        descriptor: HexBytes,
-    },
-}
-
-/// What is answered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "answer", rename_all = "snake_case")]
-pub enum AdminAnswer {
-    /// A token's text.
-    Token {
-        /// To be handed to whoever enrols.
-        token: String,
-    },
-    /// Principals.
-    Principals {
-        /// All, revoked ones included.
-        principals: Vec<PrincipalSummary>,
-    },
-    /// Namespaces.
-    Namespaces {
-        /// All.
-        namespaces: Vec<NamespaceRow>,
-    },
-    /// State of the server.
-    Status {
-        /// The state.
-        status: Status,
-    },
-    /// State of the retention clock.
-    Clock {
-        /// The state.
-        status: ClockStatus,
-    },
-    /// What a collection cycle found and did.
-    Collected {
-        /// The report.
-        report: CycleReport,
-    },
-    /// How collection stands; times are seconds of the retention clock since 1970.
-    Collection {
-        /// Number of the newest cycle.
-        generation: u64,
-        /// When it began.
-        began_seconds: u64,
-        /// Number of the newest cycle that went through.
-        completed: u64,
-        /// When that was.
-        completed_seconds: u64,
-    },
-    /// How scrub stands, or what a pass found.
-    Scrubbed {
-        /// The report.
-        report: ScrubReport,
-    },
-    /// A server is followed from now on.
-    ReplicaAdded {
-        /// Its name here.
-        name: Label,
-    },
-    /// Which servers are followed.
-    Primaries {
-        /// All.
-        primaries: Vec<PrimaryStatus>,
-    },
-    /// How following them goes.
-    Following {
-        /// All.
-        primaries: Vec<PrimaryStatus>,
-    },
-    /// What whoever keeps the authority key needs.
-    PromotionRequest {
-        /// The request, encoded.
-        request: HexBytes,
-    },
-    /// The same, once it is in a file.
-    RequestWritten {
-        /// Which file.
-        file: PathBuf,
-        /// The namespace's name here.
-        namespace: Label,
-        /// This server's ledger key, by which people know it.
-        ledger_key: PublicKey,
-        /// Where clients reach it.
-        addresses: String,
-        /// Version of the newest descriptor here.
-        descriptor_version: u64,
-        /// Snapshots of the namespace.
-        snapshots: u64,
-    },
-    /// A descriptor is the newest here.
-    Moved {
-        /// The namespace's name here.
-        namespace: Label,
-        /// Whether it came or went.
-        wanted: Move,
-        /// Version of the descriptor.
-        version: u64,
-    },
-    /// An export is written.
-    Exported {
-        /// What it did.
-        report: ExportReport,
-    },
-    /// An export is taken in.
-    Imported {
-        /// What that did.
-        report: ImportReport,
-    },
-    /// Done.
-    Done,
-    /// Refused.
-    Refused {
-        /// Why, and what to do.
-        message: String,
-    },
-}
 
 /// Carries out a command.
 pub fn execute(
@@ -318,7 +89,7 @@ pub fn execute(
     })
 }
 
-/// Carries out a command about primaries.
+/// Carries out a command about primaries, and about servers that follow this one.
 fn execute_replica(
     repository: &Arc<Repository>,
     request: AdminRequest,
@@ -348,6 +119,22 @@ fn execute_replica(
         }
         AdminRequest::ReplicaRemove { name } => {
             replica::remove(repository, &name)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::FeedAdd { token, name } => {
+            // Nobody gives this signal: the command ends by its own timeouts.
+            let (stopper, stop) = stop::signal();
+            let outcome = run_here(feed::enrol::add(repository, &token, name, stop));
+            drop(stopper);
+            AdminAnswer::FeedAdded { name: outcome? }
+        }
+        AdminRequest::FeedList => AdminAnswer::Feeds { feeds: repository.feed_statuses()? },
+        AdminRequest::FeedPause { name, is_paused } => {
+            repository.pause_feed(&name, is_paused)?;
+            AdminAnswer::Done
+        }
+        AdminRequest::FeedRemove { name } => {
+            feed::remove(repository, &name)?;
             AdminAnswer::Done
         }
         // The others are carried out by the caller.

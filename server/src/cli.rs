@@ -9,11 +9,13 @@ use strongroom_protocol::id::{Label, PrincipalId};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use strongroom_protocol::role::Role;
 
-use crate::admin::{self, AdminAnswer, AdminRequest};
+use crate::admin;
+use crate::admin_messages::{AdminAnswer, AdminRequest};
 use crate::admin_text::{clock_text, cycle_text, instant, instant_of, status_text};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Period};
 use crate::error::ServerError;
+use crate::feed_cli::{FeedCommand, feed_text};
 use crate::folder::Folder;
 use crate::promote_cli::{Demote, Promote, moved_text};
 use crate::replica_cli::{ReplicaCommand, primary_line, primary_text};
@@ -77,13 +79,13 @@ enum Command {
         #[command(flatten)]
         folder: Folder,
         /// Namespace of the principal; made by its first client. Left out for operator,
-        /// security-officer, audit and replica
+        /// security-officer, audit, replica and feeder
         #[arg(long, value_name = "NAME")]
         namespace: Option<Label>,
-        /// backup, restore, audit, operator, security-officer or replica
+        /// backup, restore, audit, operator, security-officer, replica or feeder
         #[arg(long)]
         role: Role,
-        /// Name for people, shown by `principals list`
+        /// Name for people, shown by `principals list`; for role feeder, what to call that primary
         #[arg(long, default_value = "", hide_default_value = true)]
         name: String,
         /// How long the token lives, at most 24h
@@ -122,6 +124,11 @@ enum Command {
     Replica {
         #[command(subcommand)]
         command: ReplicaCommand,
+    },
+    /// Dial servers that follow this one and cannot dial it: they ask over these connections
+    Feed {
+        #[command(subcommand)]
+        command: FeedCommand,
     },
     /// Hash all that is stored, and say what is damaged
     Scrub {
@@ -223,6 +230,10 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             ask_or_open(&folder, AdminRequest::Clock)
         }
         Command::Replica { command } => {
+            let (folder, request) = command.request()?;
+            ask_or_open(&folder, request)
+        }
+        Command::Feed { command } => {
             let (folder, request) = command.request()?;
             ask_or_open(&folder, request)
         }
@@ -399,12 +410,18 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// What commands about primaries and scrub are answered.
+/// What commands about primaries, feeds and scrub are answered.
 fn print_replica(answer: &AdminAnswer) {
     match answer {
         AdminAnswer::Scrubbed { report } => say(&scrub_text(report, instant_of)),
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
+        }
+        AdminAnswer::FeedAdded { name } => {
+            say(&format!("connections are lent to {name} while the server runs\n"));
+        }
+        AdminAnswer::Feeds { feeds } => {
+            feeds.iter().for_each(|feed| say(&feed_text(feed, instant)));
         }
         AdminAnswer::Primaries { primaries } => {
             primaries.iter().for_each(|primary| say(&primary_line(primary)));

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use strongroom_protocol::limits::HAVE_MAX_COUNT;
+use strongroom_protocol::limits::{HAVE_MAX_COUNT, LENT_CONNECTIONS_MAX};
 use strongroom_protocol::policy::{Policy, Quota};
 use strongroom_protocol::retention::{RetentionMode, RetentionRule};
 
@@ -33,6 +33,8 @@ pub struct Config {
     pub scrub: ScrubConfig,
     /// Following other servers.
     pub replica: ReplicaConfig,
+    /// Lending connections to servers that follow this one.
+    pub feed: FeedConfig,
     /// Limits against hostile or broken peers.
     pub limits: LimitConfig,
 }
@@ -91,6 +93,14 @@ pub struct ScrubConfig {
     pub interval: Period,
     /// Share of the time that a pass works; for the rest it sleeps.
     pub pace: f64,
+}
+
+/// Lending connections to servers that follow this one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeedConfig {
+    /// So many connections are kept lent to each.
+    pub connections: u32,
 }
 
 /// Following other servers.
@@ -184,6 +194,7 @@ impl Default for Config {
             gc: GcConfig::default(),
             scrub: ScrubConfig::default(),
             replica: ReplicaConfig::default(),
+            feed: FeedConfig::default(),
             limits: LimitConfig::default(),
         }
     }
@@ -236,6 +247,12 @@ impl Default for ReplicaConfig {
             patience: Period::seconds(60),
             pending_max: 4096,
         }
+    }
+}
+
+impl Default for FeedConfig {
+    fn default() -> Self {
+        Self { connections: 4 }
     }
 }
 
@@ -298,6 +315,9 @@ impl Config {
             return Err("scrub.pace: must be between 0.01 and 1".into());
         }
         config.replica.check()?;
+        if config.feed.connections == 0 || config.feed.connections > LENT_CONNECTIONS_MAX {
+            return Err("feed.connections: must be between 1 and 16".into());
+        }
         if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
             return Err("limits: connections and sessions_per_principal must not be 0".into());
         }

@@ -4,11 +4,12 @@
 //! |---|---|---|
 //! | damage | ns u32, SealedDigest | [`DamageRow`]: the index row is marked |
 //! | ledger | `scrub` | [`ScrubRow`] |
+//! | ledger | `scrub-told` | [`Told`] |
 //!
 //! Both are written by decisions only. The counts are loaded at open and changed after each
 //! decision that changes the rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -55,6 +56,10 @@ pub struct ScrubRow {
     /// Of them, those that became whole again.
     pub repaired_total: u64,
 }
+
+/// Problems that scrub found and told, so that the next pass does not tell them again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told(BTreeSet<[u8; 16]>);
 
 /// Known damage, in memory.
 #[derive(Debug, Default)]
@@ -128,6 +133,41 @@ impl ScrubRow {
     }
 }
 
+impl Told {
+    /// Key of the one row, in family `ledger`.
+    pub const KEY: &[u8] = b"scrub-told";
+    /// Problems that are remembered; those beyond are told in each pass.
+    const MAX: u32 = 4096;
+
+    /// Adds what is wrong with `thing`; whether that is news.
+    pub fn add(&mut self, thing: &str) -> bool {
+        let digest = blake3::hash(thing.as_bytes());
+        let name = digest.as_bytes().first_chunk().copied().unwrap_or_default();
+        let has_room = u32::try_from(self.0.len()).is_ok_and(|count| count < Self::MAX);
+        !self.0.contains(&name) && (!has_room || self.0.insert(name))
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RTP1");
+        out.count(self.0.len());
+        for name in &self.0 {
+            out.raw(name);
+        }
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("told problems", bytes);
+        reader.magic(b"RTP1")?;
+        let count = reader.count(Self::MAX)?;
+        let names = (0..count).map(|_| reader.array()).collect::<Result<_, _>>()?;
+        reader.finish()?;
+        Ok(Self(names))
+    }
+}
+
 impl KnownDamage {
     /// Damaged envelopes of a namespace.
     pub fn count_in(&self, ns: u32) -> u64 {
@@ -185,6 +225,20 @@ mod tests {
         let digest = SealedDigest([7; 32]);
         assert_eq!(DamageRow::parse_key(&DamageRow::key(9, &digest)), Ok((9, digest)));
         assert!(DamageRow::parse_key(&[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn a_problem_is_told_once() {
+        let mut told = Told::default();
+        assert!(told.add("one") && told.add("two") && !told.add("one"));
+        assert_eq!(Told::decode(&told.encode()), Ok(told.clone()));
+        assert!(Told::decode(&told.encode()[1..]).is_err());
+        for number in 0..Told::MAX {
+            told.add(&number.to_string());
+        }
+        // Where there is no room, twice is better than never.
+        assert!(told.add("more") && told.add("more") && !told.add("two"));
+        assert_eq!(Told::decode(&told.encode()), Ok(told));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
 
+use crate::feeds::Feeds;
+use crate::lent::LentConnections;
 use crate::stop::{self, Stop, Stopper};
 
 /// How it stands with a primary.
@@ -95,10 +97,13 @@ pub struct PrimaryStatus {
     pub trouble: String,
 }
 
-/// Progress of all primaries, and what imports and exports under way need to know of each other.
+/// Progress of all primaries, what is lent here and from here, and what imports and exports under
+/// way need to know of each other.
 pub struct Followers {
     progress: Mutex<BTreeMap<Label, Progress>>,
     importing: Mutex<BTreeSet<PublicKey>>,
+    lent: LentConnections,
+    feeds: Feeds,
     stopper: Stopper,
     stop: Stop,
 }
@@ -112,7 +117,14 @@ pub struct Importing<'a> {
 impl Default for Followers {
     fn default() -> Self {
         let (stopper, stop) = stop::signal();
-        Self { progress: Mutex::default(), importing: Mutex::default(), stopper, stop }
+        Self {
+            progress: Mutex::default(),
+            importing: Mutex::default(),
+            lent: LentConnections::default(),
+            feeds: Feeds::default(),
+            stopper,
+            stop,
+        }
     }
 }
 
@@ -123,14 +135,25 @@ impl Followers {
         is_first.then_some(Importing { followers: self, ledger_key })
     }
 
-    /// Ends imports and exports that are under way.
+    /// Ends imports and exports that are under way, and gives up what is lent.
     pub fn stop(&self) {
         self.stopper.stop();
+        self.lent.close_all();
     }
 
     /// The signal that ends them.
     pub fn stopping(&self) -> Stop {
         self.stop.clone()
+    }
+
+    /// Connections that primaries lend.
+    pub fn lent(&self) -> &LentConnections {
+        &self.lent
+    }
+
+    /// How lending to other servers goes.
+    pub fn feeds(&self) -> &Feeds {
+        &self.feeds
     }
 
     /// What is known of a primary.

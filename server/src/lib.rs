@@ -8,6 +8,7 @@
 //! `docs/architecture.md` has the map, the ranks and the invariants.
 
 pub mod cli;
+pub mod feed_cli;
 pub mod promote_cli;
 pub mod replica_cli;
 pub mod run;
@@ -15,7 +16,11 @@ pub mod scrub_cli;
 pub mod seed_cli;
 
 pub mod admin;
+pub mod admin_messages;
 pub mod admin_text;
+pub mod answering;
+pub mod dial;
+pub mod feed;
 pub mod listener;
 pub mod probes;
 pub mod router;
@@ -42,6 +47,7 @@ pub mod writer;
 pub mod damage;
 pub mod noted;
 pub mod pace;
+pub mod pause;
 pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;
@@ -52,6 +58,8 @@ pub mod clock_state;
 pub mod config;
 pub mod durable;
 pub mod error;
+pub mod feeds;
 pub mod folder;
 pub mod followers;
+pub mod lent;
 pub mod metrics;

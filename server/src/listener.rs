@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,14 +14,12 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::answering::answer_on;
 use crate::handler::Peer;
 use crate::repository::Repository;
-use crate::router::serve;
 use crate::server_keys::pin_of_certificate;
 use crate::stop::Stop;
 
-/// Reads of a connection are this large at most, so that uploads arrive in large pieces.
-const READ_BUFFER_BYTES: usize = 128 * 1024;
 /// One place in so many is for handshakes and for keys that are not enrolled.
 const STRANGER_SHARE: usize = 8;
 
@@ -86,7 +82,7 @@ async fn connection(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
     stranger: OwnedSemaphorePermit,
-    mut stop: Stop,
+    stop: Stop,
 ) {
     let limits = &repository.config().limits;
     if stream.set_nodelay(true).is_err() {
@@ -105,23 +101,7 @@ async fn connection(
         Some(_) => None,
         None => Some(stranger),
     };
-    let service = service_fn(|request| serve(repository.clone(), peer.clone(), request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head.0)
-        .max_buf_size(READ_BUFFER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = stop.wait() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "connection ended");
-    }
+    answer_on(repository, TokioIo::new(stream), &peer, limits.head.0, stop).await;
     drop(stranger);
 }
 

@@ -78,6 +78,10 @@ pub struct ReplicaMetrics {
     pub failures: IntCounterVec,
     /// Descriptors that did not come after those that are here.
     pub refused_descriptors: IntCounterVec,
+    /// Connections that are lent now, by the name of who they are lent to.
+    pub lent_connections: IntGaugeVec,
+    /// Connections that could not be lent.
+    pub lending_failures: IntCounterVec,
 }
 
 impl ReplicaMetrics {
@@ -106,6 +110,18 @@ impl ReplicaMetrics {
                 "Descriptors of a primary that do not come after those here",
                 &["primary"],
             )?,
+            lent_connections: gauges_by(
+                r,
+                "feed_connections",
+                "Connections that are lent to a server that follows",
+                "feed",
+            )?,
+            lending_failures: counters(
+                r,
+                "feed_failures_total",
+                "Connections that could not be lent",
+                &["feed"],
+            )?,
         })
     }
 }
@@ -125,6 +141,8 @@ pub struct DamageMetrics {
     pub scrubbed_bytes: IntCounter,
     /// Contradictions that the last pass found and no repair mends.
     pub problems: IntGauge,
+    /// Problems that scrub found and had not told.
+    pub told_problems: IntCounter,
     /// When the last whole pass was through, seconds since 1970.
     pub last_completed: IntGauge,
 }
@@ -138,6 +156,7 @@ impl DamageMetrics {
             scrubs: counters(r, "scrub_passes_total", "Passes of scrub by outcome", &["outcome"])?,
             scrubbed_bytes: counter(r, "scrub_bytes_total", "Bytes that scrub has hashed")?,
             problems: gauge(r, "scrub_problems", "What no repair mends, in the last pass")?,
+            told_problems: counter(r, "scrub_problems_found_total", "Problems that were news")?,
             last_completed: gauge(
                 r,
                 "scrub_last_completed_timestamp_seconds",

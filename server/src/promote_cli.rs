@@ -11,7 +11,7 @@ use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
 use strongroom_protocol::message::HexBytes;
 use strongroom_protocol::promotion::PromotionRequest;
 
-use crate::admin::{AdminAnswer, AdminRequest};
+use crate::admin_messages::{AdminAnswer, AdminRequest};
 use crate::durable;
 use crate::error::ServerError;
 use crate::folder::Folder;

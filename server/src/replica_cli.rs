@@ -6,7 +6,7 @@ use clap::Subcommand;
 use strongroom_protocol::id::Label;
 use strongroom_protocol::limits::TOKEN_MAX_BYTES;
 
-use crate::admin::AdminRequest;
+use crate::admin_messages::AdminRequest;
 use crate::durable;
 use crate::error::ServerError;
 use crate::folder::Folder;
@@ -179,7 +179,7 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
 }
 
 /// A token as it was typed, or the contents of the file that `@FILE` names.
-fn text_of(token: &str) -> Result<String, ServerError> {
+pub fn text_of(token: &str) -> Result<String, ServerError> {
     let Some(path) = token.strip_prefix('@') else { return Ok(token.to_owned()) };
     let bytes = durable::read(Path::new(path))?;
     let is_short = u32::try_from(bytes.len()).is_ok_and(|length| length <= 4 * TOKEN_MAX_BYTES);

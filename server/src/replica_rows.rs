@@ -20,18 +20,30 @@ use strongroom_protocol::retention::Lock;
 
 const WHAT: &str = "primary row";
 
+/// How a primary is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// This server dials it: `host:port`, several with commas.
+    Dialled(String),
+    /// It dials, and lends its connections.
+    Lent,
+    /// Not at all: its exports are taken in.
+    Carried,
+}
+
 /// A server that this one follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrimaryRow {
     /// Its name here.
     pub name: Label,
-    /// `host:port`, several with commas; empty where exports are taken in and nothing is asked.
-    pub addresses: String,
-    /// Pin of its TLS key.
+    /// How it is reached.
+    pub reach: Reach,
+    /// Pin of its TLS key; of the key that it dials with, where it lends its connections.
     pub tls_key: TlsKeyDigest,
     /// Its ledger's key, which names it everywhere.
     pub ledger_key: PublicKey,
-    /// What this server is enrolled as there.
+    /// What this server is enrolled as there; what the primary is enrolled as here, where it lends
+    /// its connections.
     pub principal: PrincipalId,
     /// Namespaces that are followed, by their names there; all, where it is empty.
     pub only: Vec<Label>,
@@ -52,9 +64,10 @@ pub struct PrimaryRow {
     pub reread_to: u64,
     /// Namespaces that were followed before; all, where it is empty.
     pub had: Vec<Label>,
-    /// Namespaces that were dropped here, and are taken again by command.
+    /// Namespaces of which entries were passed over, and that are taken again.
     pub readmitted: Vec<NamespaceId>,
-    /// Namespaces that were dropped here, and that the primary goes on with: they are passed over.
+    /// Namespaces that the primary goes on with, and of which entries were passed over: they were
+    /// dropped here, or moved here and enough of them is set aside.
     pub passed: Vec<NamespaceId>,
     /// It is not followed, only asked for what is damaged here.
     pub is_repair_only: bool,
@@ -92,6 +105,35 @@ pub struct PendingRow {
 }
 
 impl PrimaryRow {
+    /// A primary of which nothing is followed yet, with all its namespaces.
+    pub fn new(
+        name: Label,
+        reach: Reach,
+        tls_key: TlsKeyDigest,
+        ledger_key: PublicKey,
+        principal: PrincipalId,
+    ) -> Self {
+        Self {
+            name,
+            reach,
+            tls_key,
+            ledger_key,
+            principal,
+            only: Vec::new(),
+            is_paused: false,
+            is_refused: false,
+            checkpoint: String::new(),
+            followed: Frontier::default(),
+            clock_seconds: 0,
+            owes_entry: false,
+            reread_to: 0,
+            had: Vec::new(),
+            readmitted: Vec::new(),
+            passed: Vec::new(),
+            is_repair_only: false,
+        }
+    }
+
     /// Whether an entry at `leaf` is taken over that is of a namespace with this name there. One
     /// that the primary does not list is: so nothing is passed over because a list was short.
     pub fn wants(&self, leaf: u64, namespace: &NamespaceId, name: Option<&Label>) -> bool {
@@ -113,7 +155,7 @@ impl PrimaryRow {
 
     /// Whether the row is that of exports.
     pub fn is_import(&self) -> bool {
-        self.addresses.is_empty()
+        self.reach == Reach::Carried
     }
 
     /// The primary as it was enrolled at.
@@ -129,8 +171,13 @@ impl PrimaryRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPM2");
-        out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
+        let mut out = Writer::with_magic(b"RPM3");
+        out.bytes(self.name.as_str().as_bytes());
+        match &self.reach {
+            Reach::Dialled(addresses) => out.u8(1).bytes(addresses.as_bytes()),
+            Reach::Lent => out.u8(2),
+            Reach::Carried => out.u8(3),
+        };
         out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
         write_labels(&mut out, &self.only);
         out.bool(self.is_paused).bool(self.is_refused).bytes(self.checkpoint.as_bytes());
@@ -153,11 +200,18 @@ impl PrimaryRow {
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
-        // Rows of before that have nothing behind `owes`.
-        let is_short = bytes.starts_with(b"RPM1");
-        reader.magic(if is_short { b"RPM1" } else { b"RPM2" })?;
+        // Rows of before: nothing behind `owes` in the first, addresses alone in both.
+        let version = bytes.first_chunk().filter(|magic| [b"RPM1", b"RPM2"].contains(magic));
+        reader.magic(version.unwrap_or(b"RPM3"))?;
+        let is_short = version == Some(b"RPM1");
         let name = read_label(&mut reader)?;
-        let addresses = reader.text(ADDRESS_MAX_BYTES)?.to_owned();
+        let reach = match version {
+            None => read_reach(&mut reader)?,
+            Some(_) => match reader.text(ADDRESS_MAX_BYTES)? {
+                "" => Reach::Carried,
+                addresses => Reach::Dialled(addresses.to_owned()),
+            },
+        };
         let tls_key = TlsKeyDigest(reader.array()?);
         let ledger_key = PublicKey(reader.array()?);
         let principal = PrincipalId(reader.array()?);
@@ -179,7 +233,7 @@ impl PrimaryRow {
         reader.finish()?;
         Ok(Self {
             name,
-            addresses,
+            reach,
             tls_key,
             ledger_key,
             principal,
@@ -275,6 +329,15 @@ fn read_ids(reader: &mut Reader<'_>) -> Result<Vec<NamespaceId>, DecodeError> {
     (0..reader.count(PRIMARY_FILTER_MAX)?).map(|_| Ok(NamespaceId(reader.array()?))).collect()
 }
 
+fn read_reach(reader: &mut Reader<'_>) -> Result<Reach, DecodeError> {
+    Ok(match reader.u8()? {
+        1 => Reach::Dialled(reader.text(ADDRESS_MAX_BYTES)?.to_owned()),
+        2 => Reach::Lent,
+        3 => Reach::Carried,
+        _ => return reader.refuse(),
+    })
+}
+
 fn read_label(reader: &mut Reader<'_>) -> Result<Label, DecodeError> {
     reader.text(LABEL_MAX_BYTES)?.parse().map_err(|_| DecodeError::Value("label"))
 }
@@ -291,41 +354,45 @@ mod tests {
         for leaf in 0..11 {
             followed.push(0, [leaf; 32]);
         }
-        let row = PrimaryRow {
-            name: "head-office".parse().unwrap(),
-            addresses: "10.0.0.1:7443".into(),
-            tls_key: TlsKeyDigest([1; 32]),
-            ledger_key: PublicKey([2; 32]),
-            principal: PrincipalId([3; 16]),
+        let reach = Reach::Dialled("10.0.0.1:7443".into());
+        let (tls_key, ledger_key) = (TlsKeyDigest([1; 32]), PublicKey([2; 32]));
+        let name = "head-office".parse().unwrap();
+        let bare = PrimaryRow {
             only: vec!["erp".parse().unwrap()],
             is_paused: true,
-            is_refused: false,
             checkpoint: "note".into(),
             followed,
             clock_seconds: 4,
             owes_entry: true,
+            ..PrimaryRow::new(name, reach, tls_key, ledger_key, PrincipalId([3; 16]))
+        };
+        let row = PrimaryRow {
             reread_to: 9,
             had: vec!["files".parse().unwrap(), "mail".parse().unwrap()],
             readmitted: vec![NamespaceId([7; 32])],
             passed: vec![NamespaceId([8; 32]), NamespaceId([9; 32])],
             is_repair_only: true,
+            ..bare.clone()
         };
         let back = PrimaryRow::decode(&row.encode()).unwrap();
         assert_eq!(back, row);
         assert_eq!(back.followed.root(), row.followed.root());
-        // A row of before.
-        let bare = PrimaryRow {
-            reread_to: 0,
-            had: Vec::new(),
-            readmitted: Vec::new(),
-            passed: Vec::new(),
-            is_repair_only: false,
-            ..row.clone()
-        };
-        let mut old = bare.encode();
-        old.truncate(old.len() - 8 - 3 * 4 - 1);
-        old[3] = b'1';
-        assert_eq!(PrimaryRow::decode(&old).unwrap(), bare);
+        for reach in [Reach::Lent, Reach::Carried] {
+            let other = PrimaryRow { reach, ..row.clone() };
+            assert_eq!(PrimaryRow::decode(&other.encode()).unwrap(), other);
+        }
+        // Rows of before.
+        let at_reach = 4 + 4 + row.name.as_str().len();
+        let mut second = row.encode();
+        second.remove(at_reach);
+        second[3] = b'2';
+        assert_eq!(PrimaryRow::decode(&second).unwrap(), row);
+        let carried = PrimaryRow { reach: Reach::Carried, ..bare.clone() };
+        let mut first = carried.encode();
+        first.truncate(first.len() - 8 - 3 * 4 - 1);
+        first.splice(at_reach..=at_reach, [0; 4]);
+        first[3] = b'1';
+        assert_eq!(PrimaryRow::decode(&first).unwrap(), carried);
         let pending = PendingRow {
             namespace: NamespaceId([5; 32]),
             record_digest: RecordDigest([6; 32]),

@@ -7,12 +7,12 @@ use hyper::body::Incoming;
 use strongroom_protocol::id::to_hex;
 use strongroom_protocol::route::Route;
 
-use crate::auth::{Authorized, authorize};
+use crate::auth::authorize;
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, clock, json, ledger, refused, retention, session,
-    snapshot,
+    Answer, Peer, RequestBody, binary, blocking, clock, json, ledger, lend, refused, retention,
+    session, snapshot,
 };
 use crate::registry::Principal;
 use crate::repository::Repository;
@@ -53,10 +53,15 @@ async fn dispatch(
     request: Request<Incoming>,
 ) -> Result<Answer, ServerError> {
     let authorized = authorize(repository.registry(), &peer.tls_key, &route)?;
+    if route == Route::Lend {
+        return lend::lend(repository, authorized.principal()?, request).await;
+    }
     let query = request.uri().query().map(str::to_owned);
     let idle = repository.config().limits.body_idle.0;
     let body = RequestBody::new(request.into_body(), route.body_max_bytes(), idle)?;
     match route {
+        // Has its answer already: it takes the connection, not a body.
+        Route::Lend => Err(ServerError::not_found()),
         Route::Identity => json(&repository.identity()),
         Route::Enroll => snapshot::enroll(repository, peer, body).await,
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
@@ -96,22 +101,12 @@ async fn dispatch(
         Route::OpenSession(ns) => {
             session::open(repository, authorized.principal()?.clone(), ns, body).await
         }
-        Route::Have(ns, id)
-        | Route::Prove(ns, id)
-        | Route::Upload(ns, id)
-        | Route::Renew(ns, id)
-        | Route::Close(ns, id)
-        | Route::Commit(ns, id) => {
-            let at = in_session(&authorized, ns, id)?;
-            match route {
-                Route::Have(..) => session::have(repository, at, body).await,
-                Route::Prove(..) => session::prove(repository, at, body).await,
-                Route::Upload(..) => session::upload(repository, at, body).await,
-                Route::Renew(..) => session::renew(repository, at).await,
-                Route::Close(..) => session::close(repository, at).await,
-                _ => session::commit(repository, at, body).await,
-            }
-        }
+        Route::Have(..)
+        | Route::Prove(..)
+        | Route::Upload(..)
+        | Route::Renew(..)
+        | Route::Close(..)
+        | Route::Commit(..) => proceed(repository, authorized.principal()?, route, body).await,
     }
 }
 
@@ -140,12 +135,23 @@ async fn keep(
     }
 }
 
-fn in_session(
-    authorized: &Authorized,
-    namespace: strongroom_protocol::id::NamespaceId,
-    session: strongroom_protocol::id::SessionId,
-) -> Result<InSession, ServerError> {
-    Ok(InSession { principal: authorized.principal()?.clone(), namespace, session })
+/// What happens in a session.
+async fn proceed(
+    repository: &Arc<Repository>,
+    principal: &Principal,
+    route: Route,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let at = |namespace, session| InSession { principal: principal.clone(), namespace, session };
+    match route {
+        Route::Have(ns, id) => session::have(repository, at(ns, id), body).await,
+        Route::Prove(ns, id) => session::prove(repository, at(ns, id), body).await,
+        Route::Upload(ns, id) => session::upload(repository, at(ns, id), body).await,
+        Route::Renew(ns, id) => session::renew(repository, at(ns, id)).await,
+        Route::Close(ns, id) => session::close(repository, at(ns, id)).await,
+        Route::Commit(ns, id) => session::commit(repository, at(ns, id), body).await,
+        _ => Err(ServerError::not_found()),
+    }
 }
 
 /// The one place where an error of a request is logged.

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use crate::error::ServerError;
 use crate::repository::Repository;
 use crate::stop::{self, Stop};
-use crate::{admin, listener, probes, replica, scrub, tls};
+use crate::{admin, feed, listener, probes, replica, scrub, tls};
 
 /// How often silent sessions are ended and gauges refreshed.
 const TICK: Duration = Duration::from_secs(5);
@@ -60,6 +60,7 @@ impl BoundServer {
         let collection = tokio::spawn(collect(repository.clone(), stopped.clone()));
         let scrubbing = tokio::spawn(scrub_when_due(repository.clone(), stopped.clone()));
         let replication = tokio::spawn(replica::run(repository.clone(), stopped.clone()));
+        let feeding = tokio::spawn(feed::run(repository.clone(), stopped.clone()));
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);
@@ -69,7 +70,7 @@ impl BoundServer {
         stopper.stop();
         cycles.stop();
         repository.followers().stop();
-        for task in [clients, probes, admin, ticker, collection, scrubbing, replication] {
+        for task in [clients, probes, admin, ticker, collection, scrubbing, replication, feeding] {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");
             }

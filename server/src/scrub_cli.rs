@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use crate::admin::AdminRequest;
+use crate::admin_messages::AdminRequest;
 use crate::folder::Folder;
 use crate::scrub::ScrubReport;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use strongroom_protocol::id::{Label, PublicKey};
 
-use crate::admin::{AdminAnswer, AdminRequest};
+use crate::admin_messages::{AdminAnswer, AdminRequest};
 use crate::error::ServerError;
 use crate::folder::Folder;
 use crate::seed::check::check;

@@ -16,19 +16,22 @@ use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::ClientError;
 use strongroom_client::keys::EpochKeys;
 use strongroom_client::kit::Kit;
+use strongroom_client::landing::Target;
 use strongroom_client::namespace::NamespaceOptions;
 use strongroom_client::profile::{ConnectOptions, Profile, ProfileFolder};
 use strongroom_client::progress::Monitor;
+use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::sealer::{self, NodeChild, SealedNode};
 use strongroom_client::session::Session;
 use strongroom_client::source::Source;
 use strongroom_client::transport::{Client, RetryPolicy};
 use strongroom_client::tree::{Leaf, SealedRoot, TreeBuilder, join};
+use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::catalogue;
 use strongroom_protocol::descriptor::{Codec, VerifiedDescriptor};
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::frame::prefix;
-use strongroom_protocol::id::{Label, NamespaceId, SealedDigest, SessionNonce};
+use strongroom_protocol::id::{Label, NamespaceId, RecordDigest, SealedDigest, SessionNonce};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{PrivateFields, Record, RecordBody};
@@ -37,7 +40,7 @@ use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::Token;
 use strongroom_server::clock::{Clock, ManualClock};
-use strongroom_server::config::Config;
+use strongroom_server::config::{Config, Period};
 use strongroom_server::repository::enrolment::TokenRequest;
 use strongroom_server::repository::{Repository, Witness};
 use strongroom_server::run::BoundServer;
@@ -139,7 +142,7 @@ impl TestServer {
         let request = TokenRequest {
             namespace: namespace.map(|name| name.parse().unwrap()),
             role,
-            display_name: format!("test {role}"),
+            display_name: format!("test-{role}"),
             ttl_seconds: 3600,
         };
         self.repository.make_token(request).unwrap()
@@ -168,6 +171,37 @@ impl Drop for TestServer {
             task.abort();
         }
     }
+}
+
+/// A replica that looks often.
+pub fn quick(config: &mut Config) {
+    config.replica.poll_interval = Period(Duration::from_millis(20));
+}
+
+/// A primary with a client of its namespace, and a second server that does not follow it yet.
+pub async fn two_sites(second: impl FnOnce(&mut Config)) -> (TestServer, TestServer, Actor) {
+    let primary = TestServer::start_with(quick).await;
+    let replica = TestServer::start_with(second).await;
+    let writer = primary.writer("erp").await;
+    (primary, replica, writer)
+}
+
+/// Restores a snapshot with a kit alone, from a server that the descriptor names or a replica.
+pub async fn restored_with_kit(
+    server: &TestServer,
+    kit: &Kit,
+    record: RecordDigest,
+    from_replica: bool,
+) -> Vec<u8> {
+    let connect = ConnectOptions { from_replica, ..connect_to(server.address) };
+    let access = ReadAccess::with_kit(kit, &connect, false).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("restored");
+    let target = Target::Path(to.clone());
+    let options = RestoreOptions { target, overwrite: false, unverified: false };
+    let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
+    assert!(summary.is_verified && summary.is_from_replica == from_replica);
+    std::fs::read(to).unwrap()
 }
 
 pub fn test_config(change: impl FnOnce(&mut Config)) -> Config {

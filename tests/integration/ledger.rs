@@ -203,7 +203,7 @@ async fn a_tile_beyond_the_head_is_not_given() {
 async fn only_auditors_and_replicas_get_entries() {
     let server = TestServer::start().await;
     server.writer("erp").await;
-    for role in Role::ALL {
+    for role in Role::OF_CLIENTS {
         let actor = match role {
             Role::Backup => server.writer("another").await,
             role => server.principal(Some("erp"), role).await,

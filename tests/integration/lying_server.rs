@@ -1,6 +1,6 @@
 //! A server that has been captured: it runs our code, but some of its answers are lies.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -20,7 +20,7 @@ use strongroom_client::landing::Target;
 use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::source::Source;
 use strongroom_client::trust::ReadAccess;
-use strongroom_protocol::id::SealedDigest;
+use strongroom_protocol::id::{RecordDigest, SealedDigest};
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use strongroom_server::handler::{Answer, Peer, binary, json};
@@ -55,6 +55,8 @@ pub struct Lies {
     pub old_checkpoint: Mutex<Option<String>>,
     /// Envelopes that it says it does not have.
     pub withheld: Mutex<HashSet<SealedDigest>>,
+    /// Records that it shows under digests.
+    pub records: Mutex<HashMap<RecordDigest, Vec<u8>>>,
     trick: Mutex<Option<Trick>>,
 }
 
@@ -153,6 +155,9 @@ async fn lie(
                 Some(descriptor) => binary(descriptor),
                 None => serve(repository, peer, request).await,
             }
+        }
+        Some(Route::Record(_, digest)) if lies.records.lock().unwrap().contains_key(&digest) => {
+            binary(lies.records.lock().unwrap()[&digest].clone())
         }
         Some(Route::ReportHead) => {
             let note = request.into_body().collect().await.unwrap().to_bytes();

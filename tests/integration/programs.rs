@@ -43,16 +43,22 @@ impl Served {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Output {
+        self.prepared(arguments).output().unwrap()
+    }
+
+    /// A command on the data folder that is not started yet.
+    pub fn prepared(&self, arguments: &[&str]) -> Command {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if ["principals", "clock", "replica"].contains(verb) {
+        if ["principals", "clock", "replica", "scrub"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {
             command.args(rest);
         }
-        command.arg("--data").arg(self.data()).output().unwrap()
+        command.arg("--data").arg(self.data());
+        command
     }
 
     /// Where clients reach it.

@@ -9,11 +9,9 @@ use strongroom_client::backup::{self, BackupOptions, BackupSummary};
 use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::{ClientError, ExitCode};
 use strongroom_client::kit::Kit;
-use strongroom_client::landing::Target;
-use strongroom_client::profile::{ConnectOptions, Profile};
+use strongroom_client::profile::{ConnectOptions, Profile, ProfileFolder};
 use strongroom_client::progress::Monitor;
 use strongroom_client::promotion;
-use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::session::Session;
 use strongroom_client::source::Source;
 use strongroom_client::standby::{self, Chosen, Purpose};
@@ -22,9 +20,7 @@ use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::descriptor::{Descriptor, VerifiedDescriptor};
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{
-    DescriptorDigest, NamespaceId, PrincipalId, PublicKey, RecordDigest,
-};
+use strongroom_protocol::id::{DescriptorDigest, NamespaceId, PrincipalId, PublicKey};
 use strongroom_protocol::message::SizeClass;
 use strongroom_protocol::retention::LockWanted;
 use strongroom_protocol::role::Role;
@@ -34,7 +30,9 @@ use strongroom_server::followers::FollowState;
 use strongroom_server::repository::descriptors::Move;
 use strongroom_server::writer::Decision;
 
-use crate::harness::{Actor, TestServer, connect_to, label, refused_with, unpack_dumps};
+use crate::harness::{
+    Actor, TestServer, label, refused_with, restored_with_kit, two_sites, unpack_dumps,
+};
 use crate::lying_server::{Lies, captured};
 use crate::replica::{add, events, follow, quick, replica, snapshots, status, synced, until};
 
@@ -106,26 +104,9 @@ async fn session(profile: &Profile, namespace: NamespaceId) -> Result<Session, C
     Session::open(&client, namespace, &label("db"), class, wanted).await
 }
 
-async fn restored(
-    server: &TestServer,
-    kit: &Kit,
-    record: RecordDigest,
-    from_replica: bool,
-) -> Vec<u8> {
-    let connect = ConnectOptions { from_replica, ..connect_to(server.address) };
-    let access = ReadAccess::with_kit(kit, &connect, false).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let target = Target::Path(folder.path().join("restored"));
-    let options = RestoreOptions { target, overwrite: false, unverified: false };
-    let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
-    assert!(summary.is_verified && summary.is_from_replica == from_replica);
-    std::fs::read(folder.path().join("restored")).unwrap()
-}
-
 /// A primary with its first snapshot, a replica that has it, and a client that knows both.
 pub async fn pair() -> (TestServer, TestServer, Actor) {
-    let (primary, replica) = (TestServer::start_with(quick).await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     writer.snapshot("first", &[b"one", b"two"]).await;
     follow(&replica, &primary, "office").await;
     synced(&replica, &primary, "office").await;
@@ -219,6 +200,7 @@ async fn clients_go_on_with_a_promoted_replica_which_stays_promoted() {
     // Not before it is promoted.
     let error = back_up(&writer, &day1).await.unwrap_err();
     assert_eq!(error.exit_code(), ExitCode::Temporary, "{error}");
+    assert!(error.to_string().contains("promote the other"), "{error}");
     assert_eq!(promote(&replica, &signed(&writer.kit(), &replica)), Ok(2));
     let second = back_up(&writer, &day1).await.unwrap();
     assert_eq!((first.sequence, second.sequence), (1, 1), "each server has a chain of its own");
@@ -232,7 +214,7 @@ async fn clients_go_on_with_a_promoted_replica_which_stays_promoted() {
     // Records of both versions verify with the newest descriptor, which names this server.
     let kit = writer.kit();
     for (day, summary) in [(&day0, first), (&day1, second), (&day1, third)] {
-        let bytes = restored(&replica, &kit, summary.snapshot, false).await;
+        let bytes = restored_with_kit(&replica, &kit, summary.snapshot, false).await;
         assert!(bytes == std::fs::read(day).unwrap());
     }
     let profile = Profile::open(writer.profile.folder().clone()).unwrap();
@@ -261,7 +243,7 @@ async fn a_client_that_saw_the_move_refuses_the_old_primary_when_it_comes_back()
     assert_eq!((sent, held), (2, 1));
     replica.stop().await;
     let error = back_up(&writer, &day0).await.unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
+    assert!(matches!(error, ClientError::NotPromoted { .. }), "{error}");
     // Not even where it is led to the first by hand: its floor knows better.
     let mut first = Profile::open(writer.profile.folder().clone()).unwrap();
     assert_eq!(first.settings().descriptor_version, 2);
@@ -300,15 +282,13 @@ async fn an_old_primary_that_learns_of_the_move_takes_nothing_also_in_open_sessi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promotion_while_a_pull_runs_shows_nothing_half() {
-    let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
         config.replica.bytes_per_second = Size(4 << 20);
         config.replica.connections = 1;
         config.store.segment = Size(1 << 20);
     };
-    let replica = TestServer::start_with(slow).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(slow).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, ..] = unpack_dumps(folder.path());
     let summary = writer.backup("db", &day0).await.unwrap();
@@ -320,7 +300,7 @@ async fn promotion_while_a_pull_runs_shows_nothing_half() {
     // What was on its way comes whole; what is committed there from now on does not.
     let (late, _) = writer.snapshot("late", &[b"late"]).await;
     until("whole", || snapshots(&replica, &writer.namespace()).len() == 1).await;
-    let bytes = restored(&replica, &writer.kit(), summary.snapshot, false).await;
+    let bytes = restored_with_kit(&replica, &writer.kit(), summary.snapshot, false).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
     until("set aside", || {
         let seen = status(&replica, "office");
@@ -379,9 +359,80 @@ async fn fail_back_moves_only_the_difference_and_loses_nothing() {
         assert_eq!(rows.len(), 5, "first, day0, late, day1, day2");
         assert!(rows.iter().any(|row| row.record == lost.digest()));
         let from_replica = !takes_backups(server);
-        let bytes = restored(server, &kit, last.snapshot, from_replica).await;
+        let bytes = restored_with_kit(server, &kit, last.snapshot, from_replica).await;
         assert!(bytes == std::fs::read(&day2).unwrap());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_aside_is_bounded_stops_nothing_and_all_comes_at_fail_back() {
+    let primary = TestServer::start_with(quick).await;
+    let narrow = |config: &mut Config| {
+        quick(config);
+        config.replica.pending_max = 256;
+    };
+    let replica = TestServer::start_with(narrow).await;
+    let (writer, other) = (primary.writer("erp").await, primary.writer("files").await);
+    writer.snapshot("first", &[b"one"]).await;
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
+    promote(&replica, &signed(&writer.kit(), &replica)).unwrap();
+    // Nobody told the first site, where backups go on: more than are noted.
+    let count = 300;
+    for number in 0..count {
+        writer.snapshot("late", &[&u32::to_le_bytes(number)]).await;
+    }
+    let (after, _) = other.snapshot("home", &[b"after them"]).await;
+    let (files, after) = (other.namespace(), after.digest());
+    let is_here = || snapshots(&replica, &files).iter().any(|row| row.record == after);
+    until("what stands behind them", is_here).await;
+    let followed = || status(&replica, "office").followed_entries;
+    until("the end", || followed() == primary.repository.ledger().head().size).await;
+    let seen = status(&replica, "office");
+    assert_eq!((seen.state, seen.pending_snapshots), (FollowState::Failing, 256), "{seen:?}");
+    assert!(seen.trouble.contains("had moved here"), "{seen:?}");
+    assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
+    // A restart forgets nothing of that.
+    let replica = replica.restart_with(narrow).await;
+    // The namespace goes back to the first site: all of them come.
+    let own = primary.repository.promotion_request(&label("erp")).unwrap();
+    assert_eq!(own.snapshots, u64::from(count) + 1);
+    follow(&primary, &replica, "offsite").await;
+    until("the first site learns of the move", || version(&primary) == 2).await;
+    let kit = Kit { descriptor_version: 2, ..writer.kit() };
+    let third = signed(&kit, &primary);
+    replica.repository.move_namespace(&label("erp"), Move::Demote, &third).unwrap();
+    let all = || snapshots(&replica, &writer.namespace()).len();
+    until("all", || all() == usize::try_from(count).unwrap() + 1).await;
+    synced(&replica, &primary, "office").await;
+    assert_eq!(status(&replica, "office").pending_snapshots, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kit_on_a_server_that_is_not_promoted_leaves_the_token_for_later() {
+    let (_primary, replica, writer) = pair().await;
+    let token = replica.token(Some("erp"), Role::Backup);
+    let home = tempfile::tempdir().unwrap();
+    let folder = ProfileFolder::new(home.path(), "default").unwrap();
+    let enroll = async |kit: Kit| {
+        let options = EnrollOptions {
+            token: token.clone(),
+            display_name: "further".into(),
+            kit_folder: home.path().to_path_buf(),
+            kit: Some(kit),
+            second_of: None,
+            connect: replica.connect(),
+        };
+        enroll::enroll(&folder, options).await
+    };
+    let error = enroll(writer.kit()).await.unwrap_err();
+    assert_eq!(error.exit_code(), ExitCode::Untrusted, "{error}");
+    assert!(error.to_string().contains("promote"), "{error}");
+    assert!(!folder.is_enrolled());
+    assert_eq!(promote(&replica, &signed(&writer.kit(), &replica)), Ok(2));
+    enroll(writer.kit()).await.unwrap();
+    let profile = Profile::open(folder.clone()).unwrap();
+    session(&profile, writer.namespace()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

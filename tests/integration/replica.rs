@@ -1,13 +1,9 @@
 //! Two servers in this process: one backs up, the other follows it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use strongroom_client::landing::Target;
-use strongroom_client::progress::Monitor;
-use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, PublicKey, RecordDigest};
@@ -22,8 +18,13 @@ use strongroom_server::replica::enrol::{self, NewPrimary};
 use strongroom_server::repository::Repository;
 use strongroom_server::stop;
 
-use crate::harness::{Actor, DAY, TestServer, connect_to, copy_folder, label, unpack_dumps};
+use crate::harness::{
+    Actor, DAY, TestServer, connect_to, copy_folder, label, restored_with_kit, two_sites,
+    unpack_dumps,
+};
 use crate::lying_server::{Lies, captured};
+
+pub use crate::harness::quick;
 
 pub const OFFICER: Principal = Principal {
     id: PrincipalId::LOCAL,
@@ -31,10 +32,6 @@ pub const OFFICER: Principal = Principal {
     namespace: None,
     signing_key: PublicKey([9; 32]),
 };
-
-pub fn quick(config: &mut Config) {
-    config.replica.poll_interval = Period(Duration::from_millis(20));
-}
 
 pub async fn replica() -> TestServer {
     TestServer::start_with(quick).await
@@ -97,30 +94,19 @@ pub fn events(repository: &Repository) -> Vec<Event> {
     entries.map(|entry| entry.unwrap().event).collect()
 }
 
-pub async fn restored(
-    replica: &TestServer,
-    actor: &Actor,
-    record: RecordDigest,
-    to: &Path,
-) -> Vec<u8> {
-    let mut connect = connect_to(replica.address);
+/// Restores from a replica with the kit; without the word for it, the replica is not believed.
+pub async fn restored(replica: &TestServer, actor: &Actor, record: RecordDigest) -> Vec<u8> {
+    let connect = connect_to(replica.address);
     assert!(
         ReadAccess::with_kit(&actor.kit(), &connect, false).await.is_err(),
         "the descriptor does not name the replica"
     );
-    connect.from_replica = true;
-    let access = ReadAccess::with_kit(&actor.kit(), &connect, false).await.unwrap();
-    let target = Target::Path(to.to_path_buf());
-    let options = RestoreOptions { target, overwrite: true, unverified: false };
-    let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
-    assert!(summary.is_verified && summary.is_from_replica);
-    std::fs::read(to).unwrap()
+    restored_with_kit(replica, &actor.kit(), record, true).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_catches_up_and_gives_back_every_byte_without_its_primary() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(quick).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, day1, _] = unpack_dumps(folder.path());
     let first = writer.backup("db", &day0).await.unwrap();
@@ -158,16 +144,14 @@ async fn a_replica_catches_up_and_gives_back_every_byte_without_its_primary() {
     replica.clock.advance(Duration::from_secs(7200));
     assert_eq!(status(&replica, "office").lag_seconds, Some(7200));
     for (day, summary) in [(day0, first), (day1, second)] {
-        let to = folder.path().join("restored");
-        let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+        let bytes = restored(&replica, &writer, summary.snapshot).await;
         assert!(bytes == std::fs::read(&day).unwrap());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_under_a_right_digest_are_refused_and_leave_nothing_visible() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let lies = Arc::new(Lies::default());
     let address = captured(primary.repository.clone(), lies.clone()).await;
     lies.flips.store(true, Ordering::SeqCst);
@@ -185,8 +169,7 @@ async fn wrong_bytes_under_a_right_digest_are_refused_and_leave_nothing_visible(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tile_that_the_checkpoint_does_not_sign_leads_to_nothing() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     writer.snapshot("db", &[b"one"]).await;
     let lies = Arc::new(Lies::default());
     let address = captured(primary.repository.clone(), lies.clone()).await;
@@ -236,8 +219,7 @@ async fn a_primary_that_was_rolled_back_is_refused_on_record_and_what_is_here_st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forked_primary_is_refused() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let lies = Arc::new(Lies::default());
     let address = captured(primary.repository.clone(), lies.clone()).await;
     add(&replica, &token_at(&primary, address), "office", &[]).await;
@@ -251,15 +233,13 @@ async fn a_forked_primary_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_killed_in_the_middle_goes_on() {
-    let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
         config.replica.bytes_per_second = Size(2 << 20);
         config.replica.connections = 1;
         config.store.segment = Size(1 << 20);
     };
-    let replica = TestServer::start_with(slow).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(slow).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, ..] = unpack_dumps(folder.path());
     let summary = writer.backup("db", &day0).await.unwrap();
@@ -276,15 +256,13 @@ async fn a_replica_that_was_killed_in_the_middle_goes_on() {
     synced(&replica, &primary, "office").await;
     let rest = status(&replica, "office").received_bytes;
     assert!(rest < summary.sent_sealed_bytes, "{rest} of {}", summary.sent_sealed_bytes);
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn retains_and_holds_travel_releases_and_forgets_do_not() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let namespace = writer.namespace();
     let (one, _) = writer.snapshot("db", &[b"one"]).await;
     let (two, _) = writer.snapshot("db", &[b"two"]).await;

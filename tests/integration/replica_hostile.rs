@@ -12,9 +12,9 @@ use strongroom_server::followers::FollowState;
 use strongroom_server::repository::Repository;
 
 use crate::gc::noise;
-use crate::harness::{Actor, TestServer, label};
+use crate::harness::{Actor, TestServer, label, two_sites};
 use crate::lying_server::{Lies, Trick, captured};
-use crate::replica::{add, events, quick, replica, snapshots, status, synced, token_at, until};
+use crate::replica::{add, events, quick, snapshots, status, synced, token_at, until};
 use crate::replica_line::impatient;
 
 async fn follow_captured(replica: &TestServer, primary: &TestServer) -> Arc<Lies> {
@@ -25,7 +25,7 @@ async fn follow_captured(replica: &TestServer, primary: &TestServer) -> Arc<Lies
 }
 
 /// Writes what a captured primary can write into its ledger: anything.
-fn forge(primary: &TestServer, namespace: NamespaceId, event: Event) {
+pub fn forge(primary: &TestServer, namespace: NamespaceId, event: Event) {
     let forging = primary.repository.writer().decide(move |decision| {
         decision.enter(PrincipalId::LOCAL, namespace, event);
         Ok(())
@@ -42,9 +42,7 @@ async fn big(writer: &Actor, source: &str, seed: u64, count: u64) -> RecordDiges
 /// Plays a trick on a replica that is about to fetch a snapshot; it must say `says`, show nothing,
 /// and be whole once the trick ends.
 async fn play(trick: Trick, says: &[&str]) {
-    let primary = TestServer::start().await;
-    let replica = TestServer::start_with(impatient).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(impatient).await;
     writer.snapshot("db", &[b"one"]).await;
     let lies = follow_captured(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
@@ -95,8 +93,7 @@ async fn fewer_envelopes_than_asked_for_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tree_that_lacks_a_child_stays_pending_and_keeps_no_other_waiting() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let namespace = writer.namespace();
     let lies = follow_captured(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
@@ -121,8 +118,7 @@ async fn a_tree_that_lacks_a_child_stays_pending_and_keeps_no_other_waiting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_checkpoint_is_refused_however_well_it_is_signed() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let lies = follow_captured(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
     let old = primary.repository.ledger().head().note;
@@ -139,8 +135,7 @@ async fn an_older_checkpoint_is_refused_however_well_it_is_signed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_lowers_releases_forgets_and_drops_changes_nothing_here() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let namespace = writer.namespace();
     let (record, _) = writer.snapshot("db", &[b"one"]).await;
     let body = record.body.clone();
@@ -185,13 +180,11 @@ fn assert_still_locked(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_that_do_not_exist_fill_neither_memory_nor_disk() {
-    let primary = TestServer::start().await;
     let narrow = |config: &mut Config| {
         quick(config);
         config.replica.pending_max = 256;
     };
-    let replica = TestServer::start_with(narrow).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(narrow).await;
     let namespace = writer.namespace();
     let (real, _) = writer.snapshot("db", &[b"one"]).await;
     let lock = Lock {

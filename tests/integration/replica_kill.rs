@@ -35,11 +35,11 @@ impl Dice {
     }
 }
 
-fn socket(served: &Served) -> std::net::SocketAddr {
+pub fn socket(served: &Served) -> std::net::SocketAddr {
     served.address().parse().unwrap()
 }
 
-fn start() -> Served {
+pub fn start() -> Served {
     let mut served = Served::start();
     served.signal(Signal::TERM);
     served.config = QUICK.into();
@@ -56,13 +56,13 @@ fn dump(folder: &Path, dice: &Dice, number: u64) -> (std::path::PathBuf, [u8; 32
     (path, *blake3::hash(&bytes).as_bytes())
 }
 
-fn status(replica: &Served) -> serde_json::Value {
+pub fn status(replica: &Served) -> serde_json::Value {
     let answer = json(&replica.command(&["replica", "status", "--json"]));
     answer["primaries"][0].clone()
 }
 
 /// Waits until the replica has all that the primary's ledger says.
-async fn synced(primary: &Served, replica: &Served) {
+pub async fn synced(primary: &Served, replica: &Served) {
     let mut seen = serde_json::Value::Null;
     for _ in 0..600 {
         let size = json(&primary.command(&["status", "--json"]))["status"]["ledger_size"].clone();
@@ -77,7 +77,7 @@ async fn synced(primary: &Served, replica: &Served) {
 
 /// Every snapshot that the replica shows is restored and compared with what was backed up. Gives
 /// those that it shows.
-async fn check(
+pub async fn check(
     replica: &Served,
     writer: &Actor,
     hashes: &BTreeMap<RecordDigest, [u8; 32]>,

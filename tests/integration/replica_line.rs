@@ -12,7 +12,7 @@ use strongroom_server::followers::FollowState;
 use strongroom_server::repository::Repository;
 
 use crate::gc::noise;
-use crate::harness::{Actor, DAY, TestServer, label, unpack_dumps};
+use crate::harness::{Actor, DAY, TestServer, label, two_sites, unpack_dumps};
 use crate::line::Line;
 use crate::replica::{
     OFFICER, add, follow, quick, replica, restored, snapshots, status, synced, token_at, until,
@@ -48,9 +48,7 @@ async fn big_snapshot(writer: &Actor, source: &str, seed: u64, chunk_count: u64)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_is_cut_in_the_middle_of_envelopes_only_delays() {
-    let primary = TestServer::start().await;
-    let replica = TestServer::start_with(impatient).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(impatient).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, ..] = unpack_dumps(folder.path());
     let line = follow_over(&replica, &primary).await;
@@ -74,16 +72,13 @@ async fn a_line_that_is_cut_in_the_middle_of_envelopes_only_delays() {
     // What came whole before a cut was kept, but for what was in the air over each connection.
     let carried = line.answered_bytes() - before;
     assert!(carried < total * 2, "{carried} bytes for {total}");
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_narrow_line_that_is_down_for_a_while_brings_all() {
-    let primary = TestServer::start().await;
-    let replica = TestServer::start_with(impatient).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(impatient).await;
     let line = follow_over(&replica, &primary).await;
     line.round_trip(Duration::from_millis(200));
     line.rate(1 << 20);
@@ -99,10 +94,33 @@ async fn a_narrow_line_that_is_down_for_a_while_brings_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_with_a_long_round_trip_that_loses_segments_only_delays() {
+    let (primary, replica, mut writer) = two_sites(quick).await;
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::to(primary.address).await;
+    line.round_trip(Duration::from_millis(200));
+    line.loss(100);
+    let path = folder.path().join("dump");
+    std::fs::write(&path, noise(1, 40).concat()).unwrap();
+    let first = writer.backup("db", &path).await.unwrap();
+    add(&replica, &token_at(&primary, line.address), "office", &[]).await;
+    synced(&replica, &primary, "office").await;
+    // And what is made while it follows.
+    let small = writer.snapshot("small", &[b"one", b"two"]).await.0.digest();
+    synced(&replica, &primary, "office").await;
+    println!("{} of the segments were lost", line.lost_count());
+    assert!(line.lost_count() >= 3, "{} of {}", line.lost_count(), line.answered_bytes());
+    // What was lost on the line was not asked for again by the replica.
+    assert!(line.answered_bytes() * 10 < first.sent_sealed_bytes * 11 + (1 << 20));
+    let listed = snapshots(&replica, &writer.namespace());
+    assert!(listed.len() == 2 && listed.iter().any(|row| row.record == small));
+    let bytes = restored(&replica, &writer, first.snapshot).await;
+    assert!(bytes == std::fs::read(&path).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_stalls_is_given_up_and_taken_again() {
-    let primary = TestServer::start().await;
-    let replica = TestServer::start_with(impatient).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(impatient).await;
     let line = follow_over(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
     line.stall(true);
@@ -115,8 +133,7 @@ async fn a_line_that_stalls_is_given_up_and_taken_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_change_costs_few_round_trips_and_a_look_at_nothing_one() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     big_snapshot(&writer, "db", 1, 200).await;
     let line = follow_over(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
@@ -140,8 +157,7 @@ async fn a_small_change_costs_few_round_trips_and_a_look_at_nothing_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_small_snapshots_come_in_groups() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     for number in 0..120u64 {
         writer.snapshot("db", &[&number.to_le_bytes(), b"the same"]).await;
     }
@@ -161,14 +177,12 @@ async fn many_small_snapshots_come_in_groups() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_revoked_in_the_middle_keeps_what_is_whole_and_shows_nothing_else() {
-    let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
         config.replica.bytes_per_second = Size(8 << 20);
         config.replica.connections = 1;
     };
-    let replica = TestServer::start_with(slow).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(slow).await;
     writer.snapshot("db", &[b"one"]).await;
     follow(&replica, &primary, "office").await;
     synced(&replica, &primary, "office").await;
@@ -189,8 +203,7 @@ async fn a_replica_that_is_revoked_in_the_middle_keeps_what_is_whole_and_shows_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_replica_says_so_locks_on_and_goes_on_when_there_is_room() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(quick).await;
     let (first, _) = writer.snapshot("db", &[b"one"]).await;
     follow(&replica, &primary, "office").await;
     synced(&replica, &primary, "office").await;
@@ -217,13 +230,11 @@ async fn a_full_replica_says_so_locks_on_and_goes_on_when_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_is_reached_holds_up_nothing_smaller() {
-    let primary = TestServer::start().await;
     let narrow = |config: &mut Config| {
         quick(config);
         config.retention.quota_bytes = Size(512 << 10);
     };
-    let replica = TestServer::start_with(narrow).await;
-    let writer = primary.writer("erp").await;
+    let (primary, replica, writer) = two_sites(narrow).await;
     let namespace = writer.namespace();
     writer.snapshot("db", &[b"small"]).await;
     big_snapshot(&writer, "big", 1, 40).await;
@@ -276,13 +287,11 @@ fn left_at(server: &TestServer, namespace: &NamespaceId) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_restarted_in_the_middle_go_on() {
-    let primary = TestServer::start().await;
     let slow = |config: &mut Config| {
         quick(config);
         config.replica.bytes_per_second = Size(1 << 20);
     };
-    let replica = TestServer::start_with(slow).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(slow).await;
     let folder = tempfile::tempdir().unwrap();
     let [day0, ..] = unpack_dumps(folder.path());
     let summary = writer.backup("db", &day0).await.unwrap();
@@ -292,7 +301,6 @@ async fn both_restarted_in_the_middle_go_on() {
     let primary = primary.restart_with(|config| config.listen = address).await;
     let replica = replica.restart_with(quick).await;
     synced(&replica, &primary, "office").await;
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }

@@ -333,8 +333,16 @@ async fn a_lost_segment_is_refused_and_an_empty_file_in_its_place_is_damage_that
     let report = run(&server.repository).await;
     let count = digests(&gone.envelopes()).into_iter().collect::<BTreeSet<_>>().len() as u64;
     assert_eq!(report.known_count, count, "{report:?}");
-    assert_eq!(run(&server.repository).await.damaged_count, 0);
+    let again = run(&server.repository).await;
+    assert_eq!((again.damaged_count, again.problem_count), (0, report.problem_count));
     assert_eq!(entered(&server.repository), (count, 0));
+    // The segment's table is a problem that stays, and alarms once: not after a restart either.
+    let told = |server: &TestServer| server.repository.metrics().damage.told_problems.get();
+    assert_eq!((report.problem_count, told(&server)), (1, 1));
+    let server =
+        server.restart_with(|config| (scrub_config(config), config.listen = address).1).await;
+    assert_eq!(run(&server.repository).await.problem_count, 1);
+    assert_eq!(told(&server), 0);
     // Nothing is swept while nodes cannot be read.
     assert!(collect(&server.repository).unwrap_err().is_damage());
     let session = writer.session("gone").await;

@@ -15,16 +15,20 @@ use strongroom_server::followers::FollowState;
 use strongroom_server::replica::error::ReplicaError;
 use strongroom_server::replica::import::{ImportReport, NewImport, import};
 use strongroom_server::repository::Repository;
+use strongroom_server::repository::pending::PendingCounts;
 use strongroom_server::seed::check::check;
 use strongroom_server::seed::export::{ExportReport, Wanted, export};
 use strongroom_server::stop;
 
-use crate::harness::{Actor, DAY, TestServer, copy_folder, label, unpack_dumps};
+use crate::gc::{assert_whole, noise, snapshot, sync_up, tree_of};
+use crate::harness::{Actor, DAY, TestServer, copy_folder, label, two_sites, unpack_dumps};
 use crate::programs::{Served, json, text};
 use crate::promote::{add_standby, back_up, pair, promote, signed, version};
 use crate::replica::{
     OFFICER, events, follow, quick, replica, restored, snapshots, status, synced, until,
 };
+
+use crate::scrub::{flip_in_segments, reopen, scrub_config};
 
 const PACK: u64 = 1 << 20;
 
@@ -90,8 +94,7 @@ fn flip(file: &Path, at: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_carried_grows_and_the_line_goes_on_from_it() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(quick).await;
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let [day0, day1, day2] = unpack_dumps(folder.path());
@@ -125,7 +128,7 @@ async fn an_export_is_carried_grows_and_the_line_goes_on_from_it() {
     let third = writer.backup("db", &day2).await.unwrap();
     synced(&replica, &primary, "office").await;
     for (day, summary) in [(day0, first), (day1, second), (day2, third)] {
-        let bytes = restored(&replica, &writer, summary.snapshot, &folder.path().join("to")).await;
+        let bytes = restored(&replica, &writer, summary.snapshot).await;
         assert!(bytes == std::fs::read(&day).unwrap());
     }
     let own = events(&primary.repository);
@@ -241,9 +244,49 @@ async fn what_is_left_out_of_an_export_is_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_export_and_one_of_another_history_are_refused() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
+async fn a_snapshot_that_cannot_be_read_whole_is_left_out_and_named_until_it_can() {
+    let primary = TestServer::start_with(scrub_config).await;
+    let replica = replica().await;
     let writer = primary.writer("erp").await;
+    let (broken, whole) = (tree_of(&writer, &noise(1, 30)), tree_of(&writer, &noise(2, 30)));
+    let damaged = snapshot(&writer, "broken", &broken).await;
+    let kept = snapshot(&writer, "whole", &whole).await;
+    let address = primary.address;
+    let (data, clock) = primary.stop().await;
+    flip_in_segments(&data.path().join("data"), &broken.chunks[7]);
+    let primary = reopen(data, clock, address).await;
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    // The export meets the damage itself, and once more when it is known.
+    for _ in 0..2 {
+        let report = export_to(&primary, &disk, &[]).await;
+        assert_eq!(report.left_out.len(), 1, "{report:?}");
+        assert!(report.left_out[0].contains(&damaged.to_string()), "{report:?}");
+        primary.repository.mark_damage().unwrap();
+        assert_eq!(primary.repository.damage().count(), 1);
+    }
+    // The disk says so too, and brings the rest.
+    let checked = check(&disk, None).unwrap_err().to_string();
+    assert!(checked.contains(&damaged.to_string()), "{checked}");
+    let refused = refusal(&replica, &disk, key_of(&primary)).await;
+    assert!(refused.contains("1 snapshots") && refused.contains(&damaged.to_string()), "{refused}");
+    let listed = snapshots(&replica, &writer.namespace());
+    assert!(listed.len() == 1 && listed[0].record == kept);
+    // The next backup heals it, and then it is exported.
+    let session = writer.session("broken").await;
+    assert_eq!(sync_up(&session, &broken).await, 1);
+    primary.repository.store().seal().unwrap();
+    primary.repository.tick();
+    let report = export_to(&primary, &disk, &[]).await;
+    assert_eq!((report.snapshots, report.left_out.len()), (1, 0), "{report:?}");
+    assert_eq!(check(&disk, None).unwrap().snapshots, 2);
+    assert_eq!(carry(&disk, &primary, &replica).await.snapshots, 1);
+    assert_whole(&replica.repository, &writer, &broken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_export_and_one_of_another_history_are_refused() {
+    let (primary, replica, writer) = two_sites(quick).await;
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
     writer.snapshot("db", &[b"one"]).await;
@@ -318,15 +361,14 @@ async fn an_export_that_was_broken_off_goes_on_behind_its_last_whole_pack() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_was_broken_off_goes_on() {
-    let primary = TestServer::start().await;
     let small = |config: &mut Config| config.store.segment = Size(1 << 20);
-    let replica = TestServer::start_with(small).await;
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(small).await;
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let [day0, ..] = unpack_dumps(folder.path());
     let summary = writer.backup("db", &day0).await.unwrap();
     export_to(&primary, &disk, &[]).await;
+    let holders = Arc::strong_count(&replica.repository);
     let (repository, from, key) = (replica.repository.clone(), disk.clone(), key_of(&primary));
     let breaking = tokio::spawn(async move { import_from(&repository, &from, Some(key)).await });
     until("half way", || replica.repository.store().statistics().segment_count > 2).await;
@@ -335,13 +377,13 @@ async fn an_import_that_was_broken_off_goes_on() {
     copy_folder(&replica.folder.path().join("data"), &killed.path().join("data"));
     replica.repository.followers().stop();
     let broken = breaking.await.unwrap();
-    until("nobody has the repository", || Arc::strong_count(&replica.repository) < 9).await;
+    let is_let_go = || Arc::strong_count(&replica.repository) <= holders;
+    until("nobody else has the repository", is_let_go).await;
     assert!(matches!(broken, Ok(_) | Err(ReplicaError::Stopping)), "{broken:?}");
     let replica = TestServer::open_with(killed, replica.clock.clone(), small).await;
     carry(&disk, &primary, &replica).await;
     assert_eq!((snapshots(&replica, &writer.namespace()).len(), commits(&replica)), (1, 1));
-    let to = folder.path().join("restored");
-    let bytes = restored(&replica, &writer, summary.snapshot, &to).await;
+    let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
 }
 
@@ -381,7 +423,9 @@ async fn locks_and_holds_come_with_the_disk_and_never_shorten_what_is_here() {
     for replica in [&short, &long] {
         replica.clock.advance(DAY * 31);
         assert_eq!(carry(&disk, &primary, replica).await.snapshots, 2);
-        assert_eq!(replica.repository.pending_count(&replica_row(replica, &primary)).unwrap(), 0);
+        let row = replica_row(replica, &primary);
+        let left = replica.repository.pending_counts(&row, None).unwrap();
+        assert_eq!(left, PendingCounts::default());
     }
     // The origin's clock has gone on by 31 days: what was left there then is left here.
     assert!((368..=370).contains(&left(&short, held).0), "{:?}", left(&short, held));
@@ -399,8 +443,7 @@ fn replica_row(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_comes_by_import_and_by_pull_at_once_is_one_with_the_longer_lock() {
-    let (primary, replica) = (TestServer::start().await, replica().await);
-    let mut writer = primary.writer("erp").await;
+    let (primary, replica, mut writer) = two_sites(quick).await;
     let namespace = writer.namespace();
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
@@ -434,7 +477,7 @@ async fn a_snapshot_that_comes_by_import_and_by_pull_at_once_is_one_with_the_lon
         assert!(lock.until_seconds < end + DAY.as_secs());
     }
     for (day, record) in [(&day0, records[0]), (&day1, records[1])] {
-        let bytes = restored(&replica, &writer, record, &folder.path().join("to")).await;
+        let bytes = restored(&replica, &writer, record).await;
         assert!(bytes == std::fs::read(day).unwrap());
     }
 }

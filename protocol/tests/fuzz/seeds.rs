@@ -243,9 +243,10 @@ fn replica_events(
     ledger_key: PublicKey,
     tls_key: TlsKeyDigest,
     principal: PrincipalId,
-) -> [Event; 10] {
+) -> [Event; 11] {
     [
         Event::PrimaryAdded { ledger_key, tls_key, principal },
+        Event::FeedAdded { ledger_key, tls_key, principal },
         Event::PrimaryFollowed { ledger_key, size: 1, root: [2; 32] },
         Event::PrimaryRefused { ledger_key, known_size: 2, known_root: [3; 32], shown_size: 1 },
         Event::PrimaryRemoved { ledger_key },

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod ledger;
+pub mod lend;
 pub mod retention;
 pub mod session;
 pub mod snapshot;

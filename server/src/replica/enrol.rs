@@ -9,20 +9,19 @@
 use std::sync::Arc;
 
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::Label;
+use strongroom_protocol::id::{Label, PublicKey};
 use strongroom_protocol::limits::{ANSWER_MAX_BYTES, PRIMARY_FILTER_MAX, PROTOCOL_VERSION};
-use strongroom_protocol::merkle::Frontier;
 use strongroom_protocol::message::{EnrollAnswer, Identity};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{EnrollRequest, Token};
 
 use super::error::ReplicaError;
-use super::keys::PrimaryKeys;
+use super::keys::{PeerKeys, Whom};
 use super::peer::{Peer, parse_json};
 use super::throttle::Throttle;
 use crate::error::ServerError;
-use crate::replica_rows::PrimaryRow;
+use crate::replica_rows::{PrimaryRow, Reach};
 use crate::repository::Repository;
 use crate::stop::Stop;
 
@@ -53,9 +52,6 @@ pub async fn add(
             token.role
         )));
     }
-    if token.addresses.is_empty() {
-        return Err(operator("the token names no address of the primary".into()));
-    }
     let name = match wanted.name {
         Some(name) => name,
         None => name_of(&token.addresses)?,
@@ -67,41 +63,39 @@ pub async fn add(
     if u32::try_from(wanted.only.len()).map_or(true, |count| count > PRIMARY_FILTER_MAX) {
         return Err(operator(format!("--only takes at most {PRIMARY_FILTER_MAX} names")));
     }
-    let keys = PrimaryKeys::load_or_create(repository.folder(), &name)?;
+    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&name))?;
     let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
     let patience = repository.config().replica.patience.0;
-    let peer = Peer::new(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
-    let (ledger_key, answer) = enrol(&peer, &keys, &token).await?;
-    let row = PrimaryRow {
-        name: name.clone(),
-        addresses: token.addresses,
-        tls_key: token.tls_key,
-        ledger_key,
-        principal: answer.principal,
-        only: wanted.only,
-        is_paused: false,
-        is_refused: false,
-        checkpoint: String::new(),
-        followed: Frontier::default(),
-        clock_seconds: 0,
-        owes_entry: false,
-        reread_to: 0,
-        had: Vec::new(),
-        readmitted: Vec::new(),
-        passed: Vec::new(),
-        is_repair_only: wanted.is_repair_only,
-    };
+    let peer = Peer::dialling(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
+    let me = Newcomer { keys: &keys, signing_key: keys.signing_key, display_name: "replica" };
+    let (ledger_key, answer) = prove(&peer, &token, me).await?;
+    let reach = Reach::Dialled(token.addresses);
+    let mut row = PrimaryRow::new(name.clone(), reach, token.tls_key, ledger_key, answer.principal);
+    row.only = wanted.only;
+    row.is_repair_only = wanted.is_repair_only;
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;
     added.map_err(|error| ServerError::Bug(error.to_string()))??;
     Ok(name)
 }
 
-async fn enrol(
+/// As whom this server enrols.
+pub struct Newcomer<'a> {
+    /// What the connection shows.
+    pub keys: &'a PeerKeys,
+    /// By which it is known there.
+    pub signing_key: PublicKey,
+    /// For people there.
+    pub display_name: &'a str,
+}
+
+/// Proves a token to the server that made it; gives that server's ledger key, and what this one is
+/// enrolled as there.
+pub async fn prove(
     peer: &Peer,
-    keys: &PrimaryKeys,
     token: &Token,
-) -> Result<(strongroom_protocol::id::PublicKey, EnrollAnswer), ReplicaError> {
+    me: Newcomer<'_>,
+) -> Result<(PublicKey, EnrollAnswer), ReplicaError> {
     let mut connection = peer.connect().await?;
     let (route, max) = (Route::Identity, u64::from(ANSWER_MAX_BYTES));
     let said = peer.call_on(&mut connection, &route, bytes::Bytes::new(), max).await?;
@@ -115,9 +109,9 @@ async fn enrol(
     }
     let request = EnrollRequest {
         token: token.id,
-        tls_key: keys.tls_key_digest,
-        signing_key: keys.signing_key,
-        display_name: "replica".into(),
+        tls_key: me.keys.tls_key_digest,
+        signing_key: me.signing_key,
+        display_name: me.display_name.into(),
         descriptor: Vec::new(),
     };
     let body = request.encode(&token.secret, connection.exporter());
@@ -129,7 +123,7 @@ async fn enrol(
         answer => answer?,
     };
     let answer: EnrollAnswer = parse_json(&route, &answer)?;
-    if answer.role != Role::Replica || answer.ledger_key != said.ledger_key {
+    if answer.role != token.role || answer.ledger_key != said.ledger_key {
         let message = "it enrolled this server as something else than the token says";
         return Err(ReplicaError::Wrong(message.into()));
     }
@@ -137,12 +131,13 @@ async fn enrol(
 }
 
 /// The first host name of a token's addresses, where that is a name that can be typed.
-fn name_of(addresses: &str) -> Result<Label, ReplicaError> {
+pub fn name_of(addresses: &str) -> Result<Label, ReplicaError> {
     let first = addresses.split(',').next().unwrap_or_default();
     let host = first.rsplit_once(':').map_or(first, |(host, _)| host).to_ascii_lowercase();
-    host.parse().map_err(|_| operator("give the primary a name with --name NAME".into()))
+    host.parse().map_err(|_| operator("give that server a name with --name NAME".into()))
 }
 
-fn operator(message: String) -> ReplicaError {
+/// What the operator's command is refused with.
+pub fn operator(message: String) -> ReplicaError {
     ReplicaError::Here(ServerError::Operator(message))
 }

@@ -32,6 +32,7 @@ use super::source::Source;
 use crate::followers::FollowState;
 use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
 use crate::repository::Repository;
+use crate::repository::pending::PendingCounts;
 use crate::repository::replication::{Received, Step};
 
 /// Entries whose records are asked for together: 16 MB of records at most.
@@ -51,13 +52,16 @@ pub struct Follower {
     records: HashMap<RecordDigest, Bytes>,
     /// Pending snapshots that failed: how often, and how many looks to leave them alone.
     pub(super) failed: HashMap<u64, (u32, u32)>,
+    /// What waits, as of this look.
+    counts: PendingCounts,
 }
 
 impl Follower {
     /// Follows nothing yet.
     pub fn new(repository: Arc<Repository>, primary: Enrolment, source: Arc<Source>) -> Self {
         let (names, records, failed) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { repository, primary, source, names, records, failed }
+        let counts = PendingCounts::default();
+        Self { repository, primary, source, names, records, failed, counts }
     }
 
     /// Lets no snapshot that failed wait at the next look.
@@ -80,19 +84,23 @@ impl Follower {
                 }
             });
         }
-        let mut trouble = self.bring_pending().await?;
+        let mut trouble = self.bring_pending(None).await?;
+        self.counts = self.waiting(None).await?;
         while row.followed.size() < newest.size {
             // A primary that names what it does not have fills no disk with it.
-            let counted = row.clone();
             let pending_max = self.repository.config().replica.pending_max;
-            if self.here(move |r| r.pending_count(&counted)).await? >= pending_max {
+            if self.counts.to_fetch >= pending_max {
                 trouble = Some(format!(
                     "{pending_max} snapshots are pending; no more are taken over until they came"
                 ));
                 break;
             }
+            let (before, after) = (self.counts, row.followed.size().checked_sub(1));
             self.take_bundle(&row, &newest).await?;
-            trouble = self.bring_pending().await?;
+            // What waited before was tried in this look.
+            trouble = self.bring_pending(after).await?.or(trouble);
+            let fresh = self.waiting(after).await?;
+            self.counts.to_fetch = before.to_fetch.saturating_add(fresh.to_fetch);
             row = self.row().await?;
             if row.is_paused {
                 break;
@@ -102,7 +110,18 @@ impl Follower {
             let primary = self.primary.clone();
             self.here(move |repository| repository.enter_followed(&primary)).await?;
         }
+        // Nobody must take it for in sync before that is read.
+        let primary = self.primary.clone();
+        if self.here(move |repository| repository.read_what_was_set_aside(&primary)).await? {
+            trouble = Some("snapshots that were passed over are asked for now".into());
+        }
         Ok(trouble)
+    }
+
+    /// How many pending snapshots wait, of those behind leaf `after`.
+    async fn waiting(&self, after: Option<u64>) -> Result<PendingCounts, ReplicaError> {
+        let row = self.row().await?;
+        self.here(move |repository| repository.pending_counts(&row, after)).await
     }
 
     /// The newest checkpoint, proven to continue the one that is remembered.
@@ -268,6 +287,12 @@ impl Follower {
             let seen = move |r: &Repository| r.has_seen(&namespace, &record);
             if !self.here(seen).await? {
                 let is_set_aside = !self.takes(row, &namespace);
+                let bound = self.repository.config().replica.pending_max;
+                if is_set_aside && self.counts.set_aside >= bound {
+                    self.here(move |r| r.pass_set_aside(&primary, step, namespace)).await?;
+                    return Ok(true);
+                }
+                self.counts.add(is_set_aside);
                 let bytes = match is_set_aside {
                     true => Vec::new(),
                     false => self.record_or_nothing(row, entry, record).await?,

@@ -1,9 +1,9 @@
-//! What this server shows a primary: a TLS key and a signing key of their own for each, so that
-//! primaries cannot tell each other who follows them, and one is revoked without the others.
+//! What this server shows another one: a TLS key and a signing key of their own for each, so that
+//! they cannot tell each other who follows them, and one is revoked without the others.
 //!
-//! Files below `keys/primaries/NAME/`, mode 0600, written before they are enrolled. *Crash before
-//! the enrolment: the next `replica add` of that name uses them. Crash after it: the same token is
-//! answered again, because the keys are the same.*
+//! Files below `keys/primaries/NAME/` and `keys/feeds/NAME/`, mode 0600, written before they are
+//! enrolled. *Crash before the enrolment: the next `replica add` or `feed add` of that name uses
+//! them. Crash after it: the same token is answered again, because the keys are the same.*
 
 use std::path::{Path, PathBuf};
 
@@ -17,31 +17,40 @@ use crate::durable;
 use crate::error::ServerError;
 use crate::server_keys::{pin_of_certificate, random_bytes};
 
-/// The keys for one primary.
-pub struct PrimaryKeys {
+/// For whom keys are.
+#[derive(Debug, Clone, Copy)]
+pub enum Whom<'a> {
+    /// A primary that this server follows.
+    Primary(&'a Label),
+    /// A server that this one lends its connections to.
+    Feed(&'a Label),
+}
+
+/// The keys for one other server.
+pub struct PeerKeys {
     /// Private key of the certificate.
     pub tls_key: PrivateKeyDer<'static>,
     /// Self-signed.
     pub certificate: CertificateDer<'static>,
-    /// What the primary pins.
+    /// What the other pins.
     pub tls_key_digest: TlsKeyDigest,
     /// Public half of the signing key.
     pub signing_key: PublicKey,
 }
 
-impl PrimaryKeys {
-    /// Loads the keys for a primary, or makes them.
-    pub fn load_or_create(folder: &Path, primary: &Label) -> Result<Self, ServerError> {
-        let folder = folder_of(folder, primary);
+impl PeerKeys {
+    /// Loads the keys, or makes them.
+    pub fn load_or_create(folder: &Path, whom: Whom<'_>) -> Result<Self, ServerError> {
+        let folder = folder_of(folder, whom);
         if !folder.join("signing.key").exists() {
             Self::create(&folder)?;
         }
         Self::load(&folder)
     }
 
-    /// Removes the keys for a primary.
-    pub fn remove(folder: &Path, primary: &Label) -> Result<(), ServerError> {
-        let folder = folder_of(folder, primary);
+    /// Removes the keys.
+    pub fn remove(folder: &Path, whom: Whom<'_>) -> Result<(), ServerError> {
+        let folder = folder_of(folder, whom);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(ServerError::file(format!("remove {}", folder.display()), error))
@@ -64,7 +73,7 @@ impl PrimaryKeys {
 
     fn load(folder: &Path) -> Result<Self, ServerError> {
         let bad = || {
-            let message = "keys are not readable; remove the primary and add it again";
+            let message = "keys are not readable; remove what they are for, and add it again";
             ServerError::Operator(format!("{}: {message}", folder.display()))
         };
         let key = durable::read(&folder.join("tls.key"))?;
@@ -80,6 +89,9 @@ impl PrimaryKeys {
     }
 }
 
-fn folder_of(folder: &Path, primary: &Label) -> PathBuf {
-    folder.join("keys/primaries").join(primary.as_str())
+fn folder_of(folder: &Path, whom: Whom<'_>) -> PathBuf {
+    match whom {
+        Whom::Primary(name) => folder.join("keys/primaries").join(name.as_str()),
+        Whom::Feed(name) => folder.join("keys/feeds").join(name.as_str()),
+    }
 }

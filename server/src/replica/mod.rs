@@ -13,12 +13,12 @@ pub mod enrol;
 pub mod error;
 mod follow;
 pub mod import;
-mod keys;
-mod peer;
+pub mod keys;
+pub mod peer;
 mod pending;
 mod repair;
 mod source;
-mod throttle;
+pub mod throttle;
 mod tree;
 
 use std::collections::HashMap;
@@ -34,22 +34,20 @@ use tokio::task::JoinSet;
 
 use self::error::ReplicaError;
 use self::follow::Follower;
-use self::keys::PrimaryKeys;
+use self::keys::{PeerKeys, Whom};
 use self::peer::Peer;
 use self::repair::Repairer;
 use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::ServerError;
 use crate::followers::FollowState;
-use crate::replica_rows::PrimaryRow;
+use crate::pause::pause_after;
+use crate::replica_rows::{PrimaryRow, Reach};
 use crate::repository::Repository;
-use crate::server_keys::random_bytes;
 use crate::stop::Stop;
 
 /// New primaries are found within this time.
 const TICK: Duration = Duration::from_millis(500);
-/// A primary that fails is asked again after at most this, and half as much at random.
-const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Follows all primaries until `stop` says so.
 pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
@@ -83,9 +81,9 @@ pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
 }
 
 /// Removes a primary and the keys that were shown to it.
-pub fn remove(repository: &Repository, name: &Label) -> Result<(), ServerError> {
+pub fn remove(repository: &Arc<Repository>, name: &Label) -> Result<(), ServerError> {
     repository.remove_primary(name)?;
-    PrimaryKeys::remove(repository.folder(), name)?;
+    PeerKeys::remove(repository.folder(), Whom::Primary(name))?;
     let metrics = &repository.metrics().replica;
     for gauge in
         [&metrics.lag, &metrics.pending_snapshots, &metrics.pending_bytes, &metrics.refused]
@@ -177,9 +175,18 @@ fn open(
     throttle: Arc<Throttle>,
     stop: Stop,
 ) -> Result<Follower, ReplicaError> {
-    let keys = PrimaryKeys::load_or_create(repository.folder(), &row.name)?;
     let patience = repository.config().replica.patience.0;
-    let peer = Peer::new(&row.addresses, &keys, row.tls_key, throttle, patience, stop)?;
+    let peer = match &row.reach {
+        Reach::Dialled(addresses) => {
+            let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&row.name))?;
+            Peer::dialling(addresses, &keys, row.tls_key, throttle, patience, stop)?
+        }
+        Reach::Lent => {
+            let pool = repository.followers().lent().pool(row.principal);
+            Peer::lent(pool, throttle, patience, stop)
+        }
+        Reach::Carried => return Err(ReplicaError::Unreachable("nothing is asked of it".into())),
+    };
     Ok(Follower::new(repository.clone(), row.enrolment(), Arc::new(Source::Peer(peer))))
 }
 
@@ -254,30 +261,4 @@ async fn show(repository: &Arc<Repository>, name: &Label) {
     metrics.pending_bytes.with_label_values(&label).set(gauge(status.pending_bytes));
     let is_refused = status.state == FollowState::Refused;
     metrics.refused.with_label_values(&label).set(i64::from(is_refused));
-}
-
-/// The poll interval; longer after failures, and then shortened at random by up to half.
-fn pause_after(poll: Duration, failures: u32) -> Duration {
-    if failures == 0 {
-        return poll;
-    }
-    let longest = poll.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX));
-    let longest = longest.min(RETRY_MAX.max(poll));
-    let [random] = random_bytes::<1>().unwrap_or([255]);
-    longest.mul_f64(0.5 + f64::from(random) / 510.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_with_failures_and_stay_bounded() {
-        let poll = Duration::from_secs(1);
-        assert_eq!(pause_after(poll, 0), poll);
-        for failures in 1..100 {
-            let pause = pause_after(poll, failures);
-            assert!(pause <= RETRY_MAX && pause >= poll, "{pause:?} after {failures}");
-        }
-    }
 }

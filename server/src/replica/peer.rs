@@ -1,8 +1,9 @@
 //! Requests to a primary: HTTP/1.1 over TLS 1.3 with the pinned key, a few connections that are
-//! used again, a bound on every wait and every answer.
+//! used again, a bound on every wait and every answer. This server dials the primary, or asks over
+//! the connections that the primary lends (`lent.rs`).
 //!
 //! All requests but the enrolment may be repeated, so one that fails on a connection that had been
-//! idle is sent once more on a new one. Every wait ends at once when this server stops.
+//! idle is sent once more on another one. Every wait ends at once when this server stops.
 //!
 //! An answer is bounded in size and in time: it must begin within `replica.patience`, and from then
 //! on bring [`RATE_MIN_BYTES`] a second over any such period. So a primary that sends without end,
@@ -15,50 +16,54 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::header::{CONTENT_LENGTH, HOST};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use strongroom_protocol::error::ErrorBody;
 use strongroom_protocol::frame::FrameDecoder;
 use strongroom_protocol::id::{NamespaceId, SealedDigest, TlsKeyDigest};
 use strongroom_protocol::limits::{ANSWER_MAX_BYTES, CONTROL_MAX_BYTES};
 use strongroom_protocol::route::Route;
-use strongroom_protocol::token::EXPORTER_LABEL;
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::error::ReplicaError;
-use super::keys::PrimaryKeys;
+use super::keys::PeerKeys;
 use super::throttle::Throttle;
+use crate::dial::{Dialled, dial};
+use crate::lent::{Place, Pool, Sender};
 use crate::stop::Stop;
 use crate::tls::client_config;
 
-/// TCP and TLS handshake with one address.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer that brings less than this a second is given up.
 const RATE_MIN_BYTES: u64 = 1024;
 
 /// A primary, as it is reached.
 pub struct Peer {
-    addresses: Vec<String>,
-    tls: Arc<ClientConfig>,
-    idle: Mutex<Vec<Connection>>,
+    way: Way,
     throttle: Arc<Throttle>,
     patience: Duration,
     stop: Stop,
 }
 
+/// How connections come about.
+enum Way {
+    /// This server dials.
+    Dial { addresses: String, tls: Arc<ClientConfig>, idle: Mutex<Vec<Connection>> },
+    /// The primary dials, and lends them.
+    Lent(Arc<Pool>),
+}
+
 /// An open connection.
 pub struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: Sender,
     host: String,
     exporter: [u8; 32],
+    /// Where it is one that the primary lends.
+    place: Option<Place>,
 }
 
 /// Envelopes that arrive, in the order in which they were asked for. Nothing of them is checked.
@@ -79,34 +84,61 @@ struct Window {
 
 impl Peer {
     /// A primary at `addresses` (`host:port`, several with commas), whose TLS key has this pin.
-    pub fn new(
+    pub fn dialling(
         addresses: &str,
-        keys: &PrimaryKeys,
+        keys: &PeerKeys,
         pin: TlsKeyDigest,
         throttle: Arc<Throttle>,
         patience: Duration,
         stop: Stop,
     ) -> Result<Self, ReplicaError> {
-        let addresses = addresses.split(',').map(|address| address.trim().to_owned()).collect();
         let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), pin)?;
-        Ok(Self { addresses, tls, idle: Mutex::default(), throttle, patience, stop })
+        let way = Way::Dial { addresses: addresses.to_owned(), tls, idle: Mutex::default() };
+        Ok(Self { way, throttle, patience, stop })
     }
 
-    /// Opens a connection to the first address that answers.
+    /// A primary that lends its connections.
+    pub fn lent(pool: Arc<Pool>, throttle: Arc<Throttle>, patience: Duration, stop: Stop) -> Self {
+        Self { way: Way::Lent(pool), throttle, patience, stop }
+    }
+
+    /// A new connection: dialled, or the next that is lent.
     pub async fn connect(&self) -> Result<Connection, ReplicaError> {
-        let mut last = ReplicaError::Unreachable("no address is known".into());
-        for address in &self.addresses {
-            let attempt = timeout(CONNECT_TIMEOUT, handshake(address, self.tls.clone()));
-            match self.unless_stopping(attempt).await? {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => last = error,
-                Err(_) => {
-                    let message = format!("{address} does not answer in time");
-                    last = ReplicaError::Unreachable(message);
-                }
+        match &self.way {
+            Way::Dial { addresses, tls, .. } => {
+                let dialled = self.unless_stopping(dial(addresses, tls)).await?;
+                speak(dialled.map_err(ReplicaError::Unreachable)?).await
+            }
+            Way::Lent(pool) => {
+                let lent = self.unless_stopping(pool.borrow()).await?;
+                let (sender, place) = lent.ok_or_else(|| {
+                    ReplicaError::Unreachable("the primary lends no connection".into())
+                })?;
+                let (host, exporter) = ("primary".into(), [0; 32]);
+                Ok(Connection { sender, host, exporter, place: Some(place) })
             }
         }
-        Err(last)
+    }
+
+    /// A connection that was used before, or a new one; says whether it was.
+    async fn any_connection(&self) -> Result<(Connection, bool), ReplicaError> {
+        if let Way::Dial { idle, .. } = &self.way {
+            let idle = idle.lock().pop();
+            if let Some(connection) = idle.filter(|idle| !idle.sender.is_closed()) {
+                return Ok((connection, true));
+            }
+        }
+        // One that is lent may have been idle for long.
+        Ok((self.connect().await?, matches!(self.way, Way::Lent(_))))
+    }
+
+    /// Keeps a connection to be used again.
+    fn keep(&self, mut connection: Connection) {
+        match (&self.way, connection.place.take()) {
+            (_, Some(place)) => place.give_back(connection.sender),
+            (Way::Dial { idle, .. }, None) => idle.lock().push(connection),
+            (Way::Lent(_), None) => {}
+        }
     }
 
     /// Sends a request and reads its whole answer, at most `max_bytes`.
@@ -119,7 +151,7 @@ impl Peer {
     ) -> Result<Bytes, ReplicaError> {
         let (connection, answer) = self.exchange(route, query, body).await?;
         let bytes = self.whole(answer.into_body(), max_bytes).await?;
-        self.idle.lock().push(connection);
+        self.keep(connection);
         Ok(bytes)
     }
 
@@ -162,20 +194,18 @@ impl Peer {
         Ok(Reading { peer: self, connection: Some(connection), body, decoder, window })
     }
 
-    /// Sends on an idle connection, or on a new one.
+    /// Sends on a connection; on another one, if the first broke and may have been idle too long.
     async fn exchange(
         &self,
         route: &Route,
         query: &str,
         body: Bytes,
     ) -> Result<(Connection, Response<Incoming>), ReplicaError> {
-        let idle = self.idle.lock().pop();
-        if let Some(mut connection) = idle.filter(|idle| !idle.sender.is_closed()) {
-            match self.send(&mut connection, route, query, body.clone()).await {
-                Ok(answer) => return Ok((connection, answer)),
-                Err(ReplicaError::Unreachable(_)) => {}
-                Err(error) => return Err(error),
-            }
+        let (mut connection, was_used) = self.any_connection().await?;
+        match self.send(&mut connection, route, query, body.clone()).await {
+            Ok(answer) => return Ok((connection, answer)),
+            Err(ReplicaError::Unreachable(_)) if was_used => drop(connection),
+            Err(error) => return Err(error),
         }
         let mut connection = self.connect().await?;
         let answer = self.send(&mut connection, route, query, body).await?;
@@ -296,7 +326,9 @@ impl Reading<'_> {
             let arriving = self.peer.next_part(&mut self.body, &mut self.window);
             let Some(part) = arriving.await? else {
                 self.decoder.finish()?;
-                self.peer.idle.lock().extend(self.connection.take());
+                if let Some(connection) = self.connection.take() {
+                    self.peer.keep(connection);
+                }
                 return Ok(None);
             };
             if self.peer.unless_stopping(self.peer.throttle.take(part.len())).await? {
@@ -320,18 +352,8 @@ pub fn parse_json<T: DeserializeOwned>(route: &Route, bytes: &[u8]) -> Result<T,
         .map_err(|error| ReplicaError::Wrong(format!("answer to {}: {error}", route.name())))
 }
 
-async fn handshake(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, ReplicaError> {
-    let unreachable =
-        |error: std::io::Error| ReplicaError::Unreachable(format!("{address}: {error}"));
-    let socket = TcpStream::connect(address).await.map_err(unreachable)?;
-    socket.set_nodelay(true).map_err(unreachable)?;
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-        .map_err(|_| ReplicaError::Unreachable(format!("{address}: not HOST:PORT")))?;
-    let stream = TlsConnector::from(tls).connect(name, socket).await.map_err(unreachable)?;
-    let exporter = stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None);
-    let exporter =
-        exporter.map_err(|error| ReplicaError::Unreachable(format!("TLS exporter: {error}")))?;
+async fn speak(dialled: Dialled) -> Result<Connection, ReplicaError> {
+    let Dialled { stream, address, exporter } = dialled;
     let (sender, driver) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ReplicaError::Unreachable(format!("{address}: {error}")))?;
@@ -341,5 +363,5 @@ async fn handshake(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, 
             tracing::debug!(%error, "connection to a primary ended");
         }
     });
-    Ok(Connection { sender, host: address.to_owned(), exporter })
+    Ok(Connection { sender, host: address, exporter, place: None })
 }

@@ -35,15 +35,20 @@ struct Wanted {
 }
 
 impl Follower {
-    /// Brings what is pending, in the order of the primary's ledger; gives what is wrong with that
-    /// which stays so.
-    pub(super) async fn bring_pending(&mut self) -> Result<Option<String>, ReplicaError> {
-        let mut row = self.row().await?;
-        let (mut trouble, mut after) = (None, None);
+    /// Brings what is pending behind leaf `after`, in the order of the primary's ledger; gives what
+    /// is wrong with that which stays so.
+    pub(super) async fn bring_pending(
+        &mut self,
+        mut after: Option<u64>,
+    ) -> Result<Option<String>, ReplicaError> {
+        let (mut row, mut trouble) = (self.row().await?, None);
         loop {
             let (listed, from) = (row.clone(), after);
             let page = self.here(move |r| r.pending_page(&listed, from, PAGE_MAX)).await?;
             let Some((last, _)) = page.last() else { return Ok(trouble) };
+            if after.is_some_and(|after| after.saturating_add(1) >= row.followed.size()) {
+                return Ok(trouble);
+            }
             after = Some(*last);
             trouble = self.bring_page(&row, page).await?.or(trouble);
             row = self.row().await?;

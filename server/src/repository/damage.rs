@@ -22,7 +22,7 @@ use strongroom_protocol::envelope::Envelope;
 use strongroom_protocol::id::{NamespaceId, PrincipalId, PublicKey, SealedDigest};
 use strongroom_protocol::record::Totals;
 
-use crate::damage::{DamageRow, KnownDamage, ScrubRow};
+use crate::damage::{DamageRow, KnownDamage, ScrubRow, Told};
 use crate::error::ServerError;
 use crate::registry::Registry;
 use crate::repository::Repository;
@@ -170,6 +170,20 @@ impl Repository {
             let mut row = read_scrub_row(decision.store)?;
             change(&mut row, decision);
             decision.batch.put(Family::Ledger, ScrubRow::KEY, row.encode());
+            Ok(())
+        })
+    }
+
+    /// Problems that scrub has told.
+    pub fn told_problems(&self) -> Result<Told, ServerError> {
+        let value = self.store.get(Family::Ledger, Told::KEY)?;
+        Ok(value.map(|value| Told::decode(&value)).transpose()?.unwrap_or_default())
+    }
+
+    /// Remembers which problems were told.
+    pub fn tell_problems(&self, told: Told) -> Result<(), ServerError> {
+        self.writer.decide(move |decision| {
+            decision.batch.put(Family::Ledger, Told::KEY, told.encode());
             Ok(())
         })
     }

@@ -63,6 +63,12 @@ impl Repository {
         if u32::try_from(request.display_name.len()).map_or(true, |n| n > NAME_MAX_BYTES) {
             return operator("the display name is too long (128 bytes at most)");
         }
+        if request.role == Role::Feeder && request.display_name.parse::<Label>().is_err() {
+            return operator(
+                "role feeder needs --name NAME: what that primary is to be called here (small \
+                 letters, digits, dots and hyphens)",
+            );
+        }
         let scope = self.scope_of(&request)?;
         let secret = random_bytes()?;
         let now_seconds = self.clock.wall_ms() / 1000;
@@ -160,6 +166,7 @@ impl Repository {
                 let namespace = row.namespace.unwrap_or(NamespaceId([0; 32]));
                 decision.enter(PrincipalId::LOCAL, namespace, Event::Revoked { principal });
                 repository.registry.remove_principal(&row.tls_key);
+                repository.followers.lent().close(principal);
             }
             Ok(())
         })
@@ -285,6 +292,9 @@ impl Repository {
                 ErrorCode::BadDescriptor,
                 "this token is not for a new namespace",
             ));
+        }
+        if token.role == Role::Feeder {
+            self.insert_feeder(decision, token, request, principal)?;
         }
         let display_name = match token.display_name.is_empty() {
             // Chosen by the client and shown on an operator's terminal: no control characters.

@@ -9,6 +9,11 @@
 //! its entries are passed over, its pending snapshots given up, and the status says so. The
 //! operator can take it again; it is then made anew, and all that the primary still has comes.
 //!
+//! **Set aside beyond the bound.** Of a namespace that moved here, only so many snapshots of a server
+//! that it left are noted. Entries that name more are passed over, and the namespace is listed as
+//! passed. When this server takes that primary's snapshots again, the ledger is read again like
+//! above. A hold that stands there is then placed again, even if it was released here.
+//!
 //! Each of these is one decision with a ledger entry. *Crash: before it or after it.*
 
 use strongroom_protocol::entry::Event;
@@ -80,6 +85,52 @@ impl Repository {
     /// Whether a primary's namespace was dropped here and is not to come back.
     pub fn is_passed(&self, row: &PrimaryRow, namespace: &NamespaceId) -> bool {
         self.registry.dropped_name(namespace).is_some() && !row.readmitted.contains(namespace)
+    }
+
+    /// Passes an entry of a namespace that moved here, of which enough is set aside.
+    pub fn pass_set_aside(
+        &self,
+        primary: &Enrolment,
+        step: Step,
+        namespace: NamespaceId,
+    ) -> Result<(), ServerError> {
+        self.change_primary(primary, move |_, row| {
+            if !row.passed.contains(&namespace) {
+                if is_too_long(&row.passed) {
+                    let message = "too many namespaces of this primary are passed over";
+                    return Err(ServerError::Operator(message.into()));
+                }
+                row.passed.push(namespace);
+            }
+            step.take(row);
+            Ok(())
+        })
+    }
+
+    /// Goes back to the beginning of a primary's ledger, if snapshots were passed over that are taken
+    /// from it now; says whether it did.
+    pub fn read_what_was_set_aside(&self, primary: &Enrolment) -> Result<bool, ServerError> {
+        let row = self.followed(primary)?;
+        let is_due = |id: &NamespaceId| {
+            let here = self.registry.namespace(id);
+            here.is_some_and(|here| self.takes_from(&here, &row.ledger_key))
+        };
+        let due: Vec<NamespaceId> = row.passed.iter().copied().filter(is_due).collect();
+        let is_reading = row.followed.size() < row.reread_to;
+        let fits = |id: &NamespaceId| row.readmitted.contains(id) || !is_too_long(&row.readmitted);
+        let Some(id) = due.into_iter().find(fits).filter(|_| !is_reading) else {
+            return Ok(false);
+        };
+        self.change_primary(primary, move |decision, row| {
+            read_again(row)?;
+            if !row.readmitted.contains(&id) {
+                row.readmitted.push(id);
+            }
+            row.passed.retain(|passed| *passed != id);
+            let event = Event::NamespaceReadmitted { ledger_key: row.ledger_key };
+            decision.enter(row.actor(), id, event);
+            Ok(true)
+        })
     }
 
     /// Passes an entry of a namespace that was dropped here.

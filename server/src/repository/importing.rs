@@ -12,7 +12,7 @@ use strongroom_protocol::limits::PRIMARIES_MAX;
 use strongroom_protocol::merkle::Frontier;
 
 use crate::error::ServerError;
-use crate::replica_rows::PrimaryRow;
+use crate::replica_rows::{PrimaryRow, Reach};
 use crate::repository::Repository;
 use crate::repository::replication::{all_primaries, put_primary};
 use crate::store::schema::Family;
@@ -45,7 +45,8 @@ impl Repository {
                         let message = format!("exports of at most {PRIMARIES_MAX} servers");
                         return Err(ServerError::Operator(message));
                     }
-                    new_row(name, ledger_key)
+                    let (tls_key, principal) = (TlsKeyDigest([0; 32]), PrincipalId::LOCAL);
+                    PrimaryRow::new(name, Reach::Carried, tls_key, ledger_key, principal)
                 }
             };
             if row.only != only {
@@ -59,27 +60,5 @@ impl Repository {
             put_primary(decision, &row);
             Ok(row)
         })
-    }
-}
-
-fn new_row(name: Label, ledger_key: PublicKey) -> PrimaryRow {
-    PrimaryRow {
-        name,
-        addresses: String::new(),
-        tls_key: TlsKeyDigest([0; 32]),
-        ledger_key,
-        principal: PrincipalId::LOCAL,
-        only: Vec::new(),
-        is_paused: false,
-        is_refused: false,
-        checkpoint: String::new(),
-        followed: Frontier::default(),
-        clock_seconds: 0,
-        owes_entry: false,
-        reread_to: 0,
-        had: Vec::new(),
-        readmitted: Vec::new(),
-        passed: Vec::new(),
-        is_repair_only: false,
     }
 }

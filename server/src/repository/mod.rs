@@ -17,7 +17,9 @@
 //! | `waiting.rs` | proposals that wait, withdrawn when what they are about changes |
 //! | `quota.rs` | what a namespace holds and may hold |
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
-//! | `replication.rs` | primaries: add, pause, remove; what their ledgers lead to here |
+//! | `primaries.rs` | primaries: add, remove |
+//! | `feeding.rs` | servers that connections are lent to: add, pause, remove |
+//! | `replication.rs` | what the ledgers of primaries lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
 
@@ -26,9 +28,11 @@ pub mod commit;
 pub mod damage;
 pub mod descriptors;
 pub mod enrolment;
+pub mod feeding;
 mod filter;
 pub mod importing;
-mod pending;
+pub mod pending;
+pub mod primaries;
 pub mod proposals;
 pub mod quota;
 pub mod replicated;

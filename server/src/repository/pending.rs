@@ -9,6 +9,15 @@ use crate::repository::Repository;
 use crate::store::Store;
 use crate::store::schema::Family;
 
+/// Snapshots of a primary that wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PendingCounts {
+    /// Their trees are to come.
+    pub to_fetch: u32,
+    /// They were committed there after the namespace had moved here, and are not fetched.
+    pub set_aside: u32,
+}
+
 impl Repository {
     /// Snapshots of a primary whose trees are not here yet, in the order of its ledger, behind leaf
     /// `after`: at most `count` of them, because each may bring a long record.
@@ -26,14 +35,31 @@ impl Repository {
         page.into_iter().map(|(key, row)| Ok((PendingRow::leaf_of(&key)?, row))).collect()
     }
 
-    /// How many snapshots of a primary are pending.
-    pub fn pending_count(&self, row: &PrimaryRow) -> Result<u32, ServerError> {
-        let mut count = 0u32;
-        self.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |_, _| {
-            count = count.saturating_add(1);
+    /// How many snapshots of a primary wait, behind leaf `after` and before the position.
+    pub fn pending_counts(
+        &self,
+        row: &PrimaryRow,
+        after: Option<u64>,
+    ) -> Result<PendingCounts, ServerError> {
+        let mut counts = PendingCounts::default();
+        each_pending(&self.store, row, after, &mut |key, pending| {
+            if PendingRow::leaf_of(&key).is_ok_and(|leaf| leaf >= row.followed.size()) {
+                return ControlFlow::Break(());
+            }
+            let here = self.registry.namespace(&pending.namespace);
+            let is_taken = here.is_none_or(|here| self.takes_from(&here, &row.ledger_key));
+            counts.add(pending.is_set_aside && !is_taken);
             ControlFlow::Continue(())
         })?;
-        Ok(count)
+        Ok(counts)
+    }
+}
+
+impl PendingCounts {
+    /// Counts one more.
+    pub fn add(&mut self, is_set_aside: bool) {
+        let count = if is_set_aside { &mut self.set_aside } else { &mut self.to_fetch };
+        *count = count.saturating_add(1);
     }
 }
 

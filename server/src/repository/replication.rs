@@ -15,7 +15,7 @@ use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, RecordDigest};
-use strongroom_protocol::limits::{LABEL_MAX_BYTES, PRIMARIES_MAX, REPLICA_NAMESPACES_MAX};
+use strongroom_protocol::limits::{LABEL_MAX_BYTES, REPLICA_NAMESPACES_MAX};
 use strongroom_protocol::merkle::Frontier;
 use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::Lock;
@@ -23,7 +23,7 @@ use strongroom_protocol::retention::Lock;
 use crate::error::ServerError;
 use crate::followers::{FollowState, PrimaryStatus};
 use crate::registry::{Namespace, all_rows};
-use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow};
+use crate::replica_rows::{Enrolment, PendingRow, PrimaryRow, Reach};
 use crate::repository::Repository;
 use crate::repository::pending::{each_pending, pending_where};
 use crate::repository::retention::Found;
@@ -116,43 +116,15 @@ impl Repository {
             repaired_count: progress.repaired_count,
             trouble: progress.trouble,
             name: row.name,
-            addresses: row.addresses,
+            addresses: match row.reach {
+                Reach::Dialled(addresses) => addresses,
+                Reach::Lent => self.lent_text(&row.principal),
+                Reach::Carried => String::new(),
+            },
             ledger_key: row.ledger_key,
             principal: row.principal,
             only: row.only,
             passed,
-        })
-    }
-
-    /// Begins to follow a primary, from the beginning of its ledger.
-    /// What an export of it has shown of its ledger, it must continue.
-    pub fn add_primary(&self, mut row: PrimaryRow) -> Result<(), ServerError> {
-        if row.ledger_key == self.keys.ledger_public() {
-            return Err(ServerError::Operator("this server cannot follow itself".into()));
-        }
-        self.writer.decide(move |decision| {
-            let (imports, others): (Vec<_>, Vec<_>) =
-                all_primaries(decision.store)?.into_iter().partition(PrimaryRow::is_import);
-            if u32::try_from(others.len()).map_or(true, |count| count >= PRIMARIES_MAX) {
-                let message = format!("at most {PRIMARIES_MAX} primaries can be followed");
-                return Err(ServerError::Operator(message));
-            }
-            for other in others {
-                if other.name == row.name || other.ledger_key == row.ledger_key {
-                    return Err(ServerError::Operator(format!(
-                        "primary {} is followed already; remove it first",
-                        other.name
-                    )));
-                }
-            }
-            let PrimaryRow { ledger_key, tls_key, principal, .. } = row;
-            if let Some(import) = imports.into_iter().find(|row| row.ledger_key == ledger_key) {
-                row.checkpoint = import.checkpoint;
-            }
-            let event = Event::PrimaryAdded { ledger_key, tls_key, principal };
-            decision.enter(PrincipalId::LOCAL, NOWHERE, event);
-            put_primary(decision, &row);
-            Ok(())
         })
     }
 
@@ -163,29 +135,6 @@ impl Repository {
         self.change_primary(&primary, move |_, row| {
             row.is_paused = is_paused;
             row.is_refused &= is_paused;
-            Ok(())
-        })
-    }
-
-    /// Follows a primary no more. What came from it stays, with its locks.
-    pub fn remove_primary(&self, name: &Label) -> Result<(), ServerError> {
-        let name = name.clone();
-        let followers = self.followers.clone();
-        self.writer.decide(move |decision| {
-            let row = read_primary(decision.store, &name)?;
-            // What an import waits for too is its own.
-            let import = PrimaryRow::import_key(&row.ledger_key);
-            if decision.store.get(Family::Primaries, &import)?.is_none() {
-                let batch = &mut decision.batch;
-                decision.store.scan(Family::Pending, &row.ledger_key.0, None, &mut |key, _| {
-                    batch.delete(Family::Pending, key.to_vec());
-                    ControlFlow::Continue(())
-                })?;
-            }
-            decision.batch.delete(Family::Primaries, PrimaryRow::key(&name));
-            let event = Event::PrimaryRemoved { ledger_key: row.ledger_key };
-            decision.enter(PrincipalId::LOCAL, NOWHERE, event);
-            followers.forget(&name);
             Ok(())
         })
     }
@@ -453,7 +402,7 @@ pub(super) fn put_hold(
     decision.batch.put(Family::Holds, HoldRow::key(namespace.number, record), hold.encode());
 }
 
-fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> {
+pub(super) fn read_primary(store: &Store, name: &Label) -> Result<PrimaryRow, ServerError> {
     let unknown = || ServerError::Operator(format!("no primary is called {name}"));
     let value = store.get(Family::Primaries, &PrimaryRow::key(name))?;
     Ok(PrimaryRow::decode(&value.ok_or_else(unknown)?)?)

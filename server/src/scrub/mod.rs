@@ -12,7 +12,8 @@
 //!
 //! What is wrong and can be named by a digest becomes *damaged* (`repository/damage.rs`): durable,
 //! on record, answered "lack", and repaired by the next who sends it or by another server. The rest
-//! (a record, a segment's table) is counted as a *problem* and told in the log: no repair mends it.
+//! (a record, a segment's table) is counted as a *problem*: no repair mends it, so it is counted in
+//! each pass, and told in the log by the first that finds it.
 //!
 //! **What happens beside it.** Scrub reads without any lock of the store, and decides nothing by
 //! itself: a row is marked by a decision, only if it is still as it was seen, under the lock that
@@ -40,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::id::{NamespaceId, PrincipalId};
 
-use crate::damage::{Counts, ScrubRow};
+use crate::damage::{Counts, ScrubRow, Told};
 use crate::error::ServerError;
 use crate::pace::Pace;
 use crate::repository::Repository;
@@ -82,6 +83,9 @@ struct Scrub<'a> {
     pace: Pace,
     counts: Counts,
     occupants: Occupants,
+    /// Problems that were told, and those of them that this pass found too.
+    told: Told,
+    found: Told,
 }
 
 /// Runs a pass, or the rest of one that was interrupted. What it finds is an outcome, no error.
@@ -142,8 +146,10 @@ fn pass(repository: &Repository) -> Result<(), ServerError> {
     let noted = repository.writer().noted().clone();
     let pace = Pace::new(repository.clock().clone(), noted, repository.config().scrub.pace);
     let row = begin(repository)?;
-    let occupants = Occupants::default();
-    let mut scrub = Scrub { repository, pace, counts: row.current, occupants };
+    let (occupants, told) = (Occupants::default(), repository.told_problems()?);
+    // What a pass found before it was interrupted is not known any more, and stays told.
+    let found = if row.next_segment > 1 { told.clone() } else { Told::default() };
+    let mut scrub = Scrub { repository, pace, counts: row.current, occupants, told, found };
     scrub.pace.breathe()?;
     // What others met since they looked last belongs to them, not to this pass.
     repository.mark_damage()?;
@@ -162,6 +168,9 @@ fn pass(repository: &Repository) -> Result<(), ServerError> {
     scrub.locks()?;
     scrub.records()?;
     repository.settle_damage()?;
+    if scrub.found != scrub.told {
+        repository.tell_problems(scrub.found)?;
+    }
     complete(repository, scrub.counts)
 }
 
@@ -207,10 +216,16 @@ impl Scrub<'_> {
         self.repository.metrics().damage.scrubbed_bytes.inc_by(bytes);
     }
 
-    /// Something is wrong that no digest names.
-    fn problem(&mut self, message: &str) {
-        tracing::error!("ALARM: scrub: {message}");
+    /// Something is wrong with `thing` that no digest names.
+    fn problem(&mut self, thing: &str, message: &str) -> Result<(), ServerError> {
         self.counts.problems += 1;
+        self.found.add(thing);
+        if self.told.add(thing) {
+            tracing::error!("ALARM: scrub: {thing}: {message}");
+            self.repository.metrics().damage.told_problems.inc();
+            self.repository.tell_problems(self.told.clone())?;
+        }
+        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ impl Scrub<'_> {
                 if let Err(error) = self.record(key, value) {
                     // A snapshot that was forgotten meanwhile is none.
                     if store.get(Family::Snapshots, key)?.is_some() {
-                        self.problem(&format!("snapshot row {key:02x?}: {error}"));
+                        self.problem(&format!("snapshot row {key:02x?}"), &error.to_string())?;
                     }
                 }
             }

@@ -37,7 +37,8 @@ impl Scrub<'_> {
             Ok(table) => table,
             Err(error) if error.is_damage() => {
                 if self.is_live(segment)? {
-                    self.problem(&format!("{error}: only what the index finds there is hashed"));
+                    let message = format!("{error}: only what the index finds there is hashed");
+                    self.problem(&format!("table of segment {segment}"), &message)?;
                     self.occupants.insert(segment, 0);
                 }
                 return Ok(());
@@ -49,7 +50,8 @@ impl Scrub<'_> {
             if !self.is_live(segment)? {
                 return Ok(());
             }
-            self.problem(&format!("segment {segment}: count or copies of records are damaged"));
+            let thing = format!("segment {segment}");
+            self.problem(&thing, "count or copies of records are damaged")?;
         }
         let mut first = 0;
         while first < table.len() {

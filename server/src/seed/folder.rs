@@ -4,8 +4,8 @@
 //! Opening it checks that no file is missing, cut off or too much, and that the entries are those
 //! that the checkpoint signs. Items are compared with their digests by whoever takes them.
 //!
-//! Memory: tables of the packs that were asked for last, at most [`TABLES_MAX`] of some 4 MB, and
-//! 32 bytes for each 256 entries of the ledger. What is in none of those tables is looked for in
+//! Memory: tables of the packs that were asked for last, at most [`TABLES_MAX`] of some 4 MB, chains
+//! of descriptors of 32 MB encoded, and 32 bytes for each 256 entries of the ledger. What is in none of those tables is looked for in
 //! all packs, for all digests of a question at once; a question goes in the order of the export, so
 //! that is rare.
 
@@ -18,22 +18,16 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use strongroom_protocol::checkpoint::Checkpoint;
-use strongroom_protocol::codec::Reader;
-use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{NamespaceId, PublicKey, RecordDigest, SealedDigest};
-use strongroom_protocol::limits::{
-    DESCRIPTOR_MAX_BYTES, SEED_DESCRIPTORS_MAX_BYTES, SEED_LEDGER_FILE_ENTRIES,
-};
+use strongroom_protocol::limits::SEED_LEDGER_FILE_ENTRIES;
 use strongroom_protocol::merkle::{
     Frontier, Hash, SubtreeHashes, consistency_proof, leaf_hash, node_hash,
 };
 use strongroom_protocol::seed::{KIND_RECORD, Manifest, PACK_HEAD_BYTES, SeedNamespace};
 use strongroom_protocol::tile::{TILE_HEIGHT, TILE_WIDTH};
 
-use super::{
-    DESCRIPTORS_MAGIC, Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file,
-    names_in, pack,
-};
+use super::chains::{self, Chain};
+use super::{Use, bad, descriptor_file, ledger_file, lock_folder, manifest_file, names_in, pack};
 use crate::durable;
 use crate::error::ServerError;
 
@@ -51,6 +45,7 @@ pub struct SeedFolder {
     bundles: Vec<Hash>,
     rest: Vec<Hash>,
     tables: Mutex<Tables>,
+    chains: HashMap<NamespaceId, Chain>,
     _lock: File,
 }
 
@@ -99,9 +94,11 @@ impl SeedFolder {
             bundles: Vec::new(),
             rest: Vec::new(),
             tables: Mutex::default(),
+            chains: HashMap::new(),
             _lock: lock,
         };
         seed.check_files()?;
+        seed.chains = chains::read_all(&seed.folder, &seed.manifest)?;
         seed.read_ledger()?;
         Ok(seed)
     }
@@ -135,33 +132,11 @@ impl SeedFolder {
 
     /// All descriptors of a namespace that it holds, from the first to the one that the manifest
     /// names; none, if it does not hold the namespace.
-    pub fn descriptors(&self, id: &NamespaceId) -> Result<Vec<VerifiedDescriptor>, ServerError> {
-        let Some(known) = self.namespace(id) else { return Ok(Vec::new()) };
-        let path = descriptor_file(&self.folder, id);
-        let length = path.metadata().map_or(0, |metadata| metadata.len());
-        if length > SEED_DESCRIPTORS_MAX_BYTES {
-            return Err(bad(&path, "longer than any chain of descriptors"));
-        }
-        let (bytes, mut versions) = (durable::read(&path)?, Vec::<VerifiedDescriptor>::new());
-        let mut reader = Reader::new("descriptors", &bytes);
-        reader.magic(DESCRIPTORS_MAGIC).map_err(|error| bad(&path, error))?;
-        while reader.remaining() > 0 {
-            let encoded = reader.bytes(DESCRIPTOR_MAX_BYTES);
-            let encoded = encoded.map_err(|error| bad(&path, error))?;
-            let next = VerifiedDescriptor::decode_for(encoded, id, 0)
-                .map_err(|error| bad(&path, error))?;
-            let follows = match versions.last() {
-                Some(before) => next.check_follows(before).is_ok(),
-                None => next.contents().version == 1,
-            };
-            if !follows {
-                return Err(bad(&path, "its descriptors do not follow each other"));
-            }
-            versions.push(next);
-        }
-        match versions.last() {
-            Some(newest) if newest.digest() == known.descriptor => Ok(versions),
-            _ => Err(bad(&path, "another descriptor than the manifest names")),
+    pub fn descriptors(&self, id: &NamespaceId) -> Result<Chain, ServerError> {
+        let Some(known) = self.namespace(id) else { return Ok(Arc::new([])) };
+        match self.chains.get(id) {
+            Some(chain) => Ok(chain.clone()),
+            None => chains::read(&self.folder, known),
         }
     }
 
@@ -366,7 +341,6 @@ impl SeedFolder {
             if !path.exists() {
                 return Err(bad(&path, "the descriptor is missing; copy it again"));
             }
-            self.descriptors(&namespace.namespace)?;
         }
         self.check_ledger_files(&extra)
     }

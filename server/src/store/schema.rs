@@ -60,11 +60,12 @@ pub enum Family {
     Primaries,
     Pending,
     Damage,
+    Feeds,
 }
 
 impl Family {
     /// Every family, in the order in which they are created.
-    pub const ALL: [Family; 20] = [
+    pub const ALL: [Family; 21] = [
         Family::Index,
         Family::Inbox,
         Family::Locks,
@@ -85,6 +86,7 @@ impl Family {
         Family::Primaries,
         Family::Pending,
         Family::Damage,
+        Family::Feeds,
     ];
 
     /// Name of the family on disk.
@@ -110,6 +112,7 @@ impl Family {
             Family::Primaries => "primaries",
             Family::Pending => "pending",
             Family::Damage => "damage",
+            Family::Feeds => "feeds",
         }
     }
 

@@ -1,0 +1,145 @@
+//! One connection that is lent: dialled, turned round, and answered on until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST, UPGRADE};
+use hyper::upgrade::Upgraded;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use strongroom_protocol::error::ErrorBody;
+use strongroom_protocol::limits::CONTROL_MAX_BYTES;
+use strongroom_protocol::route::{LEND_PROTOCOL, Route};
+use tokio::time::timeout;
+
+use crate::answering::answer_on;
+use crate::dial::{Dialled, dial};
+use crate::feeds::FeedRow;
+use crate::handler::Peer;
+use crate::replica::keys::{PeerKeys, Whom};
+use crate::repository::Repository;
+use crate::server_keys::random_bytes;
+use crate::stop::Stop;
+use crate::tls::client_config;
+
+/// A lent connection on which nothing is asked for so long is ended and dialled again, so that no
+/// firewall on the way forgets it unseen; up to as much again at random.
+const IDLE: Duration = Duration::from_secs(40);
+
+/// How a connection that was lent ended.
+pub enum Ended {
+    /// It was closed, from there or because nothing was asked.
+    Used,
+    /// This server stops.
+    Stopping,
+}
+
+/// Lends one connection until it ends, `until` does, or this server stops. Says in plain words why
+/// none could be lent.
+pub async fn keep_lent(
+    repository: &Arc<Repository>,
+    row: &FeedRow,
+    until: impl Future<Output = ()>,
+    stop: Stop,
+) -> Result<Ended, String> {
+    let lending = async {
+        let (stream, exporter) = turned_round(repository, row).await?;
+        let peer = Peer { tls_key: row.tls_key, exporter };
+        let lent = Lent::begin(repository, row);
+        let [random] = random_bytes::<1>().unwrap_or([0]);
+        let idle = IDLE.mul_f64(1.0 + f64::from(random) / 255.0);
+        // It may end in the middle of an answer; whoever asked sees that, and asks again.
+        answer_on(repository, stream, &peer, idle, stop.clone()).await;
+        drop(lent);
+        Ok::<(), String>(())
+    };
+    tokio::select! {
+        outcome = lending => outcome?,
+        () = until => {}
+    }
+    Ok(if stop.is_given() { Ended::Stopping } else { Ended::Used })
+}
+
+/// A connection to a server, from the moment on in which that server asks over it.
+async fn turned_round(
+    repository: &Arc<Repository>,
+    row: &FeedRow,
+) -> Result<(Upgraded, [u8; 32]), String> {
+    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Feed(&row.name));
+    let keys = keys.map_err(|error| error.to_string())?;
+    let tls = client_config(keys.certificate, keys.tls_key, row.tls_key);
+    let tls = tls.map_err(|error| error.to_string())?;
+    let Dialled { stream, address, exporter } = dial(&row.addresses, &tls).await?;
+    let broke = |error: hyper::Error| format!("{address}: the connection broke: {error}");
+    let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+    let driver = tokio::spawn(driver.with_upgrades());
+    let request = Request::builder()
+        .method(Route::Lend.method())
+        .uri(Route::Lend.path())
+        .header(HOST, &address)
+        .header(CONNECTION, "upgrade")
+        .header(UPGRADE, LEND_PROTOCOL)
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let turning = async {
+        let answer = sender.send_request(request).await.map_err(broke)?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return hyper::upgrade::on(answer).await.map_err(broke);
+        }
+        let status = answer.status();
+        let body = http_body_util::Limited::new(
+            answer.into_body(),
+            usize::try_from(CONTROL_MAX_BYTES).unwrap_or(usize::MAX),
+        );
+        let body = http_body_util::BodyExt::collect(body).await;
+        let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(error) => Err(format!("it refuses: {}: {}", error.code.name(), error.message)),
+            Err(_) => Err(format!("{address} answers {status}")),
+        }
+    };
+    let patience = repository.config().replica.patience.0;
+    let turned = timeout(patience, turning).await;
+    if !matches!(turned, Ok(Ok(_))) {
+        driver.abort();
+    }
+    let stream = turned.map_err(|_| format!("{address} does not answer in time"))??;
+    Ok((stream, exporter))
+}
+
+/// A connection that is counted as lent; dropping it ends that.
+struct Lent<'a> {
+    repository: &'a Repository,
+    row: &'a FeedRow,
+}
+
+impl<'a> Lent<'a> {
+    fn begin(repository: &'a Repository, row: &'a FeedRow) -> Self {
+        let now_ms = repository.clock().wall_ms();
+        repository.followers().feeds().note(&row.name, |progress| {
+            progress.lent = progress.lent.saturating_add(1);
+            progress.lent_ms = now_ms;
+            progress.trouble.clear();
+        });
+        let lent = Self { repository, row };
+        lent.show(1);
+        lent
+    }
+
+    fn show(&self, change: i64) {
+        let gauge = &self.repository.metrics().replica.lent_connections;
+        gauge.with_label_values(&[self.row.name.as_str()]).add(change);
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.repository.followers().feeds().note(&self.row.name, |progress| {
+            progress.lent = progress.lent.saturating_sub(1);
+        });
+        self.show(-1);
+    }
+}

@@ -1,0 +1,138 @@
+//! Servers that this one lends its connections to: their rows, and how lending goes.
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | feeds | name | [`FeedRow`] |
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use strongroom_protocol::codec::{DecodeError, Reader, Writer};
+use strongroom_protocol::id::{Label, PrincipalId, PublicKey, TlsKeyDigest};
+use strongroom_protocol::limits::{ADDRESS_MAX_BYTES, LABEL_MAX_BYTES};
+
+/// A server that this one lends its connections to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeedRow {
+    /// Its name here.
+    pub name: Label,
+    /// Where it is dialled: `host:port`, several with commas.
+    pub addresses: String,
+    /// Pin of its TLS key.
+    pub tls_key: TlsKeyDigest,
+    /// Its ledger key, which names it everywhere.
+    pub ledger_key: PublicKey,
+    /// What it is here, of role `replica`.
+    pub principal: PrincipalId,
+    /// Nothing is lent while it is set.
+    pub is_paused: bool,
+}
+
+/// How lending to one server goes, in memory.
+#[derive(Debug, Clone, Default)]
+pub struct FeedProgress {
+    /// Connections that are lent now.
+    pub lent: u32,
+    /// When one was lent last, milliseconds since 1970; 0 if none since the start.
+    pub lent_ms: u64,
+    /// What went wrong last, in plain words; empty since a connection was lent.
+    pub trouble: String,
+}
+
+/// A server that connections are lent to, for `feed list`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FeedStatus {
+    /// Its name here.
+    pub name: Label,
+    /// Where it is dialled.
+    pub addresses: String,
+    /// Its ledger key.
+    pub ledger_key: PublicKey,
+    /// What it is here.
+    pub principal: PrincipalId,
+    /// Nothing is lent by command.
+    pub is_paused: bool,
+    /// Its principal was revoked: it may ask nothing, and nothing is lent.
+    pub is_revoked: bool,
+    /// Connections that are lent now.
+    pub lent: u32,
+    /// When one was lent last, milliseconds since 1970; 0 if none since the start.
+    pub lent_ms: u64,
+    /// What went wrong last, in plain words.
+    pub trouble: String,
+}
+
+/// How lending to all servers goes.
+#[derive(Default)]
+pub struct Feeds {
+    progress: Mutex<BTreeMap<Label, FeedProgress>>,
+}
+
+impl Feeds {
+    /// How lending to a server goes.
+    pub fn progress(&self, name: &Label) -> FeedProgress {
+        self.progress.lock().get(name).cloned().unwrap_or_default()
+    }
+
+    /// Changes what is known.
+    pub fn note(&self, name: &Label, change: impl FnOnce(&mut FeedProgress)) {
+        change(self.progress.lock().entry(name.clone()).or_default());
+    }
+
+    /// Forgets a server.
+    pub fn forget(&self, name: &Label) {
+        self.progress.lock().remove(name);
+    }
+}
+
+impl FeedRow {
+    /// Key of a feed.
+    pub fn key(name: &Label) -> Vec<u8> {
+        name.as_str().as_bytes().to_vec()
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::with_magic(b"RFD1");
+        out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
+        out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
+        out.bool(self.is_paused);
+        out.finish()
+    }
+
+    /// Reads the value.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("feed row", bytes);
+        reader.magic(b"RFD1")?;
+        let name = reader.text(LABEL_MAX_BYTES)?.parse();
+        let row = Self {
+            name: name.map_err(|_| DecodeError::Value("label"))?,
+            addresses: reader.text(ADDRESS_MAX_BYTES)?.to_owned(),
+            tls_key: TlsKeyDigest(reader.array()?),
+            ledger_key: PublicKey(reader.array()?),
+            principal: PrincipalId(reader.array()?),
+            is_paused: reader.bool()?,
+        };
+        reader.finish()?;
+        Ok(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back() {
+        let row = FeedRow {
+            name: "vault".parse().unwrap(),
+            addresses: "10.0.0.9:7443".into(),
+            tls_key: TlsKeyDigest([1; 32]),
+            ledger_key: PublicKey([2; 32]),
+            principal: PrincipalId([3; 16]),
+            is_paused: true,
+        };
+        assert_eq!(FeedRow::decode(&row.encode()).unwrap(), row);
+    }
+}
