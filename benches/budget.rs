@@ -2,8 +2,8 @@
 //! fast can two cores be at best with that?
 //!
 //! Expected on a 2 GHz core with AVX-512, in ns for each byte that goes through the stage: read
-//! 0.2, cut 0.5, hash 0.25, zstd level 1 on SQL 2 to 3, seal 1.5 with its digest (0.3), TLS out and in
-//! 0.3 to 0.5 each, the socket between them 0.4, the server's digest 0.3, the store 0.4 and its
+//! 0.2, cut 0.5, hash 0.25, zstd level 1 on SQL 2 to 3, seal 1.5 with its digest (0.3), TLS out and
+//! in 0.3 to 0.5 each, the socket between them 0.4, the server's digest 0.3, the store 0.4 and its
 //! flush and sync what the disk takes. So a first backup costs 4.5 ns and two cores make 450 MB/s
 //! of it.
 //!
@@ -12,16 +12,16 @@
 //! ```
 //!
 //! Everything runs on one core (`taskset`), on the start of the first day (256 MB; `quick` 64),
-//! with the functions that client and server call, and the best of three rounds counts. A stage's bytes
-//! are plaintext or sealed, as its row says. The stages of the store are wall time of this process
-//! on its one core; flush and sync are mostly the disk's time.
+//! with the functions that client and server call, and the best of three rounds counts. A stage's
+//! bytes are plaintext or sealed, as its row says. The stages of the store are wall time of this
+//! process on its one core; flush and sync are mostly the disk's time.
 //!
 //! The prediction for a scenario takes its shares from the rows of `end_to_end.rs` in
 //! `target/bench.json`: which part of the plaintext was new, and how many bytes were sealed. It is
-//! the lower of two rates: all stages' CPU time over two cores, and the busiest single thread
-//! (the one that cuts; the server's sealer, which waits for the disk in flush and sync; the one
-//! that writes what is restored). What it leaves out: hand-over between threads, page
-//! faults, requests, and that two hyperthreads of one core are less than two cores.
+//! the lower of two rates: all stages' CPU time over two cores, and the busiest single thread (the
+//! one that cuts; the server's sealer, which waits for the disk in flush and sync; the one that
+//! writes what is restored). What it leaves out: hand-over between threads, page faults, requests,
+//! and that two hyperthreads of one core are less than two cores.
 
 mod harness;
 

@@ -2,11 +2,11 @@
 //! dumps, for how much CPU, memory and disk?
 //!
 //! Expected on two cores whose `openssl speed` gives 3700 MB/s for ChaCha20-Poly1305, with a disk
-//! of 500 MB/s or more and dumps of 2 GB or more: first backup 400 MB/s (zstd takes 3 ns a byte of one
-//! core), of incompressible data without compression 450 MB/s, the next day 1.2 GB/s, the same
-//! again 1.6 GB/s or 95 % of `cat` where both begin with a cold cache, restore 1.1 GB/s to
-//! nowhere and 95 % of `dd conv=fdatasync` to a file; the server writes less than 1.1 times what
-//! it receives; client below 128 MB, server below 768 MB.
+//! of 500 MB/s or more and dumps of 2 GB or more: first backup 400 MB/s (zstd takes 3 ns a byte of
+//! one core), of incompressible data without compression 450 MB/s, the next day 1.2 GB/s, the same
+//! again 1.6 GB/s or 95 % of `cat` where both begin with a cold cache, restore 1.1 GB/s to nowhere
+//! and 95 % of `dd conv=fdatasync` to a file; the server writes less than 1.1 times what it
+//! receives; client below 128 MB, server below 768 MB.
 //!
 //! ```text
 //! DUMPS=folder cargo bench --bench end_to_end [-- quick]      the folder has day0.sql and day1.sql

@@ -12,8 +12,8 @@
 //! rustic, bupstash. All of them write to a repository in a local folder, which spares them the
 //! network that ours has, and encrypt. Each reads the dump from standard input, so that none skips
 //! a file whose times did not change. Scenarios as in `end_to_end.rs`; what a peer stored is how
-//! much its repository grew. They do not sync what they restore, ours does. Levels are zstd 1
-//! where a peer has levels. `RUNS` sets the runs (default 3).
+//! much its repository grew. They do not sync what they restore, ours does. Levels are zstd 1 where
+//! a peer has levels. `RUNS` sets the runs (default 3).
 
 mod harness;
 

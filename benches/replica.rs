@@ -3,12 +3,12 @@
 //!
 //! Expected on two cores, all servers on them, dumps of 2 GB: the first day's sealed bytes at 250
 //! MB/s or more over loopback, and at 80 % or more of a line of 1 Gbit/s at a round trip of 50 ms;
-//! the second day in less than 3 s, with less than 1.05 times its new bytes on the wire; less
-//! than 256 MB more memory on either side. Over a line of 50 ms, a small change is there in less
-//! than 2 s: half a poll interval (0.5 s) on average and 1 s at most, six round trips (proof,
-//! entries, record, root, nodes, chunks), the commit: 0.9 s in the middle. A thousand small
-//! snapshots over that line: 10 s or less; without groups they took 150 s. Export and import read,
-//! hash and write each sealed byte once; scrub reads and hashes: all of them above 250 MB/s.
+//! the second day in less than 3 s, with less than 1.05 times its new bytes on the wire; less than
+//! 256 MB more memory on either side. Over a line of 50 ms, a small change is there in less than 2
+//! s: half a poll interval (0.5 s) on average and 1 s at most, six round trips (proof, entries,
+//! record, root, nodes, chunks), the commit: 0.9 s in the middle. A thousand small snapshots over
+//! that line: 10 s or less; without groups they took 150 s. Export and import read, hash and write
+//! each sealed byte once; scrub reads and hashes: all of them above 250 MB/s.
 //!
 //! ```text
 //! DUMPS=folder cargo bench --bench replica [-- quick]     the folder has day0.sql and day1.sql

@@ -5,8 +5,8 @@
 //! * cores: a first backup is work for all cores, so two hyperthreads of one core make 1.3 to 1.6
 //!   times what one makes, and never more than that core's units allow;
 //! * clients at once: the cores are busy with one, so the total stays; what falls is each share;
-//! * connections of a replica at 50 ms: one has as many bytes under way as a batch and its
-//!   answer, so the rate grows with connections until the line or the cores are full;
+//! * connections of a replica at 50 ms: one has as many bytes under way as a batch and its answer,
+//!   so the rate grows with connections until the line or the cores are full;
 //! * size of a dump: no state grows with it but index and cache, so the rate stays from 1 GB on;
 //!   below, start, handshake and commit show;
 //! * average chunk: small chunks cost look-ups, headers and ratio; large ones only cost the next
@@ -19,8 +19,8 @@
 //! ```
 //!
 //! One run a point (`RUNS`), on 1 GB of the first day (`quick`: 100 MB). Longer dumps than there
-//! are come from this program: each further copy has all its digits turned by one, so that it
-//! is new and compresses alike; that costs the cores some tenths of a ns a byte.
+//! are come from this program: each further copy has all its digits turned by one, so that it is
+//! new and compresses alike; that costs the cores some tenths of a ns a byte.
 
 mod harness;
 
