@@ -13,8 +13,8 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help build demo drill-replica test bench bench-quick campaign-fuzz campaign-kills \
-  campaign-replica-kills campaign-locks netem-replica campaign-mutants fmt clean
+.PHONY: help build demo drill-replica test bench bench-quick bench-scaling campaign-fuzz \
+  campaign-kills campaign-replica-kills campaign-locks netem-replica campaign-mutants fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test           formatting, lints, all tests, documentation tests'
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
+	@echo 'make bench-scaling  throughput by cores, clients, connections, sizes; half an hour'
 	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
 	@echo 'make campaign-kills the server is killed KILLS=1000 times at random moments; SEED=1'
 	@echo 'make campaign-replica-kills primary and replica are killed, KILLS=200 times; SEED=1'
@@ -63,7 +64,7 @@ test:
 	fi
 
 # DUMPS=folder gives the dumps; else ERP_MAKER=script makes them; else tests/data, which is small.
-bench bench-quick:
+bench bench-quick bench-scaling:
 	@scripts/bootstrap.sh build demo
 	@scripts/bench.sh $@
 
