@@ -9,6 +9,7 @@ use strongroom_protocol::message::Retain;
 use strongroom_protocol::retention::LockWanted;
 use strongroom_server::config::{Config, Period, Size};
 use strongroom_server::followers::FollowState;
+use strongroom_server::replica;
 use strongroom_server::repository::Repository;
 
 use crate::gc::noise;
@@ -303,4 +304,19 @@ async fn both_restarted_in_the_middle_go_on() {
     synced(&replica, &primary, "office").await;
     let bytes = restored(&replica, &writer, summary.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_added_again_does_not_wait_for_what_was_before() {
+    let seldom = |config: &mut Config| config.replica.poll_interval = Period(DAY);
+    let (primary, replica) = (TestServer::start().await, TestServer::start_with(seldom).await);
+    let writer = primary.writer("erp").await;
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
+    // The next look would be tomorrow.
+    writer.snapshot("db", &[b"one"]).await;
+    replica::remove(&replica.repository, &label("office")).unwrap();
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
+    assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
 }

@@ -164,7 +164,20 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
         let pause = pause_after(repository.config().replica.poll_interval.0, failures);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = replaced(&repository, &row) => failures = 0,
             () = stop.wait() => return,
+        }
+    }
+}
+
+/// Waits until a primary is removed, or another stands under its name, which must not wait for what
+/// failed before.
+async fn replaced(repository: &Arc<Repository>, row: &PrimaryRow) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        let (reading, primary) = (repository.clone(), row.enrolment());
+        if blocking(move || Ok(reading.followed(&primary)?)).await.is_err() {
+            return;
         }
     }
 }
