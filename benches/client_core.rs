@@ -85,6 +85,7 @@ fn seal_and_unseal(keys: &PlaintextKeys, chunks: &[&[u8]], name: &str) {
     report(&format!("unseal, {name}"), total, || {
         for ((digest, envelope), (chunk, h)) in sealed.iter().zip(chunks.iter().zip(&hashes)) {
             let bytes = chunk.len() as u64;
+            out.clear();
             let result =
                 unseal_chunk(keys, envelope, digest, h, bytes, &mut out, &mut decompressor);
             assert!(result.is_ok());

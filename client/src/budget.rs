@@ -37,8 +37,10 @@ pub const UPLOAD_BYTES: usize = 4 << 20;
 pub const UPLOADS_MAX: usize = 2;
 /// "Have" questions at once.
 pub const QUESTIONS_MAX: usize = 4;
-/// Digests that make a "have" question worth a request while another is on its way.
-pub const QUESTION_MIN_COUNT: usize = 64;
+/// Digests that make a "have" question worth a request before the stream's end.
+pub const QUESTION_MIN_COUNT: usize = 128;
+/// The same as plaintext of the window, in bytes: of large chunks there are fewer.
+pub const QUESTION_MIN_BYTES: u64 = 6 << 20;
 /// Chunks that are sealed again at once because the server lacks what the cache knew.
 pub const RESEALS_MAX: usize = 64;
 /// Start of a stream that is read before its size class is declared, in bytes.

@@ -14,6 +14,8 @@
 //! Decompression is bounded by the length that the node above gives, before anything is allocated;
 //! one-shot decompression uses the output as its window, so a frame header cannot ask for memory.
 
+use std::io::Cursor;
+
 use strongroom_protocol::descriptor::Codec;
 use strongroom_protocol::padding::padded_payload_bytes;
 use thiserror::Error;
@@ -106,19 +108,18 @@ impl Decompressor {
         Self::default()
     }
 
-    /// Writes the `plaintext_bytes` bytes of plaintext that `body` stands for to `out`, whose old
-    /// contents are lost. Allocates that much at most: the caller bounds it.
+    /// Appends the `plaintext_bytes` bytes of plaintext that `body` stands for to `out`. Allocates
+    /// that much at most, and what a growing vector adds: the caller bounds it.
     ///
     /// # Errors
     /// When the body is of an unknown codec, does not decompress, or has another length; `out` is
-    /// empty then.
+    /// as it was then.
     pub fn decompress(
         &mut self,
         body: Body<'_>,
         plaintext_bytes: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), DecompressError> {
-        out.clear();
         match body.codec {
             CODEC_NONE if body.bytes.len() == plaintext_bytes => {
                 out.extend_from_slice(body.bytes);
@@ -137,17 +138,22 @@ impl Decompressor {
         out: &mut Vec<u8>,
     ) -> Result<(), DecompressError> {
         let context = self.context.get_or_insert_default();
+        let start = out.len();
         out.reserve(plaintext_bytes);
-        let written = context.decompress_to_buffer(body, out).map_err(|_| DecompressError::Body);
+        // A cursor, so that the plaintext lands where it is wanted and nothing is zeroed before.
+        let mut rest = Cursor::new(std::mem::take(out));
+        rest.set_position(u64::try_from(start).unwrap_or(u64::MAX));
+        let written = context.decompress_to_buffer(body, &mut rest);
+        *out = rest.into_inner();
         match written {
             Ok(count) if count == plaintext_bytes => Ok(()),
             Ok(_) => {
-                out.clear();
+                out.truncate(start);
                 Err(DecompressError::Length)
             }
-            Err(error) => {
-                out.clear();
-                Err(error)
+            Err(_) => {
+                out.truncate(start);
+                Err(DecompressError::Body)
             }
         }
     }

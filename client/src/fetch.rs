@@ -128,8 +128,7 @@ impl Fetcher {
             ));
         }
         let mut walker = Walker::new(level, top);
-        let (mut whole, mut chunk) = (Vec::new(), Vec::new());
-        let mut decompressor = Decompressor::new();
+        let (mut whole, mut decompressor) = (Vec::new(), Decompressor::new());
         loop {
             let leaves = walker.next_leaves(self, max_bytes, totals).await?;
             if leaves.is_empty() {
@@ -140,10 +139,9 @@ impl Fetcher {
             let mut added = Totals::default();
             self.envelopes(&digests, |envelope| {
                 let leaf = expected.next().ok_or_else(surplus)?;
-                open_leaf(&self.keys, envelope, leaf, &mut chunk, &mut decompressor)?;
+                open_leaf(&self.keys, envelope, leaf, &mut whole, &mut decompressor)?;
                 added.chunk_count = added.chunk_count.saturating_add(1);
                 added.sealed_bytes = added.sealed_bytes.saturating_add(length_of(envelope));
-                whole.extend_from_slice(&chunk);
                 Ok(())
             })
             .await?;
@@ -251,7 +249,8 @@ impl Walker {
     }
 }
 
-/// Opens a chunk's envelope into `plaintext`: it must be what the node above says of it.
+/// Opens a chunk's envelope and appends it to `plaintext`: it must be what the node above says of
+/// it.
 pub fn open_leaf(
     keys: &PlaintextKeys,
     envelope: &[u8],

@@ -17,8 +17,8 @@
 //! compared with [`CHUNK_MAX_BYTES`] before anything is allocated. The reader need not recompute
 //! `siv`: a wrong one gives another `mk`, and the tag fails.
 
-use chacha20poly1305::aead::inout::InOutBuf;
-use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, Key, KeyInit, Nonce, Tag};
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, Tag, UnboundKey};
+use aws_lc_rs::error::Unspecified;
 use strongroom_protocol::codec::DecodeError;
 use strongroom_protocol::envelope::{
     CLEAR_BYTES, Envelope, SIV_BYTES, Suite, TAG_BYTES, clear_of_chunk, clear_of_node,
@@ -137,7 +137,7 @@ pub fn seal_node(keys: &PlaintextKeys, level: u8, children: &[NodeChild]) -> Sea
     let mut envelope = clear;
     envelope.extend_from_slice(&siv);
     envelope.extend_from_slice(&payload);
-    envelope.extend_from_slice(&tag);
+    envelope.extend_from_slice(tag.as_ref());
     let plaintext_bytes =
         children.iter().fold(0u64, |sum, child| sum.saturating_add(child.plaintext_bytes));
     SealedNode {
@@ -150,11 +150,11 @@ pub fn seal_node(keys: &PlaintextKeys, level: u8, children: &[NodeChild]) -> Sea
     }
 }
 
-/// Opens the envelope of a chunk, makes every check, and leaves the plaintext in `out`, whose old
-/// contents are lost. `digest`, `h` and `plaintext_bytes` are what the node above says.
+/// Opens the envelope of a chunk, makes every check, and appends the plaintext to `out`. `digest`,
+/// `h` and `plaintext_bytes` are what the node above says.
 ///
 /// # Errors
-/// When a check fails; `out` is empty then.
+/// When a check fails; `out` is as it was then.
 pub fn unseal_chunk(
     keys: &PlaintextKeys,
     envelope: &[u8],
@@ -164,7 +164,7 @@ pub fn unseal_chunk(
     out: &mut Vec<u8>,
     decompressor: &mut Decompressor,
 ) -> Result<(), UnsealError> {
-    out.clear();
+    let start = out.len();
     let plaintext_bytes = chunk_length(plaintext_bytes)?;
     let envelope = checked(envelope, digest, 0)?;
     let mut scratch = std::mem::take(&mut decompressor.scratch);
@@ -173,8 +173,8 @@ pub fn unseal_chunk(
         .and_then(|body| Ok(decompressor.decompress(body, plaintext_bytes, out)?));
     decompressor.scratch = scratch;
     opened?;
-    if keys.hash_chunk(out) != *h {
-        out.clear();
+    if keys.hash_chunk(out.get(start..).unwrap_or(&[])) != *h {
+        out.truncate(start);
         return Err(UnsealError::PlaintextHash);
     }
     Ok(())
@@ -234,7 +234,7 @@ fn seal_chunk_payload(h: &PlaintextHash, out: &mut Vec<u8>) -> SealedDigest {
     }
     let payload = out.get_mut(CHUNK_HEAD_BYTES..).unwrap_or(&mut []);
     let tag = encrypt(&message_key(&key, &siv), &clear, payload);
-    out.extend_from_slice(&tag);
+    out.extend_from_slice(tag.as_ref());
     SealedDigest::of(out)
 }
 
@@ -244,19 +244,22 @@ fn message_key(key: &[u8; 32], siv: &[u8; SIV_BYTES]) -> Zeroizing<[u8; 32]> {
     Zeroizing::new(*hasher.update(&[MESSAGE_KEY_DOMAIN]).update(siv).finalize().as_bytes())
 }
 
-fn cipher_of(message_key: &[u8; 32]) -> ChaCha20Poly1305 {
-    ChaCha20Poly1305::new(&Key::from(*message_key))
+/// The cipher under a key that seals one message only, which is why there is no nonce to choose.
+fn cipher_of(message_key: &[u8; 32]) -> Result<LessSafeKey, Unspecified> {
+    UnboundKey::new(&CHACHA20_POLY1305, message_key).map(LessSafeKey::new)
+}
+
+fn zero_nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; NONCE_LEN])
 }
 
 fn encrypt(message_key: &[u8; 32], clear: &[u8], payload: &mut [u8]) -> Tag {
-    let sealed = cipher_of(message_key).encrypt_inout_detached(
-        &Nonce::default(),
-        clear,
-        InOutBuf::from(payload),
-    );
+    let sealed = cipher_of(message_key).and_then(|cipher| {
+        cipher.seal_in_place_separate_tag(zero_nonce(), Aad::from(clear), payload)
+    });
     // A wrong tag would be an envelope that nobody can ever open again.
-    assert!(sealed.is_ok(), "a payload is far below the cipher's limit of 256 GiB");
-    sealed.unwrap_or_default()
+    #[expect(clippy::expect_used, reason = "the key has its length, and no payload 256 GiB")]
+    sealed.expect("ChaCha20-Poly1305 seals every payload")
 }
 
 /// Decrypts the payload into `scratch`, which grows to the largest payload seen and stays.
@@ -270,13 +273,14 @@ fn decrypt<'s>(
         scratch.resize(length, 0);
     }
     let payload = scratch.get_mut(..length).ok_or(UnsealError::Tag)?;
-    let buffer = InOutBuf::new(envelope.ciphertext, payload).map_err(|_| UnsealError::Tag)?;
-    let cipher = cipher_of(&message_key(&h.seal_key(), envelope.siv));
-    let tag = Tag::from(*envelope.tag);
-    cipher
-        .decrypt_inout_detached(&Nonce::default(), envelope.clear, buffer, &tag)
+    let (sealed, tag) = (envelope.ciphertext, envelope.tag.as_slice());
+    cipher_of(&message_key(&h.seal_key(), envelope.siv))
+        .and_then(|cipher| {
+            let clear = Aad::from(envelope.clear);
+            cipher.open_separate_gather(zero_nonce(), clear, sealed, tag, payload)
+        })
         .map_err(|_| UnsealError::Tag)?;
-    scratch.get(..length).ok_or(UnsealError::Tag)
+    Ok(payload)
 }
 
 /// Parses an envelope whose digest and level are the expected ones.

@@ -86,7 +86,6 @@ impl Unsealer {
                 idle: idle.clone(),
                 envelopes_home: envelopes_home.clone(),
                 decompressor: Decompressor::new(),
-                chunk: Vec::new(),
             };
             spawn(format!("unseal-{number}"), move || worker.work())?;
         }
@@ -135,7 +134,6 @@ struct Worker {
     idle: Receiver<Vec<u8>>,
     envelopes_home: Sender<Vec<u8>>,
     decompressor: Decompressor,
-    chunk: Vec<u8>,
 }
 
 impl Worker {
@@ -158,8 +156,7 @@ impl Worker {
         for (leaf, end) in job.leaves.iter().zip(&job.ends) {
             let envelope = job.envelopes.get(start..*end).unwrap_or(&[]);
             start = *end;
-            open_leaf(&self.keys, envelope, leaf, &mut self.chunk, &mut self.decompressor)?;
-            plaintext.extend_from_slice(&self.chunk);
+            open_leaf(&self.keys, envelope, leaf, &mut plaintext, &mut self.decompressor)?;
         }
         job.envelopes.clear();
         keep(&self.envelopes_home, job.envelopes);

@@ -21,9 +21,7 @@ use strongroom_protocol::message::Uploaded;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::budget::{
-    PENDING_BYTES, QUESTION_MIN_COUNT, QUESTIONS_MAX, RESEALS_MAX, UPLOAD_BYTES, UPLOADS_MAX,
-};
+use crate::budget::{PENDING_BYTES, QUESTIONS_MAX, RESEALS_MAX, UPLOAD_BYTES, UPLOADS_MAX};
 use crate::challenge::{self, Sampler};
 use crate::error::ClientError;
 use crate::pipeline::{Content, Piece, Pipeline, PipelineOptions, Report, seal_here};
@@ -31,7 +29,7 @@ use crate::progress::Monitor;
 use crate::session::{Session, Setback};
 use crate::transport::Body;
 use crate::tree::SealedRoot;
-use crate::window::{Settled, Stream, Ticket, Window, WindowCounts};
+use crate::window::{Settled, Stream, Ticket, Unasked, Window, WindowCounts};
 
 /// What waits longer than this is sent although it does not fill a request.
 const FLUSH_STEP: Duration = Duration::from_millis(500);
@@ -81,7 +79,7 @@ pub struct Uploader {
     end: Option<(u64, u64)>,
     is_whole: bool,
 
-    to_ask: VecDeque<Ticket>,
+    to_ask: Unasked,
     to_prove: Vec<Ticket>,
     to_reseal: VecDeque<Ticket>,
     to_send: VecDeque<Ticket>,
@@ -129,7 +127,7 @@ impl Uploader {
             early_runs: BTreeMap::new(),
             end: None,
             is_whole: false,
-            to_ask: VecDeque::new(),
+            to_ask: Unasked::default(),
             to_prove: Vec::new(),
             to_reseal: VecDeque::new(),
             to_send: VecDeque::new(),
@@ -213,7 +211,7 @@ impl Uploader {
                 match (is_other, is_challenged) {
                     (false, true) => self.to_prove.push(ticket),
                     (false, false) => self.enqueue_to_send(ticket),
-                    (true, _) => self.to_ask.push_back(ticket),
+                    (true, _) => self.to_ask.push(&self.window, ticket),
                 }
             }
             Report::End { run_count, plaintext_bytes } => {
@@ -246,7 +244,7 @@ impl Uploader {
     fn admit(&mut self, piece: Piece, stream: Stream) {
         let plaintext_bytes = piece.leaf.plaintext_bytes;
         match self.window.admit(piece, stream) {
-            Some(ticket) if self.ask => self.to_ask.push_back(ticket),
+            Some(ticket) if self.ask => self.to_ask.push(&self.window, ticket),
             Some(ticket) => self.enqueue_to_send(ticket),
             None => {
                 self.monitor.add_done(plaintext_bytes);
@@ -258,7 +256,7 @@ impl Uploader {
     /// New nodes: asked about, or sent unasked.
     fn enqueue_new(&mut self, nodes: Vec<Ticket>) {
         if self.ask {
-            self.to_ask.extend(nodes);
+            nodes.into_iter().for_each(|node| self.to_ask.push(&self.window, node));
         } else {
             nodes.into_iter().for_each(|node| self.window.lacks_node(node));
         }
@@ -279,9 +277,8 @@ impl Uploader {
         {
             self.reseal(ticket);
         }
-        while !self.to_ask.is_empty()
-            && self.question_count < QUESTIONS_MAX
-            && (self.question_count == 0 || self.to_ask.len() >= QUESTION_MIN_COUNT)
+        while self.question_count < QUESTIONS_MAX
+            && self.to_ask.is_due(is_flush_due || (self.is_whole && self.question_count == 0))
         {
             self.start_question();
         }
@@ -314,9 +311,11 @@ impl Uploader {
     }
 
     fn start_question(&mut self) {
-        let count = self.to_ask.len().min(usize::try_from(HAVE_MAX_COUNT).unwrap_or(1));
-        let (mut tickets, mut digests) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        for ticket in self.to_ask.drain(..count) {
+        let count = usize::try_from(HAVE_MAX_COUNT).unwrap_or(1);
+        let (mut tickets, mut digests) = (Vec::new(), Vec::new());
+        while tickets.len() < count
+            && let Some(ticket) = self.to_ask.pop()
+        {
             if let Some(digest) = self.window.digest(ticket) {
                 tickets.push(ticket);
                 digests.push(digest);
@@ -412,7 +411,9 @@ impl Uploader {
                 self.upload_count = self.upload_count.saturating_sub(1);
                 match self.was_sent(bytes, outcome)? {
                     true => tickets.into_iter().for_each(|t| self.settle(t, Settled::Sent)),
-                    false if self.ask => self.to_ask.extend(tickets),
+                    false if self.ask => {
+                        tickets.into_iter().for_each(|t| self.to_ask.push(&self.window, t));
+                    }
                     false => tickets.into_iter().for_each(|t| self.enqueue_to_send(t)),
                 }
             }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use strongroom_protocol::frame;
 use strongroom_protocol::id::SealedDigest;
 
+use crate::budget::{QUESTION_MIN_BYTES, QUESTION_MIN_COUNT};
 use crate::error::ClientError;
 use crate::keys::PlaintextKeys;
 use crate::pipeline::{Content, Piece};
@@ -55,6 +56,38 @@ pub struct WindowCounts {
     pub sent_node_count: u64,
     /// Bytes of plaintext that the server had.
     pub deduplicated_bytes: u64,
+}
+
+/// What is to be asked about, in order. A question costs both sides a request, however short it
+/// is, so it waits for company: until so many wait that it is worth one, until they hold so much of
+/// the window that it must not wait, or until somebody says that nothing more comes soon.
+#[derive(Default)]
+pub struct Unasked {
+    tickets: VecDeque<(Ticket, u64)>,
+    plaintext_bytes: u64,
+}
+
+impl Unasked {
+    /// Adds a chunk or node of the window.
+    pub fn push(&mut self, window: &Window, ticket: Ticket) {
+        let bytes = window.leaf(ticket).map_or(0, |leaf| leaf.plaintext_bytes);
+        self.tickets.push_back((ticket, bytes));
+        self.plaintext_bytes = self.plaintext_bytes.saturating_add(bytes);
+    }
+
+    /// The first one.
+    pub fn pop(&mut self) -> Option<Ticket> {
+        let (ticket, bytes) = self.tickets.pop_front()?;
+        self.plaintext_bytes = self.plaintext_bytes.saturating_sub(bytes);
+        Some(ticket)
+    }
+
+    /// Whether to ask now; `is_late` says that there is nothing to wait for.
+    pub fn is_due(&self, is_late: bool) -> bool {
+        let is_worth_it = self.tickets.len() >= QUESTION_MIN_COUNT;
+        let is_much = self.plaintext_bytes >= QUESTION_MIN_BYTES;
+        !self.tickets.is_empty() && (is_late || is_worth_it || is_much)
+    }
 }
 
 struct Item {
@@ -351,6 +384,30 @@ mod tests {
         let leaf = Leaf { digest, h, id: h.chunk_id(), plaintext_bytes: 10, envelope_bytes: 8 };
         let content = Content::Framed(Bytes::from_static(b"\x08\0\0\0envelope"));
         Piece { leaf, content }
+    }
+
+    #[test]
+    fn a_question_waits_for_company_but_not_for_the_whole_window() {
+        let keys = PlaintextKeys::from_plaintext_key([1; 32]);
+        let (mut window, mut unasked) = (Window::new(&keys), Unasked::default());
+        let mut admit = |unasked: &mut Unasked, number, plaintext_bytes| {
+            let mut piece = piece(&keys, number);
+            piece.leaf.plaintext_bytes = plaintext_bytes;
+            let ticket = window.admit(piece, Stream::Data).unwrap();
+            unasked.push(&window, ticket);
+            ticket
+        };
+        assert!(!unasked.is_due(true), "there is none");
+        let first = admit(&mut unasked, 0, QUESTION_MIN_BYTES - 1);
+        assert!(unasked.is_due(true) && !unasked.is_due(false));
+        admit(&mut unasked, 1, 1);
+        assert!(unasked.is_due(false), "large ones");
+        assert_eq!(unasked.pop(), Some(first));
+        assert!(!unasked.is_due(false));
+        for number in 2..=u64::try_from(QUESTION_MIN_COUNT).unwrap() {
+            admit(&mut unasked, number, 1);
+        }
+        assert!(unasked.is_due(false), "many");
     }
 
     #[test]

@@ -312,12 +312,13 @@ impl VerifiedDescriptor {
     }
 }
 
+/// Tests, and a descriptor for those of others.
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use super::*;
 
     /// A descriptor as good as any, not signed.
-    pub(crate) fn descriptor(authority: &SigningKey) -> Descriptor {
+    pub fn descriptor(authority: &SigningKey) -> Descriptor {
         Descriptor {
             authority: PublicKey(authority.verifying_key().to_bytes()),
             version: 3,

@@ -282,8 +282,8 @@ pub enum Event {
         /// there is none.
         names: [u8; 32],
     },
-    /// 37: a namespace is taken from a primary again, that was dropped here, by command, or of which
-    /// more than enough was set aside.
+    /// 37: a namespace is taken from a primary again: one that was dropped here, by command, or one
+    /// of which more than enough was set aside.
     NamespaceReadmitted {
         /// The primary.
         ledger_key: PublicKey,

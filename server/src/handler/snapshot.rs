@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame};
 use hyper::{Response, StatusCode};
@@ -21,9 +21,7 @@ use crate::metrics::Metrics;
 use crate::registry::Principal;
 use crate::repository::Repository;
 
-/// Envelopes leave in pieces of about this size.
-const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces that wait for the network; with the size above, the memory of one reader.
+/// Pieces that wait for the network; with the size of one, the memory of one reader.
 const PIECES_WAITING: usize = 8;
 
 /// `POST /v1/enroll`
@@ -130,19 +128,18 @@ pub async fn read(
         let patience = reader.config().limits.body_idle.0;
         // A reader that takes nothing for so long loses its thread.
         let send = |piece| runtime.block_on(sender.send_timeout(piece, patience)).is_ok();
-        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+        let mut piece = reader.readers().piece();
         let mut each = |envelope: &[u8]| {
             let Ok(prefix) = prefix(envelope) else { return ControlFlow::Break(()) };
-            piece.extend_from_slice(&prefix);
-            piece.extend_from_slice(envelope);
-            if piece.len() < PIECE_BYTES {
-                return ControlFlow::Continue(());
+            if piece.is_full(prefix.len().saturating_add(envelope.len())) {
+                let full = std::mem::replace(&mut piece, reader.readers().piece());
+                if !send(Ok(full.freeze())) {
+                    return ControlFlow::Break(());
+                }
             }
-            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE_BYTES));
-            match send(Ok(full.freeze())) {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            }
+            piece.push(&prefix);
+            piece.push(envelope);
+            ControlFlow::Continue(())
         };
         match reader.read(&namespace, &digests, &mut each) {
             Ok(()) => send(Ok(piece.freeze())),

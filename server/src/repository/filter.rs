@@ -9,10 +9,10 @@
 //! its entries are passed over, its pending snapshots given up, and the status says so. The
 //! operator can take it again; it is then made anew, and all that the primary still has comes.
 //!
-//! **Set aside beyond the bound.** Of a namespace that moved here, only so many snapshots of a server
-//! that it left are noted. Entries that name more are passed over, and the namespace is listed as
-//! passed. When this server takes that primary's snapshots again, the ledger is read again like
-//! above. A hold that stands there is then placed again, even if it was released here.
+//! **Set aside beyond the bound.** Of a namespace that moved here, only so many snapshots of a
+//! server that it left are noted. Entries that name more are passed over, and the namespace is
+//! listed as passed. When this server takes that primary's snapshots again, the ledger is read
+//! again like above. A hold that stands there is then placed again, even if it was released here.
 //!
 //! Each of these is one decision with a ledger entry. *Crash: before it or after it.*
 
@@ -107,8 +107,8 @@ impl Repository {
         })
     }
 
-    /// Goes back to the beginning of a primary's ledger, if snapshots were passed over that are taken
-    /// from it now; says whether it did.
+    /// Goes back to the beginning of a primary's ledger, if snapshots were passed over that are
+    /// taken from it now; says whether it did.
     pub fn read_what_was_set_aside(&self, primary: &Enrolment) -> Result<bool, ServerError> {
         let row = self.followed(primary)?;
         let is_due = |id: &NamespaceId| {

@@ -4,10 +4,10 @@
 //! Opening it checks that no file is missing, cut off or too much, and that the entries are those
 //! that the checkpoint signs. Items are compared with their digests by whoever takes them.
 //!
-//! Memory: tables of the packs that were asked for last, at most [`TABLES_MAX`] of some 4 MB, chains
-//! of descriptors of 32 MB encoded, and 32 bytes for each 256 entries of the ledger. What is in none of those tables is looked for in
-//! all packs, for all digests of a question at once; a question goes in the order of the export, so
-//! that is rare.
+//! Memory: tables of the packs that were asked for last, at most [`TABLES_MAX`] of some 4 MB,
+//! chains of descriptors of 32 MB encoded, and 32 bytes for each 256 entries of the ledger. What is
+//! in none of those tables is looked for in all packs, for all digests of a question at once; a
+//! question goes in the order of the export, so that is rare.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;

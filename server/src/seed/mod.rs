@@ -1,9 +1,9 @@
 //! Exports: a server's snapshots as files on a disk that somebody carries to another server.
 //!
 //! `pack.rs` writes and finds packs, `walk.rs` and `export.rs` fill a folder, `folder.rs` reads
-//! one with the help of `chains.rs`, and `check.rs` says whether one is whole. Taking an export in is following a primary that
-//! is a folder: `replica/import.rs`. `docs/decisions/0013-seeding.md` says why it is so, and
-//! `docs/format.md`, section 16, what the files are.
+//! one with the help of `chains.rs`, and `check.rs` says whether one is whole. Taking an export in
+//! is following a primary that is a folder: `replica/import.rs`. `docs/decisions/0013-seeding.md`
+//! says why it is so, and `docs/format.md`, section 16, what the files are.
 
 mod chains;
 pub mod check;

@@ -148,8 +148,9 @@ pub(super) fn run_read_options(bytes: u64, end: &[u8]) -> ReadOptions {
     options
 }
 
-/// Most bytes that an iterator reads ahead.
-const READAHEAD_MAX: usize = 2 << 20;
+/// Most bytes that an iterator reads ahead. The buffer is taken anew for each iterator, and what
+/// was read stays in the processor's cache until it is hashed and sent.
+const READAHEAD_MAX: usize = 512 << 10;
 
 /// Options that both databases share.
 fn common_options() -> Options {
