@@ -4,8 +4,10 @@
 //! Expected: a question of 8192 digests is sorted and read in one pass; a digest that is known
 //! costs a filter, a block of the index and its decompression, some microseconds, so 200 000 a
 //! second or more on two cores while hot blocks are in the page cache; one that is unknown costs
-//! the filter. Opening compares the catalogue with the files, a row a segment, and reads no index:
-//! below 5 s. Memory is the block cache, the filters and indexes of the tables in it: below 2 GB.
+//! the filter.
+//! Opening compares the catalogue with the files, a row a segment, and replays the log, at most
+//! 128 MB or a million index rows, whatever the index holds: 1 to 3 s, below 5 s. Memory is the
+//! block cache, the filters and indexes of the tables in it: below 2 GB.
 //!
 //! ```text
 //! cargo bench --bench index -- [CHUNKS] [quick]      default: 10000000; with quick 1000000
