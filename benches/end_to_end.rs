@@ -51,13 +51,13 @@ fn main() -> Result<(), Failure> {
         let references = plain(&place, &dumps)?;
         add_references(&mut rows, &references);
         rows.extend(references);
+        rows.extend(openssl(1).into_iter().chain(openssl(2)));
         all.push(rows);
     }
     let mut rows = medians(&all);
     if !quick {
         rows.extend(long_stream(&place, &dumps)?);
     }
-    rows.extend(openssl());
     publish(&place, "end_to_end", runs, &rows)
 }
 

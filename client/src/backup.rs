@@ -248,6 +248,20 @@ impl<'a> Writer<'a> {
         outcome
     }
 
+    fn pipeline_options(&self, distrusted: bool) -> PipelineOptions {
+        let contents = self.descriptor.contents();
+        let cores = self.options.worker_count.unwrap_or_else(budget::cores);
+        PipelineOptions {
+            keys: self.keys.plaintext().clone(),
+            sizes: contents.chunk_sizes,
+            codec: contents.codec,
+            cache: self.cache.clone(),
+            new_rows: self.cache_writer.new_rows(),
+            use_cache: !distrusted,
+            layout: Layout::new(contents.chunk_sizes, cores),
+        }
+    }
+
     async fn upload_and_commit(
         &mut self,
         session: &Session,
@@ -266,16 +280,7 @@ impl<'a> Writer<'a> {
             expected_chunk_count: by_size.max(position.previous_chunk_count),
         };
         monitor.set_total(size_hint.unwrap_or(0));
-        let cores = self.options.worker_count.unwrap_or_else(budget::cores);
-        let pipeline_options = PipelineOptions {
-            keys: self.keys.plaintext().clone(),
-            sizes: contents.chunk_sizes,
-            codec: contents.codec,
-            cache: self.cache.clone(),
-            new_rows: self.cache_writer.new_rows(),
-            use_cache: !distrusted,
-            layout: Layout::new(contents.chunk_sizes, cores),
-        };
+        let pipeline_options = self.pipeline_options(distrusted);
         let pipeline = Pipeline::start(reader, &pipeline_options)?;
         let uploader =
             Uploader::new(session.clone(), pipeline, pipeline_options, &upload_options, monitor);
@@ -286,6 +291,7 @@ impl<'a> Writer<'a> {
             catalogue::encode(&[entry])
         };
         let acknowledged = Box::pin(uploader.run(catalogue_of)).await?;
+        self.cache_writer.flush();
         let end = guard.finish().await?;
         if end.changed {
             tracing::warn!("the file changed while it was read: the dump may not be of one moment");

@@ -107,8 +107,8 @@ pub struct Cache {
     /// The rows as of the last commit.
     committed: RwLock<Option<ReadOnlyTable<RowKey, RowValue>>>,
     waiting: RwLock<Waiting>,
-    /// Held during a commit, so that commits keep their order.
-    commit: Mutex<()>,
+    /// Held during a commit, so that commits keep their order; whether the last was not durable.
+    commit: Mutex<bool>,
     condition: RwLock<CacheCondition>,
     sealer_changed: AtomicBool,
     mac: RowMac,
@@ -220,12 +220,16 @@ impl Cache {
 
     /// Commits what was inserted. Only a `durable` commit outlives a crash of the program.
     pub fn flush(&self, durable: bool) {
-        let _order = self.commit.lock();
+        let mut is_owed = self.commit.lock();
         let batch = {
             let mut waiting = self.waiting.write();
             waiting.in_commit = Arc::new(std::mem::take(&mut waiting.new));
             Arc::clone(&waiting.in_commit)
         };
+        if batch.is_empty() && !(durable && *is_owed) {
+            return;
+        }
+        *is_owed = !durable;
         let result = self.with_database(|database| self.write_rows(database, &batch, durable));
         if let Some(Err(reason)) = result {
             self.turn_off(reason);
@@ -282,7 +286,7 @@ impl Cache {
             database: RwLock::new(None),
             committed: RwLock::new(None),
             waiting: RwLock::default(),
-            commit: Mutex::new(()),
+            commit: Mutex::new(false),
             condition: RwLock::new(CacheCondition::Off { reason }),
             sealer_changed: AtomicBool::new(false),
             mac,

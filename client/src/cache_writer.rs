@@ -2,8 +2,9 @@
 //!
 //! A commit of the cache takes tens of milliseconds and copies many pages. On the workers' threads
 //! it would stop the sealing, and each of them would keep memory for it. Rows on their way are not
-//! found yet: the price is a chunk that is sealed twice. Dropping the handle writes what is left,
-//! durably, so that what was sealed is remembered however a run ends.
+//! found yet: the price is a chunk that is sealed twice. What is left is written durably when the
+//! run says so, while the server commits, or when the handle is dropped, so that what was sealed is
+//! remembered however a run ends.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,7 +18,12 @@ use crate::error::ClientError;
 
 /// Where workers leave new rows.
 #[derive(Clone)]
-pub struct NewRows(Sender<Vec<(ChunkId, CacheRow)>>);
+pub struct NewRows(Sender<Task>);
+
+enum Task {
+    Insert(Vec<(ChunkId, CacheRow)>),
+    Flush,
+}
 
 /// The thread. All [`NewRows`] must be gone soon after it is dropped, because it waits for them.
 pub struct CacheWriter {
@@ -29,7 +35,7 @@ impl NewRows {
     /// Leaves rows to be written.
     pub fn push(&self, rows: Vec<(ChunkId, CacheRow)>) {
         // The thread ends only after all senders.
-        let _ = self.0.send(rows);
+        let _ = self.0.send(Task::Insert(rows));
     }
 }
 
@@ -38,8 +44,11 @@ impl CacheWriter {
     pub fn start(cache: Arc<Cache>) -> Result<Self, ClientError> {
         let (sender, receiver) = bounded(CACHE_QUEUE_MAX);
         let write = move || {
-            for rows in receiver {
-                cache.insert(rows);
+            for task in receiver {
+                match task {
+                    Task::Insert(rows) => cache.insert(rows),
+                    Task::Flush => cache.flush(true),
+                }
             }
             cache.flush(true);
         };
@@ -48,6 +57,14 @@ impl CacheWriter {
             .spawn(write)
             .map_err(|error| ClientError::file("start a thread", error))?;
         Ok(Self { rows: Some(NewRows(sender)), thread: Some(thread) })
+    }
+
+    /// Has what is left written durably, and does not wait for it.
+    pub fn flush(&self) {
+        if let Some(NewRows(tasks)) = &self.rows {
+            // With a full queue, dropping the handle does it.
+            let _ = tasks.try_send(Task::Flush);
+        }
     }
 
     /// A handle for a worker.

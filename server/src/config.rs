@@ -240,7 +240,7 @@ impl Default for ScrubConfig {
 impl Default for ReplicaConfig {
     fn default() -> Self {
         Self {
-            poll_interval: Period::seconds(1),
+            poll_interval: Period(Duration::from_millis(500)),
             connections: 4,
             bytes_per_second: Size(0),
             schedule: Vec::new(),

@@ -4,9 +4,10 @@
 //! here without a lock, as after a crash, is read here, and what is below it is looked at. All else
 //! is fetched in batches: nodes some at a time, then all chunks that a group of lowest nodes lacks,
 //! in large requests over several connections. So a level costs a round trip for a group, not for a
-//! node. Chunks are stored as they arrive; a node waits in memory until its children are stored, as
-//! an upload demands. Each distinct node is met once, however often a tree names it, so a hostile
-//! tree costs no more than its distinct nodes.
+//! node; and while the chunks of a group of lowest nodes come, the nodes of the next one are asked
+//! for, so that the line is never idle for them. Chunks are stored as they arrive; a node waits in
+//! memory until its children are stored, as an upload demands. Each distinct node is met once,
+//! however often a tree names it, so a hostile tree costs no more than its distinct nodes.
 //!
 //! The primary is trusted with nothing: the digest of each envelope is compared with the one that
 //! was asked for before it is stored, levels and children are checked by the upload, and totals by
@@ -27,7 +28,8 @@ use super::source::{Reading, Source};
 use crate::repository::Repository;
 use crate::repository::replicated::Arrival;
 
-/// Lowest nodes whose chunks are asked for together: some 600 MB of chunks, 10 MB of nodes.
+/// Lowest nodes whose chunks are asked for together: some 600 MB of chunks, 10 MB of nodes; and
+/// those of the next group beside them.
 const LOWEST_GROUP: usize = 64;
 /// The first group is this small, each later one twice as large: where the line breaks often, some
 /// groups come whole.
@@ -87,28 +89,33 @@ impl Transfer {
     ) -> Result<(), ReplicaError> {
         let (mut stack, mut lowest) = (Vec::new(), FIRST_GROUP);
         stack.extend(self.layer(level, roots, met).await?);
-        while let Some(top) = stack.last_mut() {
+        while let Some(mut top) = stack.pop() {
             if top.below.is_empty() {
-                let nodes = std::mem::take(&mut top.nodes);
-                stack.pop();
-                let (repository, arrival) = (self.repository.clone(), self.arrival.clone());
-                blocking(move || Ok(repository.take_in(&arrival, nodes)?)).await?;
-                continue;
-            }
-            let Some(level) = top.level.checked_sub(1).filter(|level| *level > 0) else {
+                self.take_in(top.nodes).await?;
+            } else if top.level > 1 {
+                let group = next_group(&mut top, &mut lowest);
+                let below = self.layer(top.level - 1, group, met).await?;
+                stack.push(top);
+                stack.extend(below);
+            } else {
                 let chunks = Vec::from(std::mem::take(&mut top.below));
-                self.bring_chunks(chunks).await?;
-                continue;
-            };
-            let mut group = HIGHER_GROUP;
-            if level == 1 {
-                group = lowest;
-                lowest = lowest.saturating_mul(2).min(LOWEST_GROUP);
+                let above = stack.last_mut().filter(|above| above.level == 2);
+                let group = above.map(|above| next_group(above, &mut lowest)).unwrap_or_default();
+                let next = self.layer(1, group, met);
+                let (brought, next) = tokio::join!(self.bring_chunks(chunks), next);
+                // What came is kept, whatever became of the next group.
+                brought?;
+                self.take_in(top.nodes).await?;
+                stack.extend(next?);
             }
-            let group = top.below.drain(..group.min(top.below.len())).collect();
-            stack.extend(self.layer(level, group, met).await?);
         }
         Ok(())
+    }
+
+    /// Stores nodes whose children are stored.
+    async fn take_in(&self, nodes: Vec<Bytes>) -> Result<(), ReplicaError> {
+        let (repository, arrival) = (self.repository.clone(), self.arrival.clone());
+        blocking(move || Ok(repository.take_in(&arrival, nodes).map(drop)?)).await
     }
 
     /// The nodes among `digests` that are neither locked nor met before, with what is below them.
@@ -261,6 +268,16 @@ impl Transfer {
         }
         Err(self.source.wrong_bytes(&self.namespace, digest))
     }
+}
+
+/// Nodes below a layer that are asked for together.
+fn next_group(layer: &mut Layer, lowest: &mut usize) -> Vec<SealedDigest> {
+    let mut count = HIGHER_GROUP;
+    if layer.level == 2 {
+        count = *lowest;
+        *lowest = lowest.saturating_mul(2).min(LOWEST_GROUP);
+    }
+    layer.below.drain(..count.min(layer.below.len())).collect()
 }
 
 fn too_few() -> ReplicaError {
