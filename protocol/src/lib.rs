@@ -42,6 +42,7 @@ pub mod retention;
 
 pub mod error;
 pub mod frame;
+pub mod lend;
 pub mod message;
 pub mod role;
 pub mod route;

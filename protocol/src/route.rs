@@ -8,9 +8,6 @@ use crate::limits::{
 use crate::role::Capability;
 use crate::tile::{Tile, TileContent};
 
-/// What a lent connection is upgraded to (RFC 9110, 7.8): HTTP/1.1 with the roles turned round.
-pub const LEND_PROTOCOL: &str = "strongroom-lend/1";
-
 /// A parsed request line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {

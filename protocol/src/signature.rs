@@ -30,6 +30,8 @@ pub enum SignedType {
     TlsKey,
     /// An approval of a proposal, signed by the approver.
     Approval,
+    /// A connection that is lent, signed by the ledger key of the server that lends it.
+    Lend,
 }
 
 impl SignedType {
@@ -41,6 +43,7 @@ impl SignedType {
             Self::Record => "record",
             Self::TlsKey => "tls-key",
             Self::Approval => "approval",
+            Self::Lend => "lend",
         }
     }
 }

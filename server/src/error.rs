@@ -57,6 +57,14 @@ pub struct Refusal {
     pub locked_until_seconds: Option<u64>,
 }
 
+/// Characters of another server's words that are kept.
+const WORDS_MAX: usize = 300;
+
+/// Another server's words, as they may be shown on an operator's terminal.
+pub fn plain_words(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect()
+}
+
 impl ServerError {
     /// A refusal with a code and a sentence.
     pub fn peer(code: ErrorCode, message: impl Into<String>) -> Self {

@@ -78,7 +78,7 @@ impl FeedCommand {
 /// How lending to a server goes; `instant` writes a time in milliseconds since 1970.
 pub fn feed_text(feed: &FeedStatus, instant: fn(u64) -> String) -> String {
     let state = match (feed.is_revoked, feed.is_paused, feed.lent) {
-        (true, ..) => "REVOKED here: remove it, or enrol again with a new token".into(),
+        (true, ..) => "REVOKED here: remove it; to go on, add it again with a new token".into(),
         (false, true, _) => "paused by command".into(),
         (false, false, 0) => "NO CONNECTION is lent".into(),
         (false, false, lent) => format!("{lent} connections are lent"),

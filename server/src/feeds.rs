@@ -66,23 +66,36 @@ pub struct FeedStatus {
 /// How lending to all servers goes.
 #[derive(Default)]
 pub struct Feeds {
-    progress: Mutex<BTreeMap<Label, FeedProgress>>,
+    /// By what each is here, which no later one is again.
+    progress: Mutex<BTreeMap<PrincipalId, FeedProgress>>,
 }
 
 impl Feeds {
-    /// How lending to a server goes.
-    pub fn progress(&self, name: &Label) -> FeedProgress {
-        self.progress.lock().get(name).cloned().unwrap_or_default()
+    /// Begins to know of a server; what is known stays.
+    pub fn begin(&self, principal: PrincipalId) {
+        self.progress.lock().entry(principal).or_default();
     }
 
-    /// Changes what is known.
-    pub fn note(&self, name: &Label, change: impl FnOnce(&mut FeedProgress)) {
-        change(self.progress.lock().entry(name.clone()).or_default());
+    /// How lending to a server goes.
+    pub fn progress(&self, principal: &PrincipalId) -> FeedProgress {
+        self.progress.lock().get(principal).cloned().unwrap_or_default()
+    }
+
+    /// Changes what is known, unless the server was removed; gives how many connections are lent.
+    pub fn note(
+        &self,
+        principal: &PrincipalId,
+        change: impl FnOnce(&mut FeedProgress),
+    ) -> Option<u32> {
+        let mut all = self.progress.lock();
+        let progress = all.get_mut(principal)?;
+        change(progress);
+        Some(progress.lent)
     }
 
     /// Forgets a server.
-    pub fn forget(&self, name: &Label) {
-        self.progress.lock().remove(name);
+    pub fn forget(&self, principal: &PrincipalId) {
+        self.progress.lock().remove(principal);
     }
 }
 

@@ -68,24 +68,22 @@ impl LentConnections {
 impl Pool {
     /// Connections that can be used or are in use.
     pub fn count(&self) -> usize {
-        let mut state = self.state.lock();
-        state.idle.retain(|sender| !sender.is_closed());
-        state.idle.len().saturating_add(state.in_use)
+        self.state.lock().count()
     }
 
     /// Whether one more connection is taken.
     pub fn has_room(&self) -> bool {
-        let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
-        count < LENT_CONNECTIONS_MAX && !self.state.lock().is_closed
+        self.state.lock().has_room()
     }
 
-    /// Takes a connection in.
+    /// Takes a connection in, if there is room.
     pub fn lend(&self, sender: Sender) {
-        if !self.has_room() {
-            return;
+        let mut state = self.state.lock();
+        if state.has_room() {
+            state.idle.push(sender);
+            drop(state);
+            self.changed.notify_waiters();
         }
-        self.state.lock().idle.push(sender);
-        self.changed.notify_waiters();
     }
 
     /// The connection that was used last. Waits for one: while others are in use, until one of them
@@ -100,11 +98,10 @@ impl Pool {
                 if state.is_closed {
                     return None;
                 }
-                while let Some(sender) = state.idle.pop() {
-                    if !sender.is_closed() {
-                        state.in_use = state.in_use.saturating_add(1);
-                        return Some((sender, Place { pool: self.clone() }));
-                    }
+                state.forget_dead();
+                if let Some(sender) = state.idle.pop() {
+                    state.in_use = state.in_use.saturating_add(1);
+                    return Some((sender, Place { pool: self.clone() }));
                 }
                 state.in_use > 0
             };
@@ -121,6 +118,24 @@ impl Pool {
         state.idle.clear();
         drop(state);
         self.changed.notify_waiters();
+    }
+}
+
+impl State {
+    /// Drops connections that are closed; the listener's keep-alive closes those whose other end
+    /// is gone without a word.
+    fn forget_dead(&mut self) {
+        self.idle.retain(|sender| !sender.is_closed());
+    }
+
+    fn count(&mut self) -> usize {
+        self.forget_dead();
+        self.idle.len().saturating_add(self.in_use)
+    }
+
+    fn has_room(&mut self) -> bool {
+        let count = u32::try_from(self.count()).unwrap_or(u32::MAX);
+        !self.is_closed && count < LENT_CONNECTIONS_MAX
     }
 }
 

@@ -4,8 +4,10 @@
 //! (the client's pin, the exporter) goes with every request of the connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use rustls::ServerConfig;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +22,12 @@ use crate::repository::Repository;
 use crate::server_keys::pin_of_certificate;
 use crate::stop::Stop;
 
+/// A connection that is silent for so long is probed,
+const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
+/// then again after so long,
+const KEEP_ALIVE_STEP: Duration = Duration::from_secs(15);
+/// and given up after so many probes without an answer.
+const KEEP_ALIVE_COUNT: u32 = 4;
 /// One place in so many is for handshakes and for keys that are not enrolled.
 const STRANGER_SHARE: usize = 8;
 
@@ -48,7 +56,7 @@ pub async fn run(
             Err(error) => {
                 // Out of descriptors, mostly: waiting is all that helps.
                 tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
@@ -85,7 +93,7 @@ async fn connection(
     stop: Stop,
 ) {
     let limits = &repository.config().limits;
-    if stream.set_nodelay(true).is_err() {
+    if stream.set_nodelay(true).is_err() || notice_silent_ends(&stream).is_err() {
         return refuse(repository, "socket");
     }
     let stream = match tokio::time::timeout(limits.handshake.0, acceptor.accept(stream)).await {
@@ -103,6 +111,15 @@ async fn connection(
     };
     answer_on(repository, TokioIo::new(stream), &peer, limits.head.0, stop).await;
     drop(stranger);
+}
+
+/// Has the system ask the other end now and then whether it is there, so that a connection whose
+/// machine or firewall is gone without a word ends within two minutes, lent ones included.
+fn notice_silent_ends(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE_STEP)?;
+    sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_COUNT)
 }
 
 fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {

@@ -54,7 +54,7 @@ async fn dispatch(
 ) -> Result<Answer, ServerError> {
     let authorized = authorize(repository.registry(), &peer.tls_key, &route)?;
     if route == Route::Lend {
-        return lend::lend(repository, authorized.principal()?, request).await;
+        return lend::lend(repository, (peer, authorized.principal()?), request).await;
     }
     let query = request.uri().query().map(str::to_owned);
     let idle = repository.config().limits.body_idle.0;

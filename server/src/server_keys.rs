@@ -11,6 +11,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use strongroom_protocol::id::{PublicKey, TlsKeyDigest};
+use strongroom_protocol::lend;
 use strongroom_protocol::promotion::vouched_digest;
 use strongroom_protocol::signature::{SignedType, sign};
 
@@ -75,6 +76,11 @@ impl ServerKeys {
     /// Public half of the ledger key.
     pub fn ledger_public(&self) -> PublicKey {
         PublicKey(self.ledger.verifying_key().to_bytes())
+    }
+
+    /// The ledger key's proof that a connection with this exporter is lent by this server.
+    pub fn prove_lending(&self, exporter: &[u8; 32]) -> String {
+        lend::prove(&self.ledger, exporter)
     }
 
     /// The ledger key's word for the TLS key: signature over

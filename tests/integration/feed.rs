@@ -19,9 +19,10 @@ use strongroom_client::error::ClientError;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::{ErrorBody, ErrorCode};
 use strongroom_protocol::id::{Label, PrincipalId, RecordDigest, SessionId, TlsKeyDigest};
+use strongroom_protocol::lend::{LEND_PROOF_HEADER, LEND_PROTOCOL};
 use strongroom_protocol::limits::LENT_CONNECTIONS_MAX;
 use strongroom_protocol::role::{Capability, Role};
-use strongroom_protocol::route::{Access, LEND_PROTOCOL, Route};
+use strongroom_protocol::route::{Access, Route};
 use strongroom_protocol::token::Token;
 use strongroom_server::config::Config;
 use strongroom_server::dial::dial;
@@ -31,6 +32,7 @@ use strongroom_server::feeds::FeedStatus;
 use strongroom_server::followers::FollowState;
 use strongroom_server::replica;
 use strongroom_server::replica::keys::{PeerKeys, Whom};
+use strongroom_server::repository::Repository;
 use strongroom_server::repository::enrolment::TokenRequest;
 use strongroom_server::stop;
 use strongroom_server::tls::{client_config, server_config};
@@ -157,19 +159,22 @@ struct Stranger {
     keys: PeerKeys,
     pin: TlsKeyDigest,
     address: SocketAddr,
+    /// Of a captured primary; who stole the other key alone signs with one of his own.
+    ledger: Arc<Repository>,
 }
 
 impl Stranger {
-    /// With the files of the primary's key.
-    fn stealing_from(primary: &TestServer, replica: &TestServer) -> Self {
+    /// With all keys of the primary.
+    fn capturing(primary: &TestServer, replica: &TestServer) -> Self {
         let (folder, vault) = (primary.repository.folder(), label("vault"));
         let keys = PeerKeys::load_or_create(folder, Whom::Feed(&vault)).unwrap();
         let pin = replica.repository.keys().tls_key_digest;
-        Self { keys, pin, address: replica.address }
+        let ledger = primary.repository.clone();
+        Self { keys, pin, address: replica.address, ledger }
     }
 
     async fn ask(&self, route: &Route, upgrade: Option<&str>) -> Response<hyper::body::Incoming> {
-        let Self { keys, pin, address } = self;
+        let Self { keys, pin, address, ledger } = self;
         let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), *pin).unwrap();
         let dialled = dial(&address.to_string(), &tls).await.unwrap();
         let (mut sender, driver) = http1::handshake(TokioIo::new(dialled.stream)).await.unwrap();
@@ -177,7 +182,9 @@ impl Stranger {
         let mut request =
             Request::builder().method(route.method()).uri(route.path()).header(HOST, "replica");
         if let Some(protocol) = upgrade {
+            let proof = ledger.keys().prove_lending(&dialled.exporter);
             request = request.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+            request = request.header(LEND_PROOF_HEADER, proof);
         }
         sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap()
     }
@@ -205,7 +212,7 @@ async fn the_key_that_lends_can_do_nothing_else() {
     let (record, _) = writer.snapshot("db", &[b"one"]).await;
     feed(&primary, &replica).await;
     synced(&replica, &primary, "office").await;
-    let stranger = Stranger::stealing_from(&primary, &replica);
+    let stranger = Stranger::capturing(&primary, &replica);
     let before = events(&replica.repository).len();
     for route in Route::examples(writer.namespace(), SessionId([1; 16]), record.digest()) {
         let code = stranger.code(&route, None).await;
@@ -233,7 +240,7 @@ async fn somebody_else_in_the_primarys_place_is_believed_nothing_and_raises_no_a
     synced(&replica, &primary, "office").await;
     // The key is stolen, and the primary is away. Another server's answers come instead.
     let other = TestServer::start().await;
-    let stranger = Stranger::stealing_from(&primary, &replica);
+    let stranger = Stranger::capturing(&primary, &replica);
     let size = primary.repository.ledger().head().size;
     primary.repository.pause_feed(&label("vault"), true).unwrap();
     lent(&primary, 0).await;
@@ -268,7 +275,7 @@ async fn no_more_connections_are_lent_than_a_replica_takes() {
     let (primary, replica) = (TestServer::start().await, replica().await);
     feed(&primary, &replica).await;
     lent(&primary, 4).await;
-    let stranger = Stranger::stealing_from(&primary, &replica);
+    let stranger = Stranger::capturing(&primary, &replica);
     let mut kept = Vec::new();
     for _ in 4..LENT_CONNECTIONS_MAX {
         kept.push(stranger.lend().await);
@@ -278,6 +285,51 @@ async fn no_more_connections_are_lent_than_a_replica_takes() {
     }
     let code = stranger.code(&Route::Lend, Some(LEND_PROTOCOL)).await;
     assert_eq!(code, Some(ErrorCode::TooMany));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_that_dials_alone_is_lent_nothing() {
+    let (primary, replica) = (TestServer::start().await, replica().await);
+    feed(&primary, &replica).await;
+    synced(&replica, &primary, "office").await;
+    let other = TestServer::start().await;
+    let mut stranger = Stranger::capturing(&primary, &replica);
+    stranger.ledger = other.repository.clone();
+    let code = stranger.code(&Route::Lend, Some(LEND_PROTOCOL)).await;
+    assert_eq!(code, Some(ErrorCode::NotAllowed));
+    lent(&primary, 4).await;
+    assert_eq!(status(&replica, "office").addresses, "it dials; 4 connections");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_proof_of_history_raises_no_alarm_beside_honest_ones() {
+    let (primary, replica) = (TestServer::start().await, replica().await);
+    let writer = primary.writer("erp").await;
+    writer.snapshot("db", &[b"one"]).await;
+    feed(&primary, &replica).await;
+    synced(&replica, &primary, "office").await;
+    let stranger = Stranger::capturing(&primary, &replica);
+    let stream = stranger.lend().await;
+    let (asked, asking) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+            let told = asked.send(());
+            let body = r#"{"code":"not_found","message":"","request_id":"","missing":[]}"#;
+            let answer = Response::builder().status(404).body(Full::new(Bytes::from(body)));
+            async move { told.map(|()| answer.unwrap()).map_err(std::io::Error::other) }
+        });
+        drop(server_http1::Builder::new().serve_connection(stream, service).await);
+    });
+    let mut asking = asking;
+    for _ in 0..3 {
+        asking.recv().await.unwrap();
+    }
+    writer.snapshot("db", &[b"two"]).await;
+    drop(asking);
+    synced(&replica, &primary, "office").await;
+    let is_refusal = |event: &Event| matches!(event, Event::PrimaryRefused { .. });
+    assert!(!events(&replica.repository).iter().any(is_refusal));
+    assert_eq!(snapshots(&replica, &writer.namespace()).len(), 2);
 }
 
 /// A replica that was captured: it has its key, and asks over what it is lent whatever it likes.

@@ -11,13 +11,14 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use strongroom_protocol::error::ErrorBody;
+use strongroom_protocol::lend::{LEND_PROOF_HEADER, LEND_PROTOCOL};
 use strongroom_protocol::limits::CONTROL_MAX_BYTES;
-use strongroom_protocol::route::{LEND_PROTOCOL, Route};
+use strongroom_protocol::route::Route;
 use tokio::time::timeout;
 
 use crate::answering::answer_on;
 use crate::dial::{Dialled, dial};
-use crate::feeds::FeedRow;
+use crate::feeds::{FeedProgress, FeedRow};
 use crate::handler::Peer;
 use crate::replica::keys::{PeerKeys, Whom};
 use crate::repository::Repository;
@@ -45,8 +46,12 @@ pub async fn keep_lent(
     until: impl Future<Output = ()>,
     stop: Stop,
 ) -> Result<Ended, String> {
+    let mut ending = stop.clone();
     let lending = async {
-        let (stream, exporter) = turned_round(repository, row).await?;
+        let (stream, exporter) = tokio::select! {
+            turned = turned_round(repository, row) => turned?,
+            () = ending.wait() => return Ok(()),
+        };
         let peer = Peer { tls_key: row.tls_key, exporter };
         let lent = Lent::begin(repository, row);
         let [random] = random_bytes::<1>().unwrap_or([0]);
@@ -68,7 +73,8 @@ async fn turned_round(
     repository: &Arc<Repository>,
     row: &FeedRow,
 ) -> Result<(Upgraded, [u8; 32]), String> {
-    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Feed(&row.name));
+    // They were made when the replica was enrolled at; a feed that is removed has none.
+    let keys = PeerKeys::load(repository.folder(), Whom::Feed(&row.name));
     let keys = keys.map_err(|error| error.to_string())?;
     let tls = client_config(keys.certificate, keys.tls_key, row.tls_key);
     let tls = tls.map_err(|error| error.to_string())?;
@@ -82,6 +88,7 @@ async fn turned_round(
         .header(HOST, &address)
         .header(CONNECTION, "upgrade")
         .header(UPGRADE, LEND_PROTOCOL)
+        .header(LEND_PROOF_HEADER, repository.keys().prove_lending(&exporter))
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let turning = async {
@@ -119,27 +126,25 @@ struct Lent<'a> {
 impl<'a> Lent<'a> {
     fn begin(repository: &'a Repository, row: &'a FeedRow) -> Self {
         let now_ms = repository.clock().wall_ms();
-        repository.followers().feeds().note(&row.name, |progress| {
+        let lent = Self { repository, row };
+        lent.note(|progress| {
             progress.lent = progress.lent.saturating_add(1);
             progress.lent_ms = now_ms;
             progress.trouble.clear();
         });
-        let lent = Self { repository, row };
-        lent.show(1);
         lent
     }
 
-    fn show(&self, change: i64) {
+    fn note(&self, change: impl FnOnce(&mut FeedProgress)) {
+        let lent = self.repository.followers().feeds().note(&self.row.principal, change);
+        let Some(lent) = lent else { return };
         let gauge = &self.repository.metrics().replica.lent_connections;
-        gauge.with_label_values(&[self.row.name.as_str()]).add(change);
+        gauge.with_label_values(&[self.row.name.as_str()]).set(i64::from(lent));
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        self.repository.followers().feeds().note(&self.row.name, |progress| {
-            progress.lent = progress.lent.saturating_sub(1);
-        });
-        self.show(-1);
+        self.note(|progress| progress.lent = progress.lent.saturating_sub(1));
     }
 }

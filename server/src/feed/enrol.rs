@@ -46,6 +46,11 @@ pub async fn add(
     if repository.feeds()?.iter().any(|row| row.name == name) {
         return Err(operator(format!("{name} is fed already; give another --name")));
     }
+    if repository.registry().principal(&token.tls_key).is_some() {
+        return Err(operator(
+            "that server's key is a principal here already; revoke it first".into(),
+        ));
+    }
     let keys = PeerKeys::load_or_create(repository.folder(), Whom::Feed(&name))?;
     let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
     let patience = repository.config().replica.patience.0;

@@ -20,7 +20,7 @@ use strongroom_protocol::id::Label;
 use tokio::task::JoinSet;
 
 use self::connection::{Ended, keep_lent};
-use crate::error::ServerError;
+use crate::error::{ServerError, plain_words};
 use crate::feeds::FeedRow;
 use crate::pause::pause_after;
 use crate::replica::keys::{PeerKeys, Whom};
@@ -47,6 +47,7 @@ pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
             running.retain(|_, running| *running != id);
         }
         for row in rows(&repository).await {
+            repository.followers().feeds().begin(row.principal);
             for place in 0..repository.config().feed.connections {
                 if let Entry::Vacant(vacant) = running.entry((row.name.clone(), place)) {
                     let task = feed(repository.clone(), row.name.clone(), stop.clone());
@@ -138,9 +139,10 @@ async fn changed(repository: &Arc<Repository>, row: &FeedRow) {
 
 fn note_trouble(repository: &Repository, row: &FeedRow, trouble: String) {
     repository.metrics().replica.lending_failures.with_label_values(&[row.name.as_str()]).inc();
+    let trouble = plain_words(&trouble);
     let feeds = repository.followers().feeds();
-    if feeds.progress(&row.name).trouble != trouble {
+    if feeds.progress(&row.principal).trouble != trouble {
         tracing::warn!(to = %row.name, trouble, "a connection could not be lent");
     }
-    feeds.note(&row.name, |progress| progress.trouble = trouble);
+    feeds.note(&row.principal, |progress| progress.trouble = trouble);
 }

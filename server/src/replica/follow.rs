@@ -135,6 +135,10 @@ impl Follower {
         let answer = match self.source.consistency(known.size, None).await {
             Err(error) if error.is_not_found() => {
                 let shown = verified(&self.source.checkpoint().await?, row)?;
+                if shown.size >= known.size {
+                    let message = "it gives no proof, though its ledger is long enough";
+                    return Err(ReplicaError::Wrong(message.into()));
+                }
                 return Err(history(known, shown.size));
             }
             answer => answer?,

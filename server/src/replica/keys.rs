@@ -41,11 +41,11 @@ pub struct PeerKeys {
 impl PeerKeys {
     /// Loads the keys, or makes them.
     pub fn load_or_create(folder: &Path, whom: Whom<'_>) -> Result<Self, ServerError> {
-        let folder = folder_of(folder, whom);
-        if !folder.join("signing.key").exists() {
-            Self::create(&folder)?;
+        let own = folder_of(folder, whom);
+        if !own.join("signing.key").exists() {
+            Self::create(&own)?;
         }
-        Self::load(&folder)
+        Self::load(folder, whom)
     }
 
     /// Removes the keys.
@@ -71,7 +71,9 @@ impl PeerKeys {
         durable::write(&folder.join("signing.key"), &random_bytes::<32>()?)
     }
 
-    fn load(folder: &Path) -> Result<Self, ServerError> {
+    /// Loads keys that were made.
+    pub fn load(folder: &Path, whom: Whom<'_>) -> Result<Self, ServerError> {
+        let folder = folder_of(folder, whom);
         let bad = || {
             let message = "keys are not readable; remove what they are for, and add it again";
             ServerError::Operator(format!("{}: {message}", folder.display()))

@@ -39,7 +39,7 @@ use self::peer::Peer;
 use self::repair::Repairer;
 use self::source::Source;
 use self::throttle::Throttle;
-use crate::error::ServerError;
+use crate::error::{ServerError, plain_words};
 use crate::followers::FollowState;
 use crate::pause::pause_after;
 use crate::replica_rows::{PrimaryRow, Reach};
@@ -225,6 +225,7 @@ async fn settle(
             (state, error.to_string())
         }
     };
+    let trouble = plain_words(&trouble);
     if let Err(error) = &outcome {
         repository.metrics().replica.failures.with_label_values(&[name.as_str()]).inc();
         let before = repository.followers().progress(name).trouble;

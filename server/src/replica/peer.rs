@@ -205,11 +205,21 @@ impl Peer {
         match self.send(&mut connection, route, query, body.clone()).await {
             Ok(answer) => return Ok((connection, answer)),
             Err(ReplicaError::Unreachable(_)) if was_used => drop(connection),
-            Err(error) => return Err(error),
+            Err(error) => return Err(self.kept_after(error, connection)),
         }
         let mut connection = self.connect().await?;
-        let answer = self.send(&mut connection, route, query, body).await?;
-        Ok((connection, answer))
+        match self.send(&mut connection, route, query, body).await {
+            Ok(answer) => Ok((connection, answer)),
+            Err(error) => Err(self.kept_after(error, connection)),
+        }
+    }
+
+    /// A refusal was read to its end, and is no reason to give a connection up.
+    fn kept_after(&self, error: ReplicaError, connection: Connection) -> ReplicaError {
+        if matches!(error, ReplicaError::Primary(_)) {
+            self.keep(connection);
+        }
+        error
     }
 
     async fn send(

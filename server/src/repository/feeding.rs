@@ -39,7 +39,7 @@ impl Repository {
         let rows = self.feeds()?.into_iter();
         Ok(rows
             .map(|row| {
-                let progress = self.followers.feeds().progress(&row.name);
+                let progress = self.followers.feeds().progress(&row.principal);
                 FeedStatus {
                     is_revoked: !self.is_fed(&row),
                     name: row.name,
@@ -107,11 +107,15 @@ impl Repository {
     /// Lends nothing to a server any more, and revokes it. *Crash between the two: revoked, and
     /// removed by the same command.*
     pub fn remove_feed(self: &std::sync::Arc<Self>, name: &Label) -> Result<(), ServerError> {
-        self.revoke(self.feed(name)?.principal)?;
+        let principal = self.feed(name)?.principal;
+        self.revoke(principal)?;
         let (name, followers) = (name.clone(), self.followers.clone());
         self.writer.decide(move |decision| {
-            decision.batch.delete(Family::Feeds, FeedRow::key(&name));
-            followers.feeds().forget(&name);
+            // Another may stand under the name by now.
+            if read_feed(decision.store, &name)?.principal == principal {
+                decision.batch.delete(Family::Feeds, FeedRow::key(&name));
+            }
+            followers.feeds().forget(&principal);
             Ok(())
         })
     }

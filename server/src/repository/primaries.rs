@@ -91,9 +91,13 @@ impl Repository {
             self.revoke(row.principal)?;
         }
         let name = name.clone();
-        let followers = self.followers.clone();
+        let (principal, followers) = (row.principal, self.followers.clone());
         self.writer.decide(move |decision| {
             let row = read_primary(decision.store, &name)?;
+            if row.principal != principal {
+                let message = "another primary was added under this name just now";
+                return Err(ServerError::Operator(message.into()));
+            }
             // What an import waits for too is its own.
             let import = PrimaryRow::import_key(&row.ledger_key);
             if decision.store.get(Family::Primaries, &import)?.is_none() {
@@ -112,8 +116,11 @@ impl Repository {
     }
 
     /// How a primary that lends its connections is reached, for people.
-    pub(super) fn lent_text(&self, feeder: &PrincipalId) -> String {
-        match self.followers.lent().pool(*feeder).count() {
+    pub(super) fn lent_text(&self, row: &PrimaryRow) -> String {
+        if self.registry.principal(&row.tls_key).is_none_or(|feeder| feeder.id != row.principal) {
+            return "it dials; its principal was REVOKED here".into();
+        }
+        match self.followers.lent().pool(row.principal).count() {
             0 => "it dials; no connection now".into(),
             count => format!("it dials; {count} connections"),
         }

@@ -103,6 +103,11 @@ impl Repository {
             (false, true) => FollowState::Paused,
             (false, false) => progress.state,
         };
+        let addresses = match &row.reach {
+            Reach::Dialled(addresses) => addresses.clone(),
+            Reach::Lent => self.lent_text(&row),
+            Reach::Carried => String::new(),
+        };
         Ok(PrimaryStatus {
             state,
             followed_entries: row.followed.size(),
@@ -116,11 +121,7 @@ impl Repository {
             repaired_count: progress.repaired_count,
             trouble: progress.trouble,
             name: row.name,
-            addresses: match row.reach {
-                Reach::Dialled(addresses) => addresses,
-                Reach::Lent => self.lent_text(&row.principal),
-                Reach::Carried => String::new(),
-            },
+            addresses,
             ledger_key: row.ledger_key,
             principal: row.principal,
             only: row.only,
