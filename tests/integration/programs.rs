@@ -1,6 +1,7 @@
 //! The programs as people run them: exit codes, messages, files; and a server that is killed under
 //! a running backup.
 
+use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -92,7 +93,8 @@ impl Served {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("server is not ready");
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        panic!("server is not ready: {log}");
     }
 
     pub fn pid(&self) -> u32 {
@@ -156,8 +158,16 @@ impl Drop for Served {
     }
 }
 
+/// Below those that the system gives to connections and to whoever asks for any: one of these stays
+/// free until the server takes it, and again while it is down.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    loop {
+        let random = std::hash::RandomState::new().build_hasher().finish();
+        let port = 10_000 + u16::try_from(random % 20_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 pub fn text(bytes: &[u8]) -> String {
