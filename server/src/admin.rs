@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use strongroom_protocol::id::Label;
 use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
 use strongroom_protocol::message::HexBytes;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
@@ -97,7 +96,8 @@ fn execute_replica(
     Ok(match request {
         AdminRequest::ReplicaAdd { token, name, only, is_repair_only } => {
             let wanted = NewPrimary { token, name, only, is_repair_only };
-            AdminAnswer::ReplicaAdded { name: add_primary(repository, wanted)? }
+            let add = |stop| replica::enrol::add(repository, wanted, stop);
+            AdminAnswer::ReplicaAdded { name: run_unstopped(add)? }
         }
         AdminRequest::ReplicaList => {
             AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
@@ -122,11 +122,8 @@ fn execute_replica(
             AdminAnswer::Done
         }
         AdminRequest::FeedAdd { token, name } => {
-            // Nobody gives this signal: the command ends by its own timeouts.
-            let (stopper, stop) = stop::signal();
-            let outcome = run_here(feed::enrol::add(repository, &token, name, stop));
-            drop(stopper);
-            AdminAnswer::FeedAdded { name: outcome? }
+            let add = |stop| feed::enrol::add(repository, &token, name, stop);
+            AdminAnswer::FeedAdded { name: run_unstopped(add)? }
         }
         AdminRequest::FeedList => AdminAnswer::Feeds { feeds: repository.feed_statuses()? },
         AdminRequest::FeedPause { name, is_paused } => {
@@ -152,11 +149,13 @@ fn collection_status(repository: &Repository) -> Result<AdminAnswer, ServerError
     })
 }
 
-/// Enrols at another server.
-fn add_primary(repository: &Arc<Repository>, wanted: NewPrimary) -> Result<Label, ServerError> {
-    // Nobody gives this signal: the command ends by its own timeouts.
+/// Runs what could be stopped, and is not: the command ends by its own timeouts.
+fn run_unstopped<T, F>(work: impl FnOnce(Stop) -> F) -> Result<T, ServerError>
+where
+    F: Future<Output = Result<T, ReplicaError>>,
+{
     let (stopper, stop) = stop::signal();
-    let outcome = run_here(replica::enrol::add(repository, wanted, stop));
+    let outcome = run_here(work(stop));
     drop(stopper);
     outcome
 }

@@ -61,5 +61,6 @@ pub mod error;
 pub mod feeds;
 pub mod folder;
 pub mod followers;
+pub mod keyed_tasks;
 pub mod lent;
 pub mod metrics;

@@ -11,17 +11,15 @@
 mod connection;
 pub mod enrol;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
 use strongroom_protocol::id::Label;
-use tokio::task::JoinSet;
 
 use self::connection::{Ended, keep_lent};
 use crate::error::{ServerError, plain_words};
 use crate::feeds::FeedRow;
+use crate::keyed_tasks::KeyedTasks;
 use crate::pause::pause_after;
 use crate::replica::keys::{PeerKeys, Whom};
 use crate::repository::Repository;
@@ -34,25 +32,15 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Keeps connections lent until `stop` says so.
 pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
-    let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
+    let mut tasks = KeyedTasks::default();
     loop {
-        while let Some(ended) = tasks.try_join_next_with_id() {
-            let id = match ended {
-                Ok((id, ())) => id,
-                Err(error) => {
-                    tracing::error!(%error, "lending ended badly");
-                    error.id()
-                }
-            };
-            running.retain(|_, running| *running != id);
-        }
+        tasks.reap("lending");
         for row in rows(&repository).await {
             repository.followers().feeds().begin(row.principal);
             for place in 0..repository.config().feed.connections {
-                if let Entry::Vacant(vacant) = running.entry((row.name.clone(), place)) {
-                    let task = feed(repository.clone(), row.name.clone(), stop.clone());
-                    vacant.insert(tasks.spawn(task).id());
-                }
+                let name = row.name.clone();
+                let task = || feed(repository.clone(), name, stop.clone());
+                tasks.ensure((row.name.clone(), place), task);
             }
         }
         tokio::select! {
@@ -60,8 +48,8 @@ pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
             () = stop.wait() => break,
         }
     }
-    let all_done = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(repository.config().limits.shutdown.0, all_done).await.is_err() {
+    let shutdown = repository.config().limits.shutdown.0;
+    if tokio::time::timeout(shutdown, tasks.finish()).await.is_err() {
         tracing::warn!("answers over lent connections did not end in time and were cut off");
     }
 }
@@ -119,7 +107,8 @@ async fn feed(repository: Arc<Repository>, name: Label, mut stop: Stop) {
 }
 
 async fn current(repository: &Arc<Repository>, name: &Label) -> Option<FeedRow> {
-    rows(repository).await.into_iter().find(|row| row.name == *name)
+    let (reading, name) = (repository.clone(), name.clone());
+    tokio::task::spawn_blocking(move || reading.feed(&name)).await.ok()?.ok()
 }
 
 fn is_lending(repository: &Repository, row: &FeedRow) -> bool {

@@ -11,7 +11,6 @@
 //! ends the cycle before anything is swept.
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 
 use roaring::RoaringTreemap;
 use strongroom_protocol::envelope::Envelope;
@@ -26,13 +25,12 @@ use crate::noted::Changes;
 use crate::rows::{SnapshotRow, parse_lock_key};
 use crate::store::Store;
 use crate::store::collect::Found;
-use crate::store::meta::Row;
 use crate::store::schema::{Family, IndexRow};
 
 /// Nodes read at once. With their children they bound the memory of a walk.
 const NODE_BATCH: usize = 64;
 /// Rows of locks or snapshots read at once.
-const SCAN_BATCH: usize = 512;
+pub(super) const SCAN_BATCH: usize = 512;
 /// A lock is taken to last so many days longer than it says, so that none ends during a cycle.
 const GRACE_DAYS: u32 = 1;
 
@@ -103,7 +101,7 @@ impl Marks {
     ) -> Result<(), ServerError> {
         let mut start = None;
         loop {
-            let rows = next_rows(store, Family::Snapshots, start.as_deref())?;
+            let rows = store.page(Family::Snapshots, start.as_deref(), SCAN_BATCH)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             start = Some(after(last));
             for (key, value) in &rows {
@@ -127,7 +125,7 @@ impl Marks {
         let today = Day::of(now.retention_seconds);
         let mut start = None;
         loop {
-            let rows = next_rows(store, Family::Locks, start.as_deref())?;
+            let rows = store.page(Family::Locks, start.as_deref(), SCAN_BATCH)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             start = Some(after(last));
             let mut locked = Vec::with_capacity(rows.len());
@@ -288,21 +286,6 @@ pub(super) fn tree_of(key: &[u8], value: &[u8]) -> Result<Tree, ServerError> {
     let ns = key.first_chunk::<4>().ok_or_else(|| alarm("snapshot key"))?;
     let body = Record::decode(&SnapshotRow::decode(value)?.record)?.body;
     Ok(Tree { ns: u32::from_be_bytes(*ns), root: body.root, level: body.root_level })
-}
-
-/// The next rows of a family, a batch of them.
-pub(super) fn next_rows(
-    store: &Store,
-    family: Family,
-    start: Option<&[u8]>,
-) -> Result<Vec<Row>, ServerError> {
-    let mut rows: Vec<Row> = Vec::new();
-    store.scan(family, &[], start, &mut |key, value| {
-        rows.push((key.to_vec(), value.to_vec()));
-        let is_full = rows.len() >= SCAN_BATCH;
-        if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    Ok(rows)
 }
 
 /// The first key after `key`.

@@ -9,7 +9,7 @@
 use strongroom_protocol::retention::{FOREVER, Moment};
 
 use super::Collector;
-use super::marks::{after, next_rows, tree_of};
+use super::marks::{SCAN_BATCH, after, tree_of};
 use crate::error::ServerError;
 use crate::lock::{Day, Plan, locked_until, node_lock_end};
 use crate::pace::Pace;
@@ -28,7 +28,7 @@ impl Collector {
     pub(super) fn raise_locks(&self, now: Moment, pace: &mut Pace) -> Result<u64, ServerError> {
         let (mut start, mut raised_count) = (None, 0);
         loop {
-            let rows = next_rows(&self.store, Family::Snapshots, start.as_deref())?;
+            let rows = self.store.page(Family::Snapshots, start.as_deref(), SCAN_BATCH)?;
             let Some((last, _)) = rows.last() else { return Ok(raised_count) };
             start = Some(after(last));
             for (key, value) in &rows {

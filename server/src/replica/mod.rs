@@ -21,8 +21,6 @@ mod source;
 pub mod throttle;
 mod tree;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +28,6 @@ use bytes::Bytes;
 use strongroom_protocol::id::Label;
 use strongroom_protocol::limits::CHECKPOINT_MAX_BYTES;
 use strongroom_protocol::route::Route;
-use tokio::task::JoinSet;
 
 use self::error::ReplicaError;
 use self::follow::Follower;
@@ -41,6 +38,7 @@ use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::{ServerError, plain_words};
 use crate::followers::FollowState;
+use crate::keyed_tasks::KeyedTasks;
 use crate::pause::pause_after;
 use crate::replica_rows::{PrimaryRow, Reach};
 use crate::repository::Repository;
@@ -53,31 +51,20 @@ const TICK: Duration = Duration::from_millis(500);
 pub async fn run(repository: Arc<Repository>, mut stop: Stop) {
     let rates = repository.config().replica.rates();
     let throttle = Arc::new(Throttle::new(repository.clock().clone(), rates));
-    let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
+    let mut tasks = KeyedTasks::default();
     loop {
-        while let Some(ended) = tasks.try_join_next_with_id() {
-            let id = match ended {
-                Ok((id, ())) => id,
-                Err(error) => {
-                    tracing::error!(%error, "following a primary ended badly");
-                    error.id()
-                }
-            };
-            running.retain(|_, running| *running != id);
-        }
+        tasks.reap("following a primary");
         for name in names(&repository).await {
-            if let Entry::Vacant(vacant) = running.entry(name) {
-                let name = vacant.key().clone();
-                let task = follow(repository.clone(), name, throttle.clone(), stop.clone());
-                vacant.insert(tasks.spawn(task).id());
-            }
+            let followed = name.clone();
+            let task = || follow(repository.clone(), followed, throttle.clone(), stop.clone());
+            tasks.ensure(name, task);
         }
         tokio::select! {
             () = tokio::time::sleep(TICK) => {}
             () = stop.wait() => break,
         }
     }
-    while tasks.join_next().await.is_some() {}
+    tasks.finish().await;
 }
 
 /// Removes a primary and the keys that were shown to it.

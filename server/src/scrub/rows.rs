@@ -14,7 +14,6 @@
 //! its commit in the ledger.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
 
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::envelope::Envelope;
@@ -28,7 +27,6 @@ use crate::lock::{Day, decode_day};
 use crate::rows::{SeenRow, SnapshotRow, parse_lock_key};
 use crate::store::collect::Found;
 use crate::store::error::StoreError;
-use crate::store::meta::Row;
 use crate::store::schema::{Family, IndexRow, Place, SegmentState};
 
 /// Index rows read at once.
@@ -98,7 +96,7 @@ impl Scrub<'_> {
         let store = self.repository.store();
         let mut start = None;
         loop {
-            let rows = next_rows(store, Family::Locks, start.as_deref())?;
+            let rows = store.page(Family::Locks, start.as_deref(), ROWS_COUNT)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             start = Some([last.as_slice(), &[0]].concat());
             let today = Day::of(self.repository.moment().retention_seconds);
@@ -118,7 +116,7 @@ impl Scrub<'_> {
         let store = self.repository.store();
         let mut start = None;
         loop {
-            let rows = next_rows(store, Family::Snapshots, start.as_deref())?;
+            let rows = store.page(Family::Snapshots, start.as_deref(), ROWS_COUNT)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
             start = Some([last.as_slice(), &[0]].concat());
             for (key, value) in &rows {
@@ -225,18 +223,4 @@ impl Scrub<'_> {
             _ => wrong("its commit is not in the ledger"),
         }
     }
-}
-
-fn next_rows(
-    store: &crate::store::Store,
-    family: Family,
-    start: Option<&[u8]>,
-) -> Result<Vec<Row>, ServerError> {
-    let mut rows: Vec<Row> = Vec::new();
-    store.scan(family, &[], start, &mut |key, value| {
-        rows.push((key.to_vec(), value.to_vec()));
-        let is_full = rows.len() >= ROWS_COUNT;
-        if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    Ok(rows)
 }

@@ -201,25 +201,14 @@ impl Inbox {
         slot: SlotId,
         envelope: &[u8],
     ) -> Result<(), StoreError> {
-        let TableRow { ns, level, length, digest, totals } = *row;
-        let place = Place::Inbox;
-        let indexed = IndexRow {
-            slot,
-            place,
-            length,
-            level,
-            totals,
-            durable: true,
-            quarantined: None,
-            damaged: false,
-        };
+        let indexed = row.indexed(slot, Place::Inbox);
         let head = row.encode();
         let value = [IoSlice::new(&head), IoSlice::new(envelope)];
         batch
             .put_cf_vectored(self.meta.family(Family::Inbox)?, &[IoSlice::new(&slot.key())], &value)
             .map_err(|error| StoreError::engine("write inbox", &error))?;
         let index = self.meta.family(Family::Index)?;
-        batch.put_cf(index, index_key(ns, &digest), indexed.encode());
+        batch.put_cf(index, index_key(row.ns, &row.digest), indexed.encode());
         Ok(())
     }
 

@@ -50,6 +50,7 @@ mod tests;
 mod unsealed;
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -209,6 +210,21 @@ impl Store {
     /// Key and value of the last row whose key begins with `prefix`.
     pub fn last(&self, family: Family, prefix: &[u8]) -> Result<Option<Row>, StoreError> {
         self.open.meta.last(family, prefix)
+    }
+
+    /// Rows of a family from `start` on, or from its beginning: at most `count`.
+    pub fn page(
+        &self,
+        family: Family,
+        start: Option<&[u8]>,
+        count: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        let mut rows: Vec<Row> = Vec::new();
+        self.scan(family, &[], start, &mut |key, value| {
+            rows.push((key.to_vec(), value.to_vec()));
+            if rows.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(rows)
     }
 
     /// Writes rows: all or none of them, visible at once, durable with the next `sync`.

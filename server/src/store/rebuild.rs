@@ -62,7 +62,7 @@ impl Rebuilder {
             }
             for (slot, row) in self.table(segment)?.iter().enumerate() {
                 let slot = SlotId { segment, slot: slot as u32 };
-                each(row.ns, row.digest, index_row(row, slot, Place::Segment))?;
+                each(row.ns, row.digest, row.indexed(slot, Place::Segment))?;
             }
         }
         let mut result = Ok(());
@@ -70,7 +70,7 @@ impl Rebuilder {
             let mut input = value;
             result = match (TableRow::decode(&mut input), SlotId::from_key(key)) {
                 (Some(row), Some(slot)) => {
-                    each(row.ns, row.digest, index_row(&row, slot, Place::Inbox))
+                    each(row.ns, row.digest, row.indexed(slot, Place::Inbox))
                 }
                 _ => Err(row_invalid(Family::Inbox, key, "not an inbox row")),
             };
@@ -124,18 +124,4 @@ pub(super) fn read_catalogue(meta: &Meta) -> Result<Vec<(u32, SegmentRow)>, Stor
 fn damaged_table(segment: u32) -> StoreError {
     let key = slot_key(segment, u32::MAX);
     row_invalid(Family::Segments, &key, "the segment's own table is damaged")
-}
-
-fn index_row(row: &TableRow, slot: SlotId, place: Place) -> IndexRow {
-    let TableRow { length, level, totals, .. } = *row;
-    IndexRow {
-        slot,
-        place,
-        length,
-        level,
-        totals,
-        durable: true,
-        quarantined: None,
-        damaged: false,
-    }
 }

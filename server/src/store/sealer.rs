@@ -21,7 +21,7 @@ use super::noticed::Noticed;
 use super::observer::{Observer, Step};
 use super::poison::Poison;
 use super::records::RecordCopies;
-use super::schema::{COUNTER_NEXT_SEGMENT, Family, IndexRow, Place, SegmentRow, SlotId, index_key};
+use super::schema::{COUNTER_NEXT_SEGMENT, Family, Place, SegmentRow, SlotId, index_key};
 use super::segments::{SegmentWriter, Segments};
 use super::statistics::Gauges;
 use super::table::TableRow;
@@ -173,19 +173,8 @@ impl Sealer {
 
 /// Adds the index row of an envelope that lies in a sealed segment.
 fn list(batch: &mut MetaBatch, row: &TableRow, slot: SlotId) {
-    let TableRow { ns, level, length, digest, totals } = *row;
-    let place = Place::Segment;
-    let indexed = IndexRow {
-        slot,
-        place,
-        length,
-        level,
-        totals,
-        durable: true,
-        quarantined: None,
-        damaged: false,
-    };
-    batch.put(Family::Index, index_key(ns, &digest), indexed.encode());
+    let indexed = row.indexed(slot, Place::Segment);
+    batch.put(Family::Index, index_key(row.ns, &row.digest), indexed.encode());
 }
 
 /// Poisons the store if the thread that owns it panics: nobody would seal any more.

@@ -15,7 +15,7 @@
 use strongroom_protocol::id::SealedDigest;
 use strongroom_protocol::record::Totals;
 
-use super::schema::take;
+use super::schema::{IndexRow, Place, SlotId, take};
 
 const TABLE_MAGIC: [u8; 4] = *b"SRTB";
 const RECORD_MAGIC: [u8; 4] = *b"SRRC";
@@ -38,6 +38,21 @@ pub struct TableRow {
 }
 
 impl TableRow {
+    /// The index row of this envelope where it lies durably and whole.
+    pub(super) fn indexed(&self, slot: SlotId, place: Place) -> IndexRow {
+        let TableRow { length, level, totals, .. } = *self;
+        IndexRow {
+            slot,
+            place,
+            length,
+            level,
+            totals,
+            durable: true,
+            quarantined: None,
+            damaged: false,
+        }
+    }
+
     pub(super) fn encode(&self) -> [u8; ROW_BYTES] {
         let mut bytes = [0; ROW_BYTES];
         bytes[..4].copy_from_slice(&self.ns.to_le_bytes());
