@@ -18,7 +18,7 @@ folder=$(cd "$folder" && pwd)
 cd "$root"
 
 fail() { echo "deb: $*" >&2; exit 1; }
-for program in strongroomd strongroom examples/manual; do
+for program in strongroomd strongroom strongroom-manual; do
   [ -x "$bin/$program" ] || fail "$bin/$program is missing: make deb builds it"
 done
 command -v dpkg-shlibdeps >/dev/null || fail 'dpkg-shlibdeps is missing (package dpkg-dev)'
@@ -105,8 +105,8 @@ pack() { # package
   echo "deb: $folder/${package}_${version}_$architecture.deb"
 }
 
-"$bin/examples/manual" man "$work/man"
-"$bin/examples/manual" completions "$work/completions"
-"$bin/examples/manual" licences "$work/licences"
+"$bin/strongroom-manual" man "$work/man"
+"$bin/strongroom-manual" completions "$work/completions"
+"$bin/strongroom-manual" licences "$work/licences"
 pack strongroomd
 pack strongroom

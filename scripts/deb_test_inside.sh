@@ -11,7 +11,7 @@ data=/var/lib/strongroom
 home=/var/lib/strongroom-backup
 server_pid=
 
-step() { printf -- '-- %s\n' "$*"; }
+step() { printf -- '-- %s (%s s)\n' "$*" "$SECONDS"; }
 fail() {
   printf 'FAILED: %s\n' "$*"
   if [ "$mode" = booted ]; then journalctl --no-pager -n 40 -u 'strongroom*'; fi
@@ -65,7 +65,7 @@ back_up() {
 
 restore_and_compare() {
   rm -f /tmp/restored
-  strongroom restore erp@latest --to /tmp/restored --kit /deb-test/kit/recovery-kit-erp.txt
+  strongroom --quiet restore erp@latest --to /tmp/restored --kit /deb-test/kit/recovery-kit-erp.txt
   cmp /tmp/restored dump || fail 'what was restored differs'
 }
 
@@ -92,7 +92,7 @@ if is_booted; then
 fi
 
 step 'init, serve'
-as_server init --data "$data" --host localhost >/dev/null
+as_server init --data "$data" --host localhost >/dev/null 2>&1
 printf '[store]\nreserve = "64MiB"\n' >/etc/strongroom/server.toml
 start_server
 if is_booted; then

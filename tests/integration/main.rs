@@ -13,6 +13,7 @@ mod captured;
 mod clock;
 mod commit;
 mod crash;
+mod deployment;
 mod drill;
 mod enrolment;
 mod envelopes;

@@ -1,9 +1,10 @@
 //! Writes what packages have beside the programs: man pages, shell completions, licences.
 //!
-//! `manual man FOLDER` writes a page for each command, `manual completions FOLDER` what bash, zsh
-//! and fish read, `manual licences FOLDER` the terms of all libraries inside. No program that is installed carries this. Pages are made of the definitions that
-//! the programs parse with, so that none tells of a command or option that does not exist; examples
-//! that stand here are parsed before anything is written. A command without an example is an error.
+//! `strongroom-manual man FOLDER` writes a page for each command, `completions FOLDER` what bash,
+//! zsh and fish read, `licences FOLDER` the terms of all libraries inside. No program that is
+//! installed carries this. Pages are made of the definitions that the programs parse with, so that
+//! none tells of a command or option that does not exist; examples that stand here are parsed before
+//! anything is written. A command without an example is an error.
 
 mod licences;
 
@@ -146,13 +147,13 @@ fn main() -> ExitCode {
         ["man", folder] => write_pages(Path::new(folder)),
         ["completions", folder] => write_completions(Path::new(folder)),
         ["licences", folder] => licences::write(Path::new(folder)),
-        _ => Err(io::Error::other("usage: manual man|completions|licences FOLDER")),
+        _ => Err(io::Error::other("usage: strongroom-manual man|completions|licences FOLDER")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to tell if this fails.
-            let _ = writeln!(io::stderr(), "manual: {error}");
+            let _ = writeln!(io::stderr(), "strongroom-manual: {error}");
             ExitCode::FAILURE
         }
     }
@@ -271,7 +272,7 @@ fn examples_section(program: &Program, command: &Command, help: &Help) -> io::Re
         lines = own.map(|example| (*example).to_owned()).collect();
     }
     if lines.is_empty() {
-        let text = format!("'{name}' has no example; give it one in examples/manual.rs");
+        let text = format!("'{name}' has no example; give it one in manual/src/main.rs");
         return Err(io::Error::other(text));
     }
     let mut roff = Roff::new();
