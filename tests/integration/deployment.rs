@@ -75,7 +75,7 @@ const SANDBOX: [(&str, &str); 27] = [
     ("LockPersonality", "yes"),
     ("MemoryDenyWriteExecute", "yes"),
     ("SystemCallArchitectures", "native"),
-    ("SystemCallFilter", "@system-service;~@privileged @resources;prlimit64"),
+    ("SystemCallFilter", "@system-service;~@privileged @resources"),
 ];
 
 const SERVER_ONLY: [(&str, &str); 10] = [
