@@ -36,5 +36,6 @@ mod retention;
 mod scrub;
 mod seed;
 mod seed_kill;
+mod ship;
 mod standing;
 mod trust;
