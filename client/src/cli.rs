@@ -47,6 +47,9 @@ pub enum Command {
     /// Back up a file, standard input, or the standard output of a command
     #[command(after_help = BACKUP_EXAMPLES)]
     Backup(Backup),
+    /// Back up each file that is put into a folder, at once, and remove it (log shipping)
+    #[command(after_help = SHIP_EXAMPLES)]
+    Ship(Ship),
     /// List snapshots, oldest first
     List(List),
     /// Show one snapshot; with an identity, its sealed fields too
@@ -91,6 +94,16 @@ Examples:
   strongroom backup erp /var/backups/erp.sql --retain 90d --tag nightly
 
 Only a command that exits with 0 makes a snapshot. Its standard input is empty.";
+
+const SHIP_EXAMPLES: &str = "\
+It runs until it is stopped. A file is taken when it was renamed into FOLDER, or has not changed
+for two seconds; names that begin with a dot are left alone. It is removed after its snapshot is
+committed and locked, and never before. A server that is down or full is waited for.
+
+Example, for PostgreSQL (archive_command; FOLDER is on the same disk as the archive's copy):
+  strongroom ship erp-log /var/spool/strongroom/erp-log --retain 90d
+  archive_command = 'cp %p /var/spool/strongroom/erp-log/.%f &&
+    mv /var/spool/strongroom/erp-log/.%f /var/spool/strongroom/erp-log/%f'";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -211,6 +224,30 @@ pub struct Backup {
     /// Command and arguments whose standard output is the dump
     #[arg(last = true)]
     pub command: Vec<String>,
+}
+
+/// `ship`.
+#[derive(Debug, Args)]
+pub struct Ship {
+    /// Name of what is backed up: a-z, 0-9, '.', '_', '-'
+    pub source: Label,
+    /// Folder into which files are put by renaming
+    pub folder: PathBuf,
+    /// Move files here after their snapshot, instead of removing them; on the same filesystem
+    #[arg(long, value_name = "FOLDER")]
+    pub done: Option<PathBuf>,
+    /// Ship what is ready now, and end
+    #[arg(long)]
+    pub once: bool,
+    /// How long to lock each snapshot.
+    #[command(flatten)]
+    pub until: Until,
+    /// Word to find the snapshots by; sealed; may be repeated
+    #[arg(long)]
+    pub tag: Vec<String>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
 }
 
 /// `list`.

@@ -83,6 +83,7 @@ pub fn start(
     let mut reader = Reader { source, blocks, lead_bytes, filled, stopped: gates.stopped };
     let tell_failure = tell.clone();
     let read = move || {
+        layout.give_way();
         if let Err(error) = reader.read_all() {
             tell_failure(ReadOutcome::Failed(error));
         }
@@ -91,6 +92,7 @@ pub fn start(
     let permitted = gates.permitted;
     let mut cutter = Cutter { chunker, lead_bytes, home, to_cut, runs, permitted, run_count: 0 };
     let cut = move || {
+        layout.give_way();
         if let Some(plaintext_bytes) = cutter.cut_all() {
             tell(ReadOutcome::End { run_count: cutter.run_count, plaintext_bytes });
         }

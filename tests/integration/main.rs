@@ -37,5 +37,6 @@ mod retention;
 mod scrub;
 mod seed;
 mod seed_kill;
+mod ship;
 mod standing;
 mod trust;
