@@ -87,7 +87,8 @@ pack() { # package
   local package=$1 script size libraries
   stage=$work/$package
   "lay_out_$package"
-  size=$(find "$stage" -type f -printf '%s\n' | awk '{ s += int(($1 + 1023) / 1024) } END { print s }')
+  size=$(find "$stage" -type f -printf '%s\n' |
+    awk '{ kib += int(($1 + 1023) / 1024) } END { print kib }')
   libraries=$(libraries_of "$stage/usr/bin/$package")
   [ -n "$libraries" ] || { cat "$work/shlibdeps.log" >&2; fail "libraries of $package"; }
   mkdir "$stage/DEBIAN"

@@ -72,7 +72,9 @@ restore_and_compare() {
 }
 
 # Without triggers: the index of all man pages of the machine is not what is tested.
-install_version() { dpkg --no-triggers --install "strongroomd_$1_"*.deb "strongroom_$1_"*.deb >dpkg.log; }
+install_version() {
+  dpkg --no-triggers --install "strongroomd_$1_"*.deb "strongroom_$1_"*.deb >dpkg.log
+}
 version_of() { dpkg-query --show --showformat '${Version} ${db:Status-Status}' "$1"; }
 
 # --- The steps ------------------------------------------------------------------------------------
@@ -103,6 +105,11 @@ if is_booted; then
   facts=$(grep -E '^(Uid|Cap(Eff|Prm|Bnd)|NoNewPrivs|Seccomp|Umask):' \
     "/proc/$(main_pid)/status" | tr -s '\t ' ' ')
   uid=$(id -u strongroom)
+  # The retention clock needs both.
+  for file in /proc/sys/kernel/random/boot_id /etc/machine-id; do
+    [ -s "/proc/$(main_pid)/root$file" ] || [ -r "/proc/$(main_pid)/root$file" ] ||
+      fail "the server does not see $file"
+  done
   for fact in "Uid: $uid $uid $uid $uid" 'CapEff: 0000000000000000' 'CapPrm: 0000000000000000' \
     'CapBnd: 0000000000000000' 'NoNewPrivs: 1' 'Seccomp: 2' 'Umask: 0077'; do
     grep -qx "$fact" <<<"$facts" || fail "the server lacks '$fact': $facts"

@@ -3,8 +3,8 @@
 //! `strongroom-manual man FOLDER` writes a page for each command, `completions FOLDER` what bash,
 //! zsh and fish read, `licences FOLDER` the terms of all libraries inside. No program that is
 //! installed carries this. Pages are made of the definitions that the programs parse with, so that
-//! none tells of a command or option that does not exist; examples that stand here are parsed before
-//! anything is written. A command without an example is an error.
+//! none tells of a command or option that does not exist; examples that stand here are parsed
+//! before anything is written. A command without an example is an error.
 
 mod licences;
 
@@ -222,8 +222,12 @@ impl Help {
         let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let mut help = Self::default();
         for paragraph in text.split("\n\n") {
-            if let Some(lines) = paragraph.strip_prefix("Examples:\n") {
-                help.examples.extend(lines.lines().map(|line| line.trim().to_owned()));
+            let (first, rest) = paragraph.split_once('\n').unwrap_or((paragraph, ""));
+            if first.starts_with("Example") && first.ends_with(':') {
+                // "Examples:" is what the section is called; "Example, for X:" says more.
+                help.examples.extend((first != "Examples:").then(|| first.to_owned()));
+                let lines = rest.lines().map(|line| line.strip_prefix("  ").unwrap_or(line));
+                help.examples.extend(lines.map(str::to_owned));
             } else if paragraph.starts_with("Exit codes:") {
                 help.exits.push(paragraph.to_owned());
             } else if !paragraph.trim().is_empty() {

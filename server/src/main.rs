@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 
 /// Nothing that this process makes is readable to others, and its memory, which has keys, gets into
 /// no core dump. Both are needed for that: a limit of 0 stops files, but not a dump that the kernel
-/// pipes to a program; a process that is not dumpable is also closed to other processes of its user.
+/// pipes to a program. What is not dumpable is closed to other processes of its user, too.
 fn keep_private() -> std::io::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;

@@ -85,7 +85,7 @@ impl BoundServer {
     }
 }
 
-/// Says how the service stands to whoever started it and gave it `NOTIFY_SOCKET`; else does nothing.
+/// Says how the service stands, to a service manager that wants to know (`NOTIFY_SOCKET`).
 fn tell_service_manager(state: NotifyState) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "the service manager could not be told");

@@ -28,7 +28,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-// --- Units ----------------------------------------------------------------------------------------
+// --- Units --------------------------------------------------------------------------------------
 
 /// The values of each key of a unit, in order; sections do not matter here.
 fn directives(unit: &str) -> BTreeMap<String, Vec<String>> {
@@ -195,7 +195,7 @@ fn systemd_rates_the_sandboxes_as_tight() {
     }
 }
 
-// --- What the programs do -------------------------------------------------------------------------
+// --- What the programs do -----------------------------------------------------------------------
 
 #[test]
 fn the_server_tells_its_service_manager_how_it_stands() {
@@ -280,7 +280,7 @@ fn programs_leave_no_core_dump_and_no_file_for_others() {
     }
 }
 
-// --- Man pages and completions --------------------------------------------------------------------
+// --- Man pages and completions ------------------------------------------------------------------
 
 fn generate(what: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -355,7 +355,7 @@ fn completions_know_every_command() {
     }
 }
 
-// --- Packages and container -----------------------------------------------------------------------
+// --- Packages and container ---------------------------------------------------------------------
 
 /// The sample says what the defaults are, of every key that the documentation lists.
 #[test]
