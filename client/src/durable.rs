@@ -105,7 +105,7 @@ pub fn discard(path: &Path) -> Result<(), ClientError> {
     }
 }
 
-/// Moves a file that may be absent to another name on the same filesystem; a file of that name goes.
+/// Moves a file that may be absent to another name on the same filesystem; one that has it goes.
 pub fn relocate(from: &Path, to: &Path) -> Result<(), ClientError> {
     match std::fs::rename(from, to) {
         Ok(()) => sync_folder_of(to),
