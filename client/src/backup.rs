@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 
 use crate::arguments::end_of;
 use crate::budget::{
-    self, CACHE_BYTES, LARGE_SOURCE_NICENESS, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES,
-    SMALL_UPLOAD_BYTES, UPLOAD_BYTES,
+    self, CACHE_BYTES, LARGE_SOURCE_NICENESS, Layout, PEEK_BYTES, QUESTION_MIN_COUNT,
+    SMALL_QUESTION_MIN_COUNT, SMALL_SOURCE_BYTES, SMALL_UPLOAD_BYTES, UPLOAD_BYTES,
 };
 use crate::cache::{Cache, CacheCondition, CacheScope};
 use crate::cache_writer::CacheWriter;
@@ -153,17 +153,28 @@ struct Pace {
     /// The server's "have" is believed, as far as it can prove it.
     trusts: bool,
     request_bytes: usize,
+    question_count: usize,
     niceness: i32,
 }
 
 impl Pace {
     /// A small source is to be there soon; a large one must not disturb.
     fn of(size_class: SizeClass, distrusted: bool) -> Self {
-        let (request_bytes, niceness) = match size_class {
-            SizeClass::Small => (SMALL_UPLOAD_BYTES, 0),
-            SizeClass::Stream => (UPLOAD_BYTES, LARGE_SOURCE_NICENESS),
-        };
-        Self { trusts: !distrusted, request_bytes, niceness }
+        let trusts = !distrusted;
+        match size_class {
+            SizeClass::Small => Self {
+                trusts,
+                request_bytes: SMALL_UPLOAD_BYTES,
+                question_count: SMALL_QUESTION_MIN_COUNT,
+                niceness: 0,
+            },
+            SizeClass::Stream => Self {
+                trusts,
+                request_bytes: UPLOAD_BYTES,
+                question_count: QUESTION_MIN_COUNT,
+                niceness: LARGE_SOURCE_NICENESS,
+            },
+        }
     }
 }
 
@@ -328,6 +339,7 @@ impl<'a> Writer<'a> {
         let upload_options = UploadOptions {
             ask: pace.trusts,
             request_bytes: pace.request_bytes,
+            question_count: pace.question_count,
             expected_chunk_count: by_size.max(position.previous_chunk_count),
         };
         monitor.set_total(size_hint.unwrap_or(0));

@@ -37,7 +37,7 @@ pub const CACHE_BYTES: usize = 8 << 20;
 pub const CACHE_QUEUE_MAX: usize = 64;
 /// Envelopes of one upload request, in bytes.
 pub const UPLOAD_BYTES: usize = 4 << 20;
-/// The same of a small source, in bytes: sending begins while the rest is sealed.
+/// The same of a small source, in bytes.
 pub const SMALL_UPLOAD_BYTES: usize = 1 << 20;
 /// Upload requests at once.
 pub const UPLOADS_MAX: usize = 2;
@@ -45,6 +45,8 @@ pub const UPLOADS_MAX: usize = 2;
 pub const QUESTIONS_MAX: usize = 4;
 /// Digests that make a "have" question worth a request before the stream's end.
 pub const QUESTION_MIN_COUNT: usize = 128;
+/// The same of a small source: sending begins while the rest is sealed.
+pub const SMALL_QUESTION_MIN_COUNT: usize = 16;
 /// The same as plaintext of the window, in bytes: of large chunks there are fewer.
 pub const QUESTION_MIN_BYTES: u64 = 6 << 20;
 /// Chunks that are sealed again at once because the server lacks what the cache knew.

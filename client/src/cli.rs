@@ -100,10 +100,8 @@ It runs until it is stopped. A file is taken when it was renamed into FOLDER, or
 for two seconds; names that begin with a dot are left alone. It is removed after its snapshot is
 committed and locked, and never before. A server that is down or full is waited for.
 
-Example, for PostgreSQL (archive_command; FOLDER is on the same disk as the archive's copy):
-  strongroom ship erp-log /var/spool/strongroom/erp-log --retain 90d
-  archive_command = 'cp %p /var/spool/strongroom/erp-log/.%f &&
-    mv /var/spool/strongroom/erp-log/.%f /var/spool/strongroom/erp-log/%f'";
+Example; PostgreSQL's archive_command for it is in docs/operations.md, 6:
+  strongroom ship erp-log /var/spool/strongroom/erp-log --retain 90d";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:

@@ -4,8 +4,8 @@
 //! 1. Take the next file that is ready (`spool`).
 //! 2. Make a snapshot of it (`backup`): committed, locked, its receipt on disk. *Crash before that:
 //!    the file is there, and the next run takes it.*
-//! 3. Remove it, or move it to where such files go. *Crash before that: the next run takes it again,
-//!    and makes a second snapshot of the same chunks, which the server has already.*
+//! 3. Remove it, or move it to where such files go. *Crash before that: the next run takes it
+//!    again, and makes a second snapshot of the same chunks, which the server has already.*
 //!
 //! So a file goes only after its receipt is on disk, and none is passed over. A file that changed
 //! while it was read stays, and is taken again when it has settled.

@@ -26,6 +26,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::wall_ms;
+use crate::durable;
 use crate::error::ClientError;
 
 /// How long a file that was not renamed into the folder must stay as it is.
@@ -110,17 +111,9 @@ impl Spool {
     /// The file is done with: it moves to `done`, or is removed. One that has gone is no error.
     pub fn finish(&self, name: &OsStr, done: Option<&Path>) -> Result<(), ClientError> {
         let path = self.path(name);
-        let outcome = match done {
-            Some(done) => std::fs::rename(&path, done.join(name)),
-            None => std::fs::remove_file(&path),
-        };
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => {
-                let verb = if done.is_some() { "move" } else { "remove" };
-                Err(ClientError::file(format!("{verb} {}", path.display()), error))
-            }
+        match done {
+            Some(done) => durable::relocate(&path, &done.join(name)),
+            None => durable::discard(&path),
         }
     }
 

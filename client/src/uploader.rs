@@ -42,6 +42,8 @@ pub struct UploadOptions {
     pub expected_chunk_count: u64,
     /// Envelopes of one request, in bytes.
     pub request_bytes: usize,
+    /// Digests that are worth a question before the stream's end.
+    pub question_count: usize,
 }
 
 /// What the server has acknowledged at the end.
@@ -131,7 +133,7 @@ impl Uploader {
             early_runs: BTreeMap::new(),
             end: None,
             is_whole: false,
-            to_ask: Unasked::default(),
+            to_ask: Unasked::new(options.question_count),
             to_prove: Vec::new(),
             to_reseal: VecDeque::new(),
             to_send: VecDeque::new(),
