@@ -8,7 +8,7 @@
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
 //!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
-//! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
+//! * `progress`, `feed`, `files`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
 //!   `uploader`, `commit`, `backup`: making a snapshot;
 //! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
 //!   back;
@@ -49,6 +49,8 @@ pub mod backup;
 pub mod cache_writer;
 pub mod challenge;
 pub mod commit;
+pub mod feed;
+pub mod files;
 pub mod pipeline;
 pub mod progress;
 pub mod reader;
