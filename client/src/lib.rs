@@ -8,14 +8,15 @@
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
 //!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
-//! * `progress`, `feed`, `files`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
-//!   `uploader`, `commit`, `backup`: making a snapshot;
-//! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
-//!   back;
+//! * `progress`, `feed`, `files`, `source`, `reader`, `cache_writer`, `pipeline`, `window`,
+//!   `session`, `challenge`, `uploader`, `commit`, `backup`: making a snapshot;
+//! * `fetch`, `unsealer`, `stream`, `landing`, `restore`, `snapshot`: listing snapshots and getting
+//!   them back;
 //! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
 //! * `prune`, `retention`: what is kept, and for how long;
 //! * `arguments`, `options`, `cli`, `audit_cli`, `retention_cli`, `output`, `audit_text`,
-//!   `terminal`, `commands`, `audit_commands`, `retention_commands`: the command line.
+//!   `terminal`, `commands`, `file_commands`, `audit_commands`, `retention_commands`: the command
+//!   line.
 
 pub mod budget;
 pub mod clock;
@@ -63,6 +64,7 @@ pub mod fetch;
 pub mod landing;
 pub mod restore;
 pub mod snapshot;
+pub mod stream;
 pub mod unsealer;
 
 pub mod audit;
@@ -78,6 +80,7 @@ pub mod audit_commands;
 pub mod audit_text;
 pub mod cli;
 pub mod commands;
+pub mod file_commands;
 pub mod options;
 pub mod output;
 pub mod retention_cli;

@@ -124,10 +124,7 @@ struct Reseal {
 
 impl Pipeline {
     /// Starts to read and seal `source`.
-    pub fn start(
-        source: Box<dyn Feed>,
-        options: &PipelineOptions,
-    ) -> Result<Self, ClientError> {
+    pub fn start(source: Box<dyn Feed>, options: &PipelineOptions) -> Result<Self, ClientError> {
         let layout = options.layout;
         let (report, reports) = unbounded_channel();
         let (reseals, reseal_tasks) = unbounded();

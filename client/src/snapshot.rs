@@ -15,8 +15,8 @@ use crate::arguments::end_of;
 use crate::error::ClientError;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed};
-use crate::restore::open_tree;
 use crate::standby;
+use crate::stream::open_tree;
 use crate::transport::{Body, parse_json};
 use crate::trust::{Freshness, ReadAccess};
 

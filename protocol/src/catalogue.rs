@@ -252,7 +252,9 @@ pub fn is_within(path: &[u8], above: &[u8]) -> bool {
 /// The directory that `path` lies in, and its name there.
 pub fn split_path(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
-        Some(at) => (path.get(..at).unwrap_or(&[]), path.get(at.saturating_add(1)..).unwrap_or(&[])),
+        Some(at) => {
+            (path.get(..at).unwrap_or(&[]), path.get(at.saturating_add(1)..).unwrap_or(&[]))
+        }
         None => (&[], path),
     }
 }
@@ -492,8 +494,7 @@ mod tests {
         let with_holes = |size, bytes, holes: &[(u64, u64)]| {
             let mut sparse = file("a", 0, bytes);
             sparse.size_bytes = size;
-            sparse.holes =
-                holes.iter().map(|&(offset, length)| Hole { offset, length }).collect();
+            sparse.holes = holes.iter().map(|&(offset, length)| Hole { offset, length }).collect();
             in_tree(&[sparse])
         };
         assert_eq!(with_holes(10, 4, &[(2, 6)]), Ok(true));

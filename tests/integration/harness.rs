@@ -198,7 +198,7 @@ pub async fn restored_with_kit(
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("restored");
     let target = Target::Path(to.clone());
-    let options = RestoreOptions { target, overwrite: false, unverified: false };
+    let options = RestoreOptions::to(target);
     let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
     assert!(summary.is_verified && summary.is_from_replica == from_replica);
     std::fs::read(to).unwrap()

@@ -141,7 +141,8 @@ pub fn describe(found: &Found, names: &OwnerNames, special: bool) -> Result<Desc
             None => by_name(Kind::Directory, found, names),
         },
         FileType::Symlink => {
-            let target = readlinkat(&found.folder, found.name(), Vec::new()).map_err(Trouble::of)?;
+            let target =
+                readlinkat(&found.folder, found.name(), Vec::new()).map_err(Trouble::of)?;
             let described = by_name(Kind::SymbolicLink, found, names)?;
             let Described::Whole(mut entry) = described else { return Ok(described) };
             entry.link_target = target.into_bytes();
@@ -277,10 +278,10 @@ mod tests {
     use std::path::Path;
 
     fn found_in(folder: &Path, name: &str) -> Found {
-        let options =
-            WalkOptions { paths: vec![folder.to_path_buf()], ..WalkOptions::default() };
+        let options = WalkOptions { paths: vec![folder.to_path_buf()], ..WalkOptions::default() };
         let mut steps = Walk::begin(&options).unwrap();
-        let is_it = |step: &Step| matches!(step, Step::Found(found) if found.name() == name.as_bytes());
+        let is_it =
+            |step: &Step| matches!(step, Step::Found(found) if found.name() == name.as_bytes());
         match steps.find(is_it).unwrap() {
             Step::Found(found) => found,
             Step::Problem(problem) => panic!("{problem}"),

@@ -36,9 +36,8 @@ impl Excludes {
                 false => by_name.add(glob),
             };
         }
-        let build = |builder: GlobSetBuilder| {
-            builder.build().map_err(|error| fail("together", &error))
-        };
+        let build =
+            |builder: GlobSetBuilder| builder.build().map_err(|error| fail("together", &error));
         Ok(Self { by_name: build(by_name)?, by_path: build(by_path)? })
     }
 

@@ -179,7 +179,8 @@ impl Walk {
     pub fn begin(options: &WalkOptions) -> Result<Self, ClientError> {
         let (is_absolute, paths) = paths_below_base(&options.paths)?;
         let base = if is_absolute { "/" } else { "." };
-        let fail = |error: rustix::io::Errno| ClientError::file(format!("open {base}"), error.into());
+        let fail =
+            |error: rustix::io::Errno| ClientError::file(format!("open {base}"), error.into());
         let base = openat(CWD, base, FOLDER, Mode::empty()).map_err(fail)?;
         for path in paths.iter().filter(|path| !path.is_empty()) {
             let fail = |error: rustix::io::Errno| ClientError::file(shown(path), error.into());
@@ -207,7 +208,8 @@ impl Walk {
     /// Begins with the next path of the user: tells the folders on its way, then what it names.
     fn begin_path(&mut self, path: Vec<u8>) -> Result<(), Problem> {
         let mut folder = self.base.clone();
-        let mut ends: Vec<usize> = (0..path.len()).filter(|at| path.get(*at) == Some(&b'/')).collect();
+        let mut ends: Vec<usize> =
+            (0..path.len()).filter(|at| path.get(*at) == Some(&b'/')).collect();
         ends.insert(0, 0);
         for end in ends.into_iter().filter(|_| !path.is_empty()) {
             let way = path.get(..end).unwrap_or(&[]);
@@ -500,7 +502,8 @@ mod tests {
         for path in ["x/one/deep", "x/two", "y"] {
             fs::create_dir_all(here.join(path)).unwrap();
         }
-        let paths = [&here.join("y"), &here.join("x/two"), &here.join("x/one"), &here.join("x/one/deep")];
+        let paths =
+            [&here.join("y"), &here.join("x/two"), &here.join("x/one"), &here.join("x/one/deep")];
         let names = names_below(here, options(&paths.map(|path| path.as_path())));
         assert_eq!(names, ["x", "x/one", "x/one/deep", "x/two", "y"].map(str::to_owned));
         let mixed = options(&[here, Path::new("client")]);
