@@ -7,7 +7,7 @@ use crate::cli::{Diff, List};
 use crate::error::ClientError;
 use crate::files::contents::{self, Change, DiffRow, FileRow};
 use crate::snapshot::{self, SnapshotSummary};
-use crate::stream::{OpenTree, open_tree};
+use crate::stream::OpenTree;
 use crate::terminal::Output;
 use crate::trust::ReadAccess;
 
@@ -44,7 +44,7 @@ async fn open(
 ) -> Result<OpenTree, ClientError> {
     access.wanted_source = Some(found.source.clone());
     let opened = Box::pin(access.open_record(found.snapshot, unverified)).await?;
-    open_tree(access, &opened).await
+    OpenTree::open(access.fetcher(&opened), opened.level(), opened.root()).await
 }
 
 /// Rows of one object, or lines.

@@ -1,8 +1,8 @@
 //! From the source's bytes to runs of chunks: a thread that reads, and one that cuts.
 //!
 //! Both streams of a source come one after the other: the data, then the catalogue. Where the
-//! source wants a chunk to begin, and where a stream ends, is marked in the block; the chunker takes
-//! each mark for the end of its stream.
+//! source wants a chunk to begin, and where a stream ends, is marked in the block; the chunker
+//! takes each mark for the end of its stream.
 //!
 //! The plaintext is read once into a block and not copied before it is sealed, but for the chunk
 //! that a block's end cuts in two: that one is copied into the lead of the next block. A chunk is a

@@ -25,7 +25,7 @@ use crate::files::restore::{TreeRestoreOptions, TreeRestored, restore_tree};
 use crate::files::select::{only_file, range_of};
 use crate::landing::{Landing, Target};
 use crate::progress::Monitor;
-use crate::stream::{OpenTree, Part, open_tree};
+use crate::stream::{OpenTree, Part};
 use crate::trust::{Freshness, ReadAccess};
 use crate::unsealer::Sink;
 
@@ -116,7 +116,7 @@ pub async fn restore(
 ) -> Result<RestoreSummary, ClientError> {
     let since = Moment::now();
     let opened = access.open_record(snapshot, options.unverified).await?;
-    let tree = open_tree(access, &opened).await?;
+    let tree = OpenTree::open(access.fetcher(&opened), opened.level(), opened.root()).await?;
     let restored = restore_opened(&tree, snapshot, &opened.record.body.source, options, monitor);
     let restored = Box::pin(restored).await?;
     let totals = sum(tree.totals, restored.totals);
@@ -223,7 +223,7 @@ pub async fn verify(
 ) -> Result<VerifySummary, ClientError> {
     let since = Moment::now();
     let opened = access.open_record(snapshot, unverified).await?;
-    let tree = open_tree(access, &opened).await?;
+    let tree = OpenTree::open(access.fetcher(&opened), opened.level(), opened.root()).await?;
     monitor.set_total(tree.data.plaintext_bytes);
     let is_whole = sample_percent >= 100.0;
     let part = if is_whole { Part::All } else { Part::Sample(sample_percent) };

@@ -66,7 +66,7 @@ pub struct OpenSource {
 /// What is read.
 pub enum Content {
     /// Bytes until they end, and the catalogue's entry without its sizes.
-    Single(Box<dyn Read + Send>, Entry),
+    Single(Box<dyn Read + Send>, Box<Entry>),
     /// Many files.
     Tree(Box<Collector>),
 }
@@ -75,7 +75,7 @@ impl Content {
     /// Both streams; files longer than `cut_above_bytes` begin a chunk.
     pub fn into_feed(self, cut_above_bytes: u32) -> Box<dyn Feed> {
         match self {
-            Self::Single(reader, entry) => Box::new(SingleFeed::new(reader, entry)),
+            Self::Single(reader, entry) => Box::new(SingleFeed::new(reader, *entry)),
             Self::Tree(mut collector) => {
                 collector.cut_above(u64::from(cut_above_bytes));
                 collector
@@ -136,7 +136,7 @@ impl Source {
             Self::Stream(reader) => {
                 let reader = std::mem::replace(reader, Box::new(io::empty()));
                 Ok(OpenSource {
-                    content: Content::Single(reader, Entry::empty(Kind::Stream)),
+                    content: Content::Single(reader, Box::new(Entry::empty(Kind::Stream))),
                     size_hint: None,
                     command: Vec::new(),
                     paths: Vec::new(),
@@ -254,7 +254,7 @@ fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
         file: file.try_clone().map_err(fail)?,
     };
     Ok(OpenSource {
-        content: Content::Single(Box::new(file), entry),
+        content: Content::Single(Box::new(file), Box::new(entry)),
         size_hint: Some(metadata.len()),
         command: Vec::new(),
         paths: vec![whole_path.to_string_lossy().into_owned()],
@@ -298,7 +298,7 @@ fn start_command(command: &[String]) -> Result<OpenSource, ClientError> {
         RunningCommand { program: program.clone(), child, ended: false, tail, stderr_thread };
     let stdout = stdout.ok_or_else(|| ClientError::Bug("command without output".into()))?;
     Ok(OpenSource {
-        content: Content::Single(Box::new(stdout), Entry::empty(Kind::Stream)),
+        content: Content::Single(Box::new(stdout), Box::new(Entry::empty(Kind::Stream))),
         size_hint: None,
         command: command.to_vec(),
         paths: Vec::new(),

@@ -23,7 +23,6 @@ use crate::files::store::{Growing, Store};
 use crate::keys::PlaintextKeys;
 use crate::progress::Monitor;
 use crate::sealer::NodeChild;
-use crate::trust::{OpenRecord, ReadAccess};
 use crate::unsealer::{Job, Sink, Unsealer};
 
 /// Plaintext of one job, in bytes; at least one chunk.
@@ -69,34 +68,32 @@ pub struct DataRead {
     pub totals: Totals,
 }
 
-/// Opens the root and reads the catalogue.
-pub async fn open_tree(access: &ReadAccess, opened: &OpenRecord) -> Result<OpenTree, ClientError> {
-    let fetcher = Fetcher::new(access.client.clone(), access.namespace, opened.keys.clone());
-    let level = opened.record.body.root_level;
-    let mut totals = Totals::default();
-    let root = fetcher.nodes(level, &[opened.root()], &mut totals).await?;
-    let below = level.saturating_sub(1);
-    let Some([list, data]) = root.first().map(Vec::as_slice) else {
-        return Err(ClientError::Untrusted(
-            "the root has not two children: the writer was broken".into(),
-        ));
-    };
-    if list.plaintext_bytes > CATALOGUE_MAX_BYTES {
-        return Err(ClientError::Untrusted(format!(
-            "the catalogue is said to be {} bytes, and no honest one is: the writer was broken",
-            list.plaintext_bytes
-        )));
-    }
-    let fail = |error| ClientError::file("keep the catalogue", error);
-    let mut growing = Growing::default();
-    let keep = |bytes: &[u8]| growing.push(bytes).map_err(fail);
-    fetcher.each_chunk(below, *list, &mut totals, keep).await?;
-    let catalogue = growing.finish().map_err(fail)?;
-    let is_tree = select::check(&catalogue, data.plaintext_bytes)?;
-    Ok(OpenTree { fetcher, data_level: below, data: *data, catalogue, is_tree, totals })
-}
-
 impl OpenTree {
+    /// Opens the root and reads the catalogue.
+    pub async fn open(fetcher: Fetcher, level: u8, root: NodeChild) -> Result<Self, ClientError> {
+        let mut totals = Totals::default();
+        let root = fetcher.nodes(level, &[root], &mut totals).await?;
+        let below = level.saturating_sub(1);
+        let Some([list, data]) = root.first().map(Vec::as_slice) else {
+            return Err(ClientError::Untrusted(
+                "the root has not two children: the writer was broken".into(),
+            ));
+        };
+        if list.plaintext_bytes > CATALOGUE_MAX_BYTES {
+            return Err(ClientError::Untrusted(format!(
+                "the catalogue is said to be {} bytes, and no honest one is: the writer was broken",
+                list.plaintext_bytes
+            )));
+        }
+        let fail = |error| ClientError::file("keep the catalogue", error);
+        let mut growing = Growing::default();
+        let keep = |bytes: &[u8]| growing.push(bytes).map_err(fail);
+        fetcher.each_chunk(below, *list, &mut totals, keep).await?;
+        let catalogue = growing.finish().map_err(fail)?;
+        let is_tree = select::check(&catalogue, data.plaintext_bytes)?;
+        Ok(Self { fetcher, data_level: below, data: *data, catalogue, is_tree, totals })
+    }
+
     /// Keys of the epoch.
     pub fn keys(&self) -> &PlaintextKeys {
         self.fetcher.keys()

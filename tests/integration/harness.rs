@@ -409,10 +409,19 @@ impl Tree {
 
     /// A tree that says of its leaves what `lie` makes of the truth.
     pub fn seal_as(keys: &EpochKeys, pieces: &[&[u8]], lie: impl Fn(&mut Leaf)) -> Self {
+        let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
+        Self::seal_with(keys, &catalogue::encode(&[entry]), pieces, lie)
+    }
+
+    /// A tree with any catalogue.
+    pub fn seal_with(
+        keys: &EpochKeys,
+        catalogue: &[u8],
+        pieces: &[&[u8]],
+        lie: impl Fn(&mut Leaf),
+    ) -> Self {
         let keys = keys.plaintext();
         let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
-        let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
-        let catalogue = catalogue::encode(&[entry]);
         let mut leaf = |plaintext: &[u8]| {
             let (mut leaf, envelope) = seal_leaf(keys, plaintext);
             chunks.push(envelope);
@@ -428,7 +437,7 @@ impl Tree {
             builder.finish(&mut sink).unwrap()
         };
         let mut keep = |node| nodes.push(node);
-        let catalogue = stream(&[&catalogue], &mut keep);
+        let catalogue = stream(&[catalogue], &mut keep);
         let data = stream(pieces, &mut keep);
         let root = join(keys, catalogue, data, &mut keep);
         Self { chunks, nodes, root }

@@ -37,4 +37,6 @@ mod scrub;
 mod seed;
 mod seed_kill;
 mod standing;
+mod trees;
+mod trees_hostile;
 mod trust;

@@ -397,28 +397,40 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_and_the_rest_is_there() {
-        // Reading another process's memory map fails for everybody: a file that opens and does
-        // not read, whoever runs this.
+    fn what_vanishes_or_changes_meanwhile_is_told_and_the_rest_is_there() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("good"), b"x").unwrap();
-        std::os::unix::fs::symlink("nowhere", folder.path().join("link")).unwrap();
-        let fetched = collect(folder.path(), 1000);
-        assert_eq!(fetched.collected.other_count, 1);
-        assert_eq!(fetched.entry("/link").link_target, b"nowhere");
-        let mut collected = Collected::default();
-        for trouble in [
-            Trouble::Changed,
-            Trouble::Vanished,
-            Trouble::of(rustix::io::Errno::NOENT),
-            Trouble::of(rustix::io::Errno::ACCESS),
-        ] {
-            collected.note(&Problem { path: b"a\nb".to_vec(), trouble });
+        let here = |name: &str| folder.path().join(name);
+        for name in ["a", "b", "c"] {
+            fs::write(here(name), vec![b'x'; 1000]).unwrap();
         }
-        let Collected { changed_count, vanished_count, unreadable_count, .. } = collected;
-        assert_eq!((changed_count, vanished_count, unreadable_count), (1, 2, 1));
+        let walk =
+            WalkOptions { paths: vec![folder.path().to_path_buf()], ..WalkOptions::default() };
+        let options = TreeOptions { walk, special: false };
+        let mut collector = Collector::begin(&options).unwrap();
+        let mut room = [0; 600];
+        assert_eq!(collector.feed(&mut room).unwrap(), Fed::Bytes(600), "of a");
+        fs::write(here("a"), vec![b'y'; 1000]).unwrap();
+        fs::remove_file(here("b")).unwrap();
+        let mut catalogue = Vec::new();
+        let mut is_catalogue = false;
+        loop {
+            match collector.feed(&mut room).unwrap() {
+                Fed::Bytes(count) if is_catalogue => catalogue.extend_from_slice(&room[..count]),
+                Fed::Catalogue => is_catalogue = true,
+                Fed::End => break,
+                Fed::Bytes(_) | Fed::Boundary => {}
+            }
+        }
+        let collected = collector.collected().lock().clone();
         assert!(!collected.is_complete());
-        assert_eq!(collected.problems[0], "a\\nb: changed while it was read");
+        let Collected { changed_count, vanished_count, unreadable_count, .. } = collected;
+        assert_eq!((changed_count, vanished_count, unreadable_count), (1, 1, 0));
+        assert!(collected.problems[0].ends_with("/a: changed while it was read"));
+        assert!(collected.problems[1].ends_with("/b: vanished before it was read"));
+        let entries = decode(&catalogue).unwrap();
+        let files: Vec<_> = entries.iter().filter(|entry| entry.kind == Kind::File).collect();
+        assert_eq!(files.len(), 2, "a as it was read, and c");
+        assert!(files.iter().all(|file| file.data_bytes == 1000));
     }
 
     #[test]
