@@ -40,7 +40,8 @@ use harness::process::run_to_end;
 use harness::rows::{Row, digits, machine, publish};
 use harness::{Failure, as_f64, has_word};
 use serde_json::Value;
-use strongroom_client::cache::{CACHE_MEMORY_BYTES, Cache, CacheRow, CacheScope};
+use strongroom_client::budget::CACHE_BYTES;
+use strongroom_client::cache::{Cache, CacheRow, CacheScope};
 use strongroom_client::chunker::Chunker;
 use strongroom_client::compressor::{Body, Compressor, Decompressor};
 use strongroom_client::keys::{PlaintextHash, PlaintextKeys};
@@ -212,7 +213,7 @@ fn of_cache(
 ) -> Result<(), Failure> {
     let (repository, namespace) = (PublicKey([1; 32]), NamespaceId([2; 32]));
     let scope = CacheScope { repository, namespace, epoch: 1 };
-    let cache = Cache::open(&scratch.join("cache.redb"), scope, keys, CACHE_MEMORY_BYTES)?;
+    let cache = Cache::open(&scratch.join("cache.redb"), scope, keys, CACHE_BYTES)?;
     let rows =
         data.hashes.iter().zip(&data.sealed).map(|(h, (digest, _))| {
             (h.chunk_id(), CacheRow { digest: *digest, envelope_bytes: 1 })

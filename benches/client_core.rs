@@ -12,7 +12,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use strongroom_client::cache::{CACHE_MEMORY_BYTES, Cache, CacheError, CacheRow, CacheScope};
+use strongroom_client::budget::CACHE_BYTES;
+use strongroom_client::cache::{Cache, CacheError, CacheRow, CacheScope};
 use strongroom_client::chunker::Chunker;
 use strongroom_client::compressor::{Body, CODEC_NONE, Compressor, Decompressor, is_compressible};
 use strongroom_client::keys::PlaintextKeys;
@@ -119,7 +120,7 @@ fn cache(keys: &PlaintextKeys) -> Result<(), CacheError> {
         let name = *blake3::hash(&number.to_le_bytes()).as_bytes();
         (ChunkId(name), CacheRow { digest: SealedDigest(name), envelope_bytes: number })
     };
-    let cache = Cache::open(&path, scope, keys, CACHE_MEMORY_BYTES)?;
+    let cache = Cache::open(&path, scope, keys, CACHE_BYTES)?;
     let rows: Vec<_> = (0..ROWS).map(row).collect();
     let start = Instant::now();
     for some in rows.chunks(64) {
@@ -136,7 +137,7 @@ fn cache(keys: &PlaintextKeys) -> Result<(), CacheError> {
     println!("{:<38} {:8.3} us/row", "cache get, absent", micros(start));
     drop(cache);
     let start = Instant::now();
-    drop(Cache::open(&path, scope, keys, CACHE_MEMORY_BYTES)?);
+    drop(Cache::open(&path, scope, keys, CACHE_BYTES)?);
     println!("{:<38} {:8.3} ms", "cache open", start.elapsed().as_secs_f64() * 1e3);
     let file_bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
     println!("{:<38} {:8.1} bytes/row", "cache file", file_bytes as f64 / f64::from(ROWS));

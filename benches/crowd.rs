@@ -1,12 +1,8 @@
-//! Question: what do clients get that come at once, and what does a small backup wait for beside a
-//! large one?
+//! Question: what do clients get that come at once?
 //!
 //! Expected on two cores: the cores are the limit, so 16 clients get together 90 % or more of what
 //! the best single one gets; what they lose is switching between processes and caches. Nobody is
-//! preferred, so the slowest gets half of the mean or more. A log segment of 16 MB costs 16 MB of a
-//! first backup's CPU time (60 to 100 ms of one core, two threads), one sync and some round trips;
-//! beside a full backup that keeps both cores busy it gets half of them. Wanted: 40 ms in the
-//! middle, 150 ms in 99 of 100.
+//! preferred, so the slowest gets half of the mean or more.
 //!
 //! ```text
 //! DUMPS=folder cargo bench --bench crowd [-- quick]       the folder has day0.sql and day1.sql
@@ -14,31 +10,23 @@
 //!
 //! Each of the 16 has a namespace of its own and a sixteenth of the first day; the single client
 //! has all of it. All of them are processes on this machine. A share is a client's own rate over
-//! the mean of the rates; it would be 0.3 if they were served one after the other. A segment is 16
-//! MB of the first day, never the same twice; its time is that of the process, as a database's
-//! archive command waits for it. Beside it, full backups of the first day follow one another, each
-//! into a new namespace. `quick` takes the first 200 MB, and as many segments as these have.
+//! the mean of the rates; it would be 0.3 if they were served one after the other. `quick` takes
+//! the first 200 MB.
 
 mod harness;
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use harness::place::{Dumps, Place, copy_part};
+use harness::place::{Dumps, Place};
 use harness::process::{Measured, measure, run_to_end};
 use harness::programs::{Client, Server};
 use harness::reference::warm;
-use harness::rows::{Row, machine, medians, percentile, publish};
+use harness::rows::{Row, machine, medians, publish};
 use harness::{Failure, as_f64, has_word, run_count};
-use serde_json::Value;
 
 const CLIENTS: u64 = 16;
-const SEGMENT_BYTES: u64 = 16 << 20;
-const SEGMENTS: u64 = 120;
-/// Between two segments, as a database that writes 60 MB of log a second.
-const PAUSE: Duration = Duration::from_millis(100);
 
 fn main() -> Result<(), Failure> {
     let (quick, runs) = (has_word("quick"), run_count()?);
@@ -55,9 +43,7 @@ fn main() -> Result<(), Failure> {
         rows.push(single);
         all.push(rows);
     }
-    let mut rows = medians(&all);
-    rows.extend(segments(&place, &dumps)?);
-    publish(&place, "crowd", runs, &rows)
+    publish(&place, "crowd", runs, &medians(&all))
 }
 
 /// All of it by one client.
@@ -117,103 +103,4 @@ fn at_once(place: &Place, parts: &[PathBuf], single: &Row) -> Result<Vec<Row>, F
         total.rate_of(bytes).at_least(0.9 * single.figure).beside(single),
         Row::figure("slowest of 16 / mean of 16", slowest / fair, "").at_least(0.5),
     ])
-}
-
-/// Log segments, one after the other, while full backups run.
-fn segments(place: &Place, dumps: &Dumps) -> Result<Vec<Row>, Failure> {
-    let folder = place.folder("run")?;
-    let server = Server::start(place, &folder)?;
-    let client = Client::set_up(place, &server, "log", &[])?;
-    let count = SEGMENTS.min(dumps.bytes[0] / SEGMENT_BYTES).max(1);
-    let alone = series(&client, dumps, 0..count / 6 + 1)?;
-    let (is_busy, is_done) = (AtomicBool::new(false), AtomicBool::new(false));
-    let beside = std::thread::scope(|scope| {
-        let full = scope.spawn(|| {
-            full_backups(place, &server, dumps, &is_busy, &is_done).map_err(|e| e.to_string())
-        });
-        while !is_busy.load(Ordering::SeqCst) && !full.is_finished() {
-            std::thread::sleep(PAUSE);
-        }
-        let client = Client::set_up(place, &server, "log-beside", &[]);
-        let beside = client.and_then(|client| series(&client, dumps, 0..count));
-        is_done.store(true, Ordering::SeqCst);
-        match full.join() {
-            Ok(Ok(())) => beside,
-            Ok(Err(failure)) => Err(failure.into()),
-            Err(_) => Err("the full backups panicked".into()),
-        }
-    })?;
-    let row = |name: &str, times: &[f64], share: f64| {
-        let spread = [percentile(times, 0.0), percentile(times, 1.0)];
-        let row = Row::figure(name, percentile(times, share), "ms");
-        Row { spread: Some(spread), ..row }
-    };
-    println!("{} log segments beside full backups, {} alone", beside.len(), alone.len());
-    let alone = row("log segment of 16 MB alone, p50", &alone, 0.5);
-    Ok(vec![
-        row("log segment of 16 MB beside a full backup, p50", &beside, 0.5)
-            .below(40.0)
-            .beside(&alone),
-        row("log segment of 16 MB beside a full backup, p99", &beside, 0.99).below(150.0),
-        alone,
-    ])
-}
-
-/// Milliseconds that each of these segments took, sorted.
-fn series(
-    client: &Client,
-    dumps: &Dumps,
-    numbers: std::ops::Range<u64>,
-) -> Result<Vec<f64>, Failure> {
-    let mut times = Vec::new();
-    let file = client.home.join("segment");
-    for number in numbers {
-        copy_part(&dumps.days[0], number * SEGMENT_BYTES, SEGMENT_BYTES, &file)?;
-        std::thread::sleep(PAUSE);
-        let mut backup = client.backup_of("log", &file);
-        let began = Instant::now();
-        let output = run_to_end(&mut backup)?;
-        times.push(began.elapsed().as_secs_f64() * 1e3);
-        let summary: Value = serde_json::from_str(&output)?;
-        let is_locked = summary["locked_until_seconds"].as_u64().is_some_and(|until| until > 0);
-        if !is_locked {
-            return Err(format!("not locked: {summary}").into());
-        }
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
-/// One after the other, each into a namespace that knows nothing yet, until it is enough.
-fn full_backups(
-    place: &Place,
-    server: &Server,
-    dumps: &Dumps,
-    is_busy: &AtomicBool,
-    is_done: &AtomicBool,
-) -> Result<(), Failure> {
-    let mut next = Client::set_up(place, server, "full-0", &[])?;
-    for number in 1.. {
-        let mut backup = next.backup_of("day", &dumps.days[0]).stdout(Stdio::null()).spawn()?;
-        is_busy.store(true, Ordering::SeqCst);
-        next = Client::set_up(place, server, &format!("full-{number}"), &[])?;
-        loop {
-            let is_over = is_done.load(Ordering::SeqCst);
-            if is_over {
-                backup.kill()?;
-            }
-            match backup.try_wait()? {
-                _ if is_over => {
-                    backup.wait()?;
-                    return Ok(());
-                }
-                Some(status) if !status.success() => {
-                    return Err(format!("full backup: {status}").into());
-                }
-                Some(_) => break,
-                None => std::thread::sleep(Duration::from_millis(2)),
-            }
-        }
-    }
-    Ok(())
 }

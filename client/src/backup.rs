@@ -26,7 +26,10 @@ use strongroom_protocol::role::Role;
 use tokio::sync::oneshot;
 
 use crate::arguments::end_of;
-use crate::budget::{self, CACHE_BYTES, Layout, PEEK_BYTES, SMALL_SOURCE_BYTES};
+use crate::budget::{
+    self, CACHE_BYTES, LARGE_SOURCE_NICENESS, Layout, PEEK_BYTES, QUESTION_MIN_COUNT,
+    SMALL_QUESTION_MIN_COUNT, SMALL_SOURCE_BYTES, SMALL_UPLOAD_BYTES, UPLOAD_BYTES,
+};
 use crate::cache::{Cache, CacheCondition, CacheScope};
 use crate::cache_writer::CacheWriter;
 use crate::clock::Moment;
@@ -35,7 +38,7 @@ use crate::durable;
 use crate::error::ClientError;
 use crate::files::collect::Collected;
 use crate::history;
-use crate::keys::{EpochKeys, public_key_of};
+use crate::keys::{EpochKeys, PlaintextKeys, public_key_of};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::profile::{ConnectOptions, Profile};
 use crate::progress::Monitor;
@@ -62,6 +65,31 @@ pub struct BackupOptions {
     pub connect: ConnectOptions,
     /// Worker threads; as many as there are cores where nothing is said.
     pub worker_count: Option<usize>,
+    /// What of the client cache to use.
+    pub cache: CacheUse,
+}
+
+impl BackupOptions {
+    /// The default for a snapshot of `source`.
+    pub fn new(source: Label, connect: ConnectOptions) -> Self {
+        Self {
+            source,
+            lock_wanted: LockWanted::Default,
+            tags: Vec::new(),
+            connect,
+            worker_count: None,
+            cache: CacheUse::Keep,
+        }
+    }
+}
+
+/// What a run does with the client cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheUse {
+    /// Look up what was sealed before, and remember what is sealed now.
+    Keep,
+    /// Leave it to others: one process at a time can have it open.
+    Leave,
 }
 
 /// What came of it; the object that `--json` prints.
@@ -119,67 +147,43 @@ pub async fn run(
     monitor: &Monitor,
 ) -> Result<BackupSummary, ClientError> {
     let since = Moment::now();
-    check_texts(&options.tags)?;
     let mut writer = Writer::prepare(profile, options).await?;
-    let recovered = finish_pending(writer.profile, &writer.client, &options.source).await?;
-    let marker = writer.profile.folder().path("distrust");
-    let mut distrusted = marker.exists();
-    let mut restart_count = 0;
-    let (committed, acknowledged, end) = loop {
-        let error = match writer.attempt(source, distrusted, monitor).await {
-            Ok(outcome) => break outcome,
-            Err(error) => error,
-        };
-        if matches!(error, ClientError::Unproven(_)) {
-            tracing::error!("{error}");
-            durable::write(&marker, b"")?;
-            writer.cache.clear();
-        }
-        let may_restart = match &error {
-            ClientError::Unproven(_) => !distrusted,
-            ClientError::SessionLost(_) => restart_count < RESTARTS_MAX,
-            _ => false,
-        };
-        if !may_restart || !source.can_restart() {
-            return Err(error);
-        }
-        tracing::warn!("{}; reading the source again from its start", error.reason());
-        distrusted = marker.exists();
-        restart_count += 1;
-        monitor.restart();
-    };
-    if distrusted {
-        durable::remove(&marker)?;
-    }
-    let elapsed_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let sent_bytes = writer.client.sent_bytes();
-    Ok(BackupSummary {
-        snapshot: committed.record,
-        source: committed.body.source,
-        sequence: committed.body.sequence,
-        plaintext_bytes: acknowledged.data_bytes,
-        chunk_count: committed.body.totals.chunk_count,
-        sealed_bytes: committed.body.totals.sealed_bytes,
-        sent_chunk_count: acknowledged.counts.sent_chunk_count,
-        sent_node_count: acknowledged.counts.sent_node_count,
-        sent_sealed_bytes: acknowledged.sent_sealed_bytes,
-        sent_bytes,
-        deduplicated_bytes: acknowledged.counts.deduplicated_bytes,
-        elapsed_ms,
-        committed_ms: committed.committed_ms,
-        locked_until_seconds: end_of(&committed.lock),
-        mode: committed.lock.mode,
-        changed_while_read: end.changed,
-        is_complete: committed.body.complete,
-        tree: end.tree,
-        restart_count,
-        distrusted,
-        recovered_snapshot: recovered.map(|committed| committed.record),
-    })
+    writer.snapshot(source, since, monitor).await
 }
 
-/// What stays the same over all attempts of a run.
-struct Writer<'a> {
+/// How an attempt goes about it.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// The server's "have" is believed, as far as it can prove it.
+    trusts: bool,
+    request_bytes: usize,
+    question_count: usize,
+    niceness: i32,
+}
+
+impl Pace {
+    /// A small source is to be there soon; a large one must not disturb.
+    fn of(size_class: SizeClass, distrusted: bool) -> Self {
+        let trusts = !distrusted;
+        match size_class {
+            SizeClass::Small => Self {
+                trusts,
+                request_bytes: SMALL_UPLOAD_BYTES,
+                question_count: SMALL_QUESTION_MIN_COUNT,
+                niceness: 0,
+            },
+            SizeClass::Stream => Self {
+                trusts,
+                request_bytes: UPLOAD_BYTES,
+                question_count: QUESTION_MIN_COUNT,
+                niceness: LARGE_SOURCE_NICENESS,
+            },
+        }
+    }
+}
+
+/// What stays the same over all snapshots of a run, and all attempts at one.
+pub struct Writer<'a> {
     profile: &'a mut Profile,
     options: &'a BackupOptions,
     client: Client,
@@ -187,13 +191,16 @@ struct Writer<'a> {
     keys: EpochKeys,
     cache: Arc<Cache>,
     cache_writer: CacheWriter,
+    recovered: Option<RecordDigest>,
 }
 
 impl<'a> Writer<'a> {
-    async fn prepare(
+    /// Steps 1 and 2: nothing is read of a source yet.
+    pub async fn prepare(
         profile: &'a mut Profile,
         options: &'a BackupOptions,
     ) -> Result<Self, ClientError> {
+        check_texts(&options.tags)?;
         if profile.settings().role != Role::Backup {
             return Err(ClientError::Usage(format!(
                 "a profile of role {} cannot make backups: use one of role backup (--profile)",
@@ -214,21 +221,74 @@ impl<'a> Writer<'a> {
         }
         let repository = profile.settings().ledger_key;
         let scope = CacheScope { repository, namespace, epoch: contents.epoch };
-        let path = profile.folder().path("cache.redb");
-        let cache = Cache::open(&path, scope, keys.plaintext(), CACHE_BYTES)
-            .map_err(|error| ClientError::Usage(error.to_string()))?;
-        match cache.condition() {
-            CacheCondition::Replaced { reason } => {
-                tracing::warn!("client cache: started anew ({reason}); this run is slower");
-            }
-            CacheCondition::Off { reason } => {
-                tracing::warn!("client cache: not used ({reason}); this run is slower");
-            }
-            CacheCondition::Opened | CacheCondition::Created => {}
-        }
-        let cache = Arc::new(cache);
+        let cache = Arc::new(open_cache(profile, scope, keys.plaintext(), options.cache)?);
         let cache_writer = CacheWriter::start(cache.clone())?;
-        Ok(Self { profile, options, client, descriptor, keys, cache, cache_writer })
+        let recovered = finish_pending(profile, &client, &options.source).await?;
+        let recovered = recovered.map(|committed| committed.record);
+        Ok(Self { profile, options, client, descriptor, keys, cache, cache_writer, recovered })
+    }
+
+    /// Steps 3 to 5: one snapshot of `source`, which took since `since`.
+    pub async fn snapshot(
+        &mut self,
+        source: &mut Source,
+        since: Moment,
+        monitor: &Monitor,
+    ) -> Result<BackupSummary, ClientError> {
+        let sent_before = self.client.sent_bytes();
+        let marker = self.profile.folder().path("distrust");
+        let mut distrusted = marker.exists();
+        let mut restart_count = 0;
+        let (committed, acknowledged, end) = loop {
+            let error = match self.attempt(source, distrusted, monitor).await {
+                Ok(outcome) => break outcome,
+                Err(error) => error,
+            };
+            if matches!(error, ClientError::Unproven(_)) {
+                tracing::error!("{error}");
+                durable::write(&marker, b"")?;
+                self.cache.clear();
+            }
+            let may_restart = match &error {
+                ClientError::Unproven(_) => !distrusted,
+                ClientError::SessionLost(_) => restart_count < RESTARTS_MAX,
+                _ => false,
+            };
+            if !may_restart || !source.can_restart() {
+                return Err(error);
+            }
+            tracing::warn!("{}; reading the source again from its start", error.reason());
+            distrusted = marker.exists();
+            restart_count += 1;
+            monitor.restart();
+        };
+        if distrusted {
+            durable::remove(&marker)?;
+        }
+        let elapsed_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(BackupSummary {
+            snapshot: committed.record,
+            source: committed.body.source,
+            sequence: committed.body.sequence,
+            plaintext_bytes: acknowledged.data_bytes,
+            chunk_count: committed.body.totals.chunk_count,
+            sealed_bytes: committed.body.totals.sealed_bytes,
+            sent_chunk_count: acknowledged.counts.sent_chunk_count,
+            sent_node_count: acknowledged.counts.sent_node_count,
+            sent_sealed_bytes: acknowledged.sent_sealed_bytes,
+            sent_bytes: self.client.sent_bytes().saturating_sub(sent_before),
+            deduplicated_bytes: acknowledged.counts.deduplicated_bytes,
+            elapsed_ms,
+            committed_ms: committed.committed_ms,
+            locked_until_seconds: end_of(&committed.lock),
+            mode: committed.lock.mode,
+            changed_while_read: end.changed,
+            is_complete: committed.body.complete,
+            tree: end.tree,
+            restart_count,
+            distrusted,
+            recovered_snapshot: self.recovered.take(),
+        })
     }
 
     /// Reads the source once, and commits it.
@@ -246,7 +306,8 @@ impl<'a> Writer<'a> {
         let namespace = self.descriptor.namespace();
         let session = Session::open(&self.client, namespace, label, size_class, wanted).await?;
         let renewal = session.keep_alive();
-        let outcome = self.upload_and_commit(&session, source, distrusted, monitor).await;
+        let pace = Pace::of(size_class, distrusted);
+        let outcome = self.upload_and_commit(&session, source, pace, monitor).await;
         drop(renewal);
         if outcome.is_err() {
             session.close().await;
@@ -254,7 +315,7 @@ impl<'a> Writer<'a> {
         outcome
     }
 
-    fn pipeline_options(&self, distrusted: bool) -> PipelineOptions {
+    fn pipeline_options(&self, pace: Pace) -> PipelineOptions {
         let contents = self.descriptor.contents();
         let cores = self.options.worker_count.unwrap_or_else(budget::cores);
         PipelineOptions {
@@ -263,8 +324,8 @@ impl<'a> Writer<'a> {
             codec: contents.codec,
             cache: self.cache.clone(),
             new_rows: self.cache_writer.new_rows(),
-            use_cache: !distrusted,
-            layout: Layout::new(contents.chunk_sizes, cores),
+            use_cache: pace.trusts,
+            layout: Layout::new(contents.chunk_sizes, cores).nice(pace.niceness),
         }
     }
 
@@ -272,7 +333,7 @@ impl<'a> Writer<'a> {
         &mut self,
         session: &Session,
         source: OpenSource,
-        distrusted: bool,
+        pace: Pace,
         monitor: &Monitor,
     ) -> Result<(Committed, Acknowledged, SourceEnd), ClientError> {
         let OpenSource { content, size_hint, command, paths, mut guard } = source;
@@ -282,11 +343,13 @@ impl<'a> Writer<'a> {
         let contents = self.descriptor.contents();
         let by_size = size_hint.unwrap_or(0) / u64::from(contents.chunk_sizes.average);
         let upload_options = UploadOptions {
-            ask: !distrusted,
+            ask: pace.trusts,
+            request_bytes: pace.request_bytes,
+            question_count: pace.question_count,
             expected_chunk_count: by_size.max(position.previous_chunk_count),
         };
         monitor.set_total(size_hint.unwrap_or(0));
-        let pipeline_options = self.pipeline_options(distrusted);
+        let pipeline_options = self.pipeline_options(pace);
         let feed = content.into_feed(contents.chunk_sizes.average);
         let pipeline = Pipeline::start(feed, &pipeline_options)?;
         let keys = self.keys.plaintext();
@@ -326,6 +389,30 @@ impl<'a> Writer<'a> {
         }
         Ok((committed, acknowledged, end))
     }
+}
+
+fn open_cache(
+    profile: &Profile,
+    scope: CacheScope,
+    keys: &PlaintextKeys,
+    cache_use: CacheUse,
+) -> Result<Cache, ClientError> {
+    if cache_use == CacheUse::Leave {
+        return Ok(Cache::none(scope, keys));
+    }
+    let path = profile.folder().path("cache.redb");
+    let cache = Cache::open(&path, scope, keys, CACHE_BYTES)
+        .map_err(|error| ClientError::Usage(error.to_string()))?;
+    match cache.condition() {
+        CacheCondition::Replaced { reason } => {
+            tracing::warn!("client cache: started anew ({reason}); this run is slower");
+        }
+        CacheCondition::Off { reason } => {
+            tracing::warn!("client cache: not used ({reason}); this run is slower");
+        }
+        CacheCondition::Opened | CacheCondition::Created => {}
+    }
+    Ok(cache)
 }
 
 /// Finds out whether the session will be a small one; a stream's start is read for that.

@@ -1,4 +1,5 @@
-//! Memory of a run, in one place: whatever the source's size, a client stays below 128 MB.
+//! Memory and threads of a run, in one place: whatever the source's size, a client stays below
+//! 128 MB.
 //!
 //! ```text
 //! plaintext window    32 MiB   blocks of the source, until the server has answered for them
@@ -10,6 +11,9 @@
 //!
 //! The rest (TLS and HTTP buffers, code, stacks) measures about 15 MB. A restore has neither
 //! window nor cache, but envelopes that were fetched and plaintext that waits to be written.
+//!
+//! A large source's threads give way to whatever else the machine does, the ERP and its log
+//! segments first of all: a dump may take minutes, a segment may not.
 
 use strongroom_protocol::descriptor::ChunkSizes;
 
@@ -33,12 +37,16 @@ pub const CACHE_BYTES: usize = 8 << 20;
 pub const CACHE_QUEUE_MAX: usize = 64;
 /// Envelopes of one upload request, in bytes.
 pub const UPLOAD_BYTES: usize = 4 << 20;
+/// The same of a small source, in bytes.
+pub const SMALL_UPLOAD_BYTES: usize = 1 << 20;
 /// Upload requests at once.
 pub const UPLOADS_MAX: usize = 2;
 /// "Have" questions at once.
 pub const QUESTIONS_MAX: usize = 4;
 /// Digests that make a "have" question worth a request before the stream's end.
 pub const QUESTION_MIN_COUNT: usize = 128;
+/// The same of a small source: sending begins while the rest is sealed.
+pub const SMALL_QUESTION_MIN_COUNT: usize = 16;
 /// The same as plaintext of the window, in bytes: of large chunks there are fewer.
 pub const QUESTION_MIN_BYTES: u64 = 6 << 20;
 /// Chunks that are sealed again at once because the server lacks what the cache knew.
@@ -47,6 +55,9 @@ pub const RESEALS_MAX: usize = 64;
 pub const PEEK_BYTES: usize = 8 << 20;
 /// Files up to this many bytes declare a small session.
 pub const SMALL_SOURCE_BYTES: u64 = 16 << 20;
+/// Niceness of the threads that read, cut and seal a source that is not small: next to a thread of
+/// the usual 0 they get a tenth of a core that both want, alone all of it.
+pub const LARGE_SOURCE_NICENESS: i32 = 10;
 
 /// Plaintext of a restore between the request for its envelopes and its place in the file, in
 /// bytes.
@@ -71,6 +82,8 @@ pub struct Layout {
     pub worker_count: usize,
     /// Runs between reader and uploader.
     pub run_count: usize,
+    /// How much the threads give way to others, from 0 to 19 as in `nice`.
+    pub niceness: i32,
 }
 
 impl Layout {
@@ -87,6 +100,22 @@ impl Layout {
             block_count: (WINDOW_BYTES / block_bytes).max(3),
             worker_count,
             run_count,
+            niceness: 0,
+        }
+    }
+
+    /// The same, giving way to others.
+    #[must_use]
+    pub fn nice(self, niceness: i32) -> Self {
+        Self { niceness, ..self }
+    }
+
+    /// To be called at the start of a run's thread: on Linux niceness is a thread's own.
+    pub fn give_way(&self) {
+        if self.niceness > 0
+            && let Err(error) = rustix::process::nice(self.niceness)
+        {
+            tracing::debug!("give way to others: {error}");
         }
     }
 }

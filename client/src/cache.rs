@@ -13,12 +13,11 @@
 //!
 //! The cache is a help and never a reason to fail: a file that is damaged, foreign or of another
 //! scope is set aside and a new one started, one that another process has open is done without, and
-//! an error while it is used turns it off. [`Cache::condition`] says which, so that it can be
-//! reported. All of it may be lost at any time; the price is time, not data.
+//! an error while it is used turns it off. [`Cache::condition`] says which. All of it may be lost
+//! at any time; the price is time, not data.
 //!
-//! After `kill -9` the file holds what the last durable commit held (redb writes copies of pages
-//! and switches roots). redb trusts the pages of a file that was closed in order, and may panic
-//! over bytes that changed since; such a panic is caught here and counts as damage.
+//! After `kill -9` the file holds what the last durable commit held. redb trusts the pages of a
+//! file that was closed in order, and may panic over bytes that changed since; that is caught here.
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -38,9 +37,6 @@ use thiserror::Error;
 
 use crate::compressor::zstd_version;
 use crate::keys::PlaintextKeys;
-
-/// Memory for pages of the file that is meant for one client, in bytes.
-pub const CACHE_MEMORY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Rows that wait for a commit; at this many a commit is made. They take about 2 MB.
 const WAITING_MAX_ROWS: usize = 16_384;
@@ -178,6 +174,11 @@ impl Cache {
         *cache.condition.write() = condition;
         cache.sealer_changed.store(opened.sealer_changed, Ordering::Relaxed);
         Ok(cache)
+    }
+
+    /// A cache that knows nothing and remembers nothing.
+    pub fn none(scope: CacheScope, keys: &PlaintextKeys) -> Self {
+        Self::off(RowMac { keys: keys.clone(), scope: scope.encode() }, "not wanted".into())
     }
 
     /// The envelope that this client made of the chunk, if it did and the row is genuine.

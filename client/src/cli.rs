@@ -47,6 +47,9 @@ pub enum Command {
     /// Back up files, folders, standard input, or the standard output of a command
     #[command(after_help = BACKUP_EXAMPLES)]
     Backup(Backup),
+    /// Back up each file that is put into a folder, at once, and remove it (log shipping)
+    #[command(after_help = SHIP_EXAMPLES)]
+    Ship(Ship),
     /// List snapshots, oldest first, or the files of one
     List(List),
     /// Tell which files differ between two snapshots
@@ -99,6 +102,14 @@ not. What cannot be read, vanishes or changes meanwhile is told; the snapshot ha
 exit code is 3.
 
 Only a command that exits with 0 makes a snapshot. Its standard input is empty.";
+
+const SHIP_EXAMPLES: &str = "\
+It runs until it is stopped. A file is taken when it was renamed into FOLDER, or has not changed
+for two seconds; names that begin with a dot are left alone. It is removed after its snapshot is
+committed and locked, and never before. A server that is down or full is waited for.
+
+Example; PostgreSQL's archive_command for it is in docs/operations.md, 6:
+  strongroom ship erp-log /var/spool/strongroom/erp-log --retain 90d";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -232,6 +243,30 @@ pub struct Backup {
     /// Command and arguments whose standard output is the dump
     #[arg(last = true)]
     pub command: Vec<String>,
+}
+
+/// `ship`.
+#[derive(Debug, Args)]
+pub struct Ship {
+    /// Name of what is backed up: a-z, 0-9, '.', '_', '-'
+    pub source: Label,
+    /// Folder into which files are put by renaming
+    pub folder: PathBuf,
+    /// Move files here after their snapshot, instead of removing them; on the same filesystem
+    #[arg(long, value_name = "FOLDER")]
+    pub done: Option<PathBuf>,
+    /// Ship what is ready now, and end
+    #[arg(long)]
+    pub once: bool,
+    /// How long to lock each snapshot.
+    #[command(flatten)]
+    pub until: Until,
+    /// Word to find the snapshots by; sealed; may be repeated
+    #[arg(long)]
+    pub tag: Vec<String>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<usize>,
 }
 
 /// `list`.

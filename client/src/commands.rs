@@ -16,10 +16,10 @@ use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
 
 use crate::audit_commands;
-use crate::backup::{self, BackupOptions};
+use crate::backup::{self, BackupOptions, CacheUse};
 use crate::cli::{
-    Backup, Cli, Command, Enroll, Forget, Key, KitCommand, List, NewKeys, Restore, Setup, Show,
-    Verify,
+    Backup, Cli, Command, Enroll, Forget, Key, KitCommand, List, NewKeys, Restore, Setup, Ship,
+    Show, Verify,
 };
 use crate::commit::host_name;
 use crate::durable;
@@ -35,12 +35,13 @@ use crate::landing::Target;
 use crate::namespace::NamespaceOptions;
 use crate::output::{
     backup_text, details_text, enrolled_text, kit_text, promoted_text, promotion_text,
-    restore_text, row_text, status_text, verify_text,
+    restore_text, row_text, shipped_text, status_text, verify_text,
 };
 use crate::progress::Monitor;
 use crate::promotion;
 use crate::restore::{self, RestoreOptions};
 use crate::retention_commands;
+use crate::ship::{self, ShipOptions, Shipped};
 use crate::snapshot::{self, SnapshotSummary};
 use crate::source::Source;
 use crate::standby::{self, Purpose};
@@ -54,9 +55,11 @@ pub async fn run(cli: Cli) -> ExitCode {
     let global = cli.global.clone();
     // A restore to standard output has no room there for a result.
     let is_piped = matches!(&cli.command, Command::Restore(r) if r.to == Path::new("-"));
+    // What runs until it is stopped does its work when it is.
+    let is_endless = matches!(&cli.command, Command::Ship(_));
     let outcome = tokio::select! {
         outcome = Box::pin(execute(cli, is_piped)) => outcome,
-        () = interrupted() => Err(ClientError::Interrupted),
+        () = interrupted() => if is_endless { Ok(ExitCode::Done) } else { Err(ClientError::Interrupted) },
     };
     match outcome {
         Ok(code) => code,
@@ -79,6 +82,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
         Command::Key(Key::Kit(KitCommand::Promote { kit, request, out })) => {
             promote(&output, &kit, &request, out)
         }
+        Command::Ship(options) => ship_files(&output, options).await,
         Command::List(options) => list(&output, options).await,
         Command::Diff(options) => file_commands::diff(&output, options).await,
         Command::Show(options) => show(&output, options).await,
@@ -179,11 +183,10 @@ async fn back_up(output: &Output, mut options: Backup) -> Result<ExitCode, Clien
     let chosen = standby::choose(output.profile()?, &connect, Purpose::Backup).await?;
     let mut profile = chosen.profile;
     let backup_options = BackupOptions {
-        source: options.source,
         lock_wanted: options.until.wanted(),
         tags: options.tag,
-        connect,
         worker_count: options.threads,
+        ..BackupOptions::new(options.source, connect)
     };
     let monitor = Monitor::hidden();
     let display = output.display(&monitor, "backup");
@@ -218,6 +221,20 @@ fn source_of(options: &mut Backup) -> Result<Source, ClientError> {
             special: options.special,
         })),
     }
+}
+
+async fn ship_files(output: &Output, options: Ship) -> Result<(), ClientError> {
+    let backup = BackupOptions {
+        lock_wanted: options.until.wanted(),
+        tags: options.tag,
+        worker_count: options.threads,
+        cache: CacheUse::Leave,
+        ..BackupOptions::new(options.source, output.connect()?)
+    };
+    let Ship { folder, done, once, .. } = options;
+    let options = ShipOptions { backup, folder, done, once };
+    let tell = |shipped: &Shipped| output.emit(shipped, || shipped_text(shipped));
+    Box::pin(ship::run(|| output.profile(), &options, tell)).await
 }
 
 async fn list(output: &Output, options: List) -> Result<(), ClientError> {

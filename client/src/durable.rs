@@ -95,6 +95,28 @@ pub fn remove(path: &Path) -> Result<(), ClientError> {
     }
 }
 
+/// Removes a file that may be absent; a power cut may bring it back.
+pub fn discard(path: &Path) -> Result<(), ClientError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ClientError::file(format!("remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Moves a file that may be absent to another name on the same filesystem; one that has it goes.
+pub fn relocate(from: &Path, to: &Path) -> Result<(), ClientError> {
+    match std::fs::rename(from, to) {
+        Ok(()) => sync_folder_of(to),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => Ok(()),
+        Err(error) => {
+            let what = format!("move {} to {}", from.display(), to.display());
+            Err(ClientError::file(what, error))
+        }
+    }
+}
+
 /// Makes names in the folder of `path` durable.
 pub fn sync_folder_of(path: &Path) -> Result<(), ClientError> {
     let folder = folder_of(path);

@@ -43,6 +43,7 @@ pub mod history;
 pub mod profile;
 pub mod promotion;
 pub mod receipts;
+pub mod spool;
 pub mod standby;
 pub mod trust;
 
@@ -63,6 +64,7 @@ pub mod window;
 pub mod fetch;
 pub mod landing;
 pub mod restore;
+pub mod ship;
 pub mod snapshot;
 pub mod stream;
 pub mod unsealer;

@@ -12,6 +12,7 @@ use crate::backup::BackupSummary;
 use crate::enroll::EnrollSummary;
 use crate::promotion::Promotion;
 use crate::restore::{RestoreSummary, VerifySummary};
+use crate::ship::Shipped;
 use crate::snapshot::{KitCheck, SnapshotDetails, SnapshotSummary};
 
 /// What an enrolment left where.
@@ -77,6 +78,21 @@ pub fn backup_text(summary: &BackupSummary) -> String {
         }
     }
     text
+}
+
+/// One line of a ship's log.
+pub fn shipped_text(shipped: &Shipped) -> String {
+    let summary = &shipped.summary;
+    let id = summary.snapshot.to_string();
+    format!(
+        "{}  {}  {}, {} sent, {}, locked {}\n",
+        shipped.file,
+        id.get(..12).unwrap_or(&id),
+        HumanBytes(summary.plaintext_bytes),
+        HumanBytes(summary.sent_bytes),
+        milliseconds(summary.elapsed_ms),
+        end_text(summary.locked_until_seconds),
+    )
 }
 
 /// One line of a list.

@@ -152,7 +152,10 @@ impl Pipeline {
                 report: report.clone(),
             };
             let (runs, reseals) = (runs.clone(), reseal_tasks.clone());
-            let work = move || worker.work(runs, reseals);
+            let work = move || {
+                layout.give_way();
+                worker.work(runs, reseals);
+            };
             let name = format!("seal-{number}");
             std::thread::Builder::new().name(name).spawn(work).map_err(fail)?;
         }

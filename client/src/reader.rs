@@ -90,6 +90,7 @@ pub fn start(
     let mut reader = Reader { source, blocks, lead_bytes, filled, stopped: gates.stopped };
     let tell_failure = tell.clone();
     let read = move || {
+        layout.give_way();
         if let Err(error) = reader.read_all() {
             tell_failure(ReadOutcome::Failed(error));
         }
@@ -110,6 +111,7 @@ pub fn start(
         data_bytes: 0,
     };
     let cut = move || {
+        layout.give_way();
         if cutter.cut_all().is_some() {
             let Cutter { run_count, data_bytes, .. } = cutter;
             tell(ReadOutcome::End { run_count, data_bytes });

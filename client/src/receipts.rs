@@ -73,9 +73,10 @@ pub fn read_pending(
     }))
 }
 
-/// Forgets a record that is committed, or cannot be any more.
+/// Forgets a record that is committed, or cannot be any more. If a power cut brings it back, the
+/// next run commits it again and gets the old receipt, or learns once more that it cannot be.
 pub fn remove_pending(profile: &Profile, source: &Label) -> Result<(), ClientError> {
-    durable::remove(&pending_path(profile, source))
+    durable::discard(&pending_path(profile, source))
 }
 
 /// Checks that `receipt` proves the commit of `record` in the ledger of `ledger_key`.

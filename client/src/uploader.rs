@@ -21,7 +21,7 @@ use strongroom_protocol::message::Uploaded;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::budget::{PENDING_BYTES, QUESTIONS_MAX, RESEALS_MAX, UPLOAD_BYTES, UPLOADS_MAX};
+use crate::budget::{PENDING_BYTES, QUESTIONS_MAX, RESEALS_MAX, UPLOADS_MAX};
 use crate::challenge::{self, Sampler};
 use crate::error::ClientError;
 use crate::feed::Stream;
@@ -42,6 +42,10 @@ pub struct UploadOptions {
     pub ask: bool,
     /// About how many chunks there will be, for the sampler.
     pub expected_chunk_count: u64,
+    /// Envelopes of one request, in bytes.
+    pub request_bytes: usize,
+    /// Digests that are worth a question before the stream's end.
+    pub question_count: usize,
 }
 
 /// What the server has acknowledged at the end.
@@ -70,8 +74,8 @@ impl Acknowledged {
 pub struct Uploader {
     session: Session,
     pipeline: Pipeline,
-
     ask: bool,
+    request_bytes: usize,
     monitor: Monitor,
     window: Window,
     sampler: Sampler,
@@ -121,15 +125,15 @@ impl Uploader {
             window: Window::new(keys),
             session,
             pipeline,
-
             ask: options.ask,
+            request_bytes: options.request_bytes,
             monitor: monitor.clone(),
             sampler: Sampler::new(options.expected_chunk_count),
             next_run: 0,
             early_runs: BTreeMap::new(),
             end: None,
             is_whole: false,
-            to_ask: Unasked::default(),
+            to_ask: Unasked::new(options.question_count),
             to_prove: Vec::new(),
             to_reseal: VecDeque::new(),
             to_send: VecDeque::new(),
@@ -278,7 +282,7 @@ impl Uploader {
             && self.resealing_count == 0;
         while !self.to_send.is_empty()
             && self.upload_count < UPLOADS_MAX
-            && (self.to_send_bytes >= UPLOAD_BYTES || is_quiet || is_flush_due)
+            && (self.to_send_bytes >= self.request_bytes || is_quiet || is_flush_due)
         {
             self.start_upload();
         }
@@ -344,7 +348,7 @@ impl Uploader {
                 continue;
             };
             let wanted = body.byte_count().saturating_add(bytes_of(&framed));
-            let is_full = wanted > bytes_of_budget(UPLOAD_BYTES)
+            let is_full = wanted > bytes_of_budget(self.request_bytes)
                 || u32::try_from(tickets.len()).map_or(true, |count| count >= UPLOAD_MAX_COUNT);
             if is_full && !tickets.is_empty() {
                 break;
@@ -366,7 +370,7 @@ impl Uploader {
 
     fn start_node_upload(&mut self) {
         let (mut tickets, mut body) = (Vec::new(), Body::empty());
-        for (ticket, framed) in self.window.sendable_nodes(UPLOAD_BYTES) {
+        for (ticket, framed) in self.window.sendable_nodes(self.request_bytes) {
             tickets.push(ticket);
             body.push(framed);
         }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use strongroom_protocol::frame;
 use strongroom_protocol::id::SealedDigest;
 
-use crate::budget::{QUESTION_MIN_BYTES, QUESTION_MIN_COUNT};
+use crate::budget::QUESTION_MIN_BYTES;
 use crate::error::ClientError;
 use crate::feed::Stream;
 use crate::keys::PlaintextKeys;
@@ -53,13 +53,18 @@ pub struct WindowCounts {
 /// What is to be asked about, in order. A question costs both sides a request, however short it
 /// is, so it waits for company: until so many wait that it is worth one, until they hold so much of
 /// the window that it must not wait, or until somebody says that nothing more comes soon.
-#[derive(Default)]
 pub struct Unasked {
     tickets: VecDeque<(Ticket, u64)>,
     plaintext_bytes: u64,
+    worth_count: usize,
 }
 
 impl Unasked {
+    /// Nothing yet; so many are worth a question.
+    pub fn new(worth_count: usize) -> Self {
+        Self { tickets: VecDeque::new(), plaintext_bytes: 0, worth_count }
+    }
+
     /// Adds a chunk or node of the window.
     pub fn push(&mut self, window: &Window, ticket: Ticket) {
         let bytes = window.leaf(ticket).map_or(0, |leaf| leaf.plaintext_bytes);
@@ -76,7 +81,7 @@ impl Unasked {
 
     /// Whether to ask now; `is_late` says that there is nothing to wait for.
     pub fn is_due(&self, is_late: bool) -> bool {
-        let is_worth_it = self.tickets.len() >= QUESTION_MIN_COUNT;
+        let is_worth_it = self.tickets.len() >= self.worth_count;
         let is_much = self.plaintext_bytes >= QUESTION_MIN_BYTES;
         !self.tickets.is_empty() && (is_late || is_worth_it || is_much)
     }
@@ -368,6 +373,7 @@ fn count_of(count: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::QUESTION_MIN_COUNT;
     use crate::pipeline::envelope_of;
 
     fn piece(keys: &PlaintextKeys, number: u64) -> Piece {
@@ -381,7 +387,7 @@ mod tests {
     #[test]
     fn a_question_waits_for_company_but_not_for_the_whole_window() {
         let keys = PlaintextKeys::from_plaintext_key([1; 32]);
-        let (mut window, mut unasked) = (Window::new(&keys), Unasked::default());
+        let (mut window, mut unasked) = (Window::new(&keys), Unasked::new(QUESTION_MIN_COUNT));
         let mut admit = |unasked: &mut Unasked, number, plaintext_bytes| {
             let mut piece = piece(&keys, number);
             piece.leaf.plaintext_bytes = plaintext_bytes;

@@ -372,13 +372,7 @@ impl Actor {
         source: &str,
         mut from: Source,
     ) -> Result<BackupSummary, ClientError> {
-        let options = BackupOptions {
-            source: label(source),
-            lock_wanted: LockWanted::Default,
-            tags: Vec::new(),
-            connect: self.connect.clone(),
-            worker_count: None,
-        };
+        let options = BackupOptions::new(label(source), self.connect.clone());
         backup::run(&mut self.profile, &mut from, &options, &Monitor::hidden()).await
     }
 }

@@ -92,12 +92,10 @@ async fn retention_wishes_are_bounded_by_the_policy() {
         server.repository.moment().retention_seconds + 86_400
     );
     // More than the maximum is refused before anything is sent.
+    let db = crate::harness::label("db");
     let options = strongroom_client::backup::BackupOptions {
-        source: crate::harness::label("db"),
         lock_wanted: LockWanted::Period(40 * 365 * 86_400),
-        tags: Vec::new(),
-        connect: writer.connect.clone(),
-        worker_count: None,
+        ..strongroom_client::backup::BackupOptions::new(db, writer.connect.clone())
     };
     let mut source = strongroom_client::source::Source::Stream(Box::new(&b"dump"[..]));
     let monitor = strongroom_client::progress::Monitor::hidden();

@@ -36,6 +36,7 @@ mod retention;
 mod scrub;
 mod seed;
 mod seed_kill;
+mod ship;
 mod standing;
 mod trees;
 mod trees_hostile;

@@ -87,13 +87,7 @@ pub async fn back_up(actor: &Actor, path: &Path) -> Result<BackupSummary, Client
 }
 
 async fn run(profile: &mut Profile, path: &Path) -> Result<BackupSummary, ClientError> {
-    let options = BackupOptions {
-        source: label("db"),
-        lock_wanted: LockWanted::Default,
-        tags: Vec::new(),
-        connect: connect(),
-        worker_count: None,
-    };
+    let options = BackupOptions::new(label("db"), connect());
     let mut source = Source::File(path.to_path_buf());
     backup::run(profile, &mut source, &options, &Monitor::hidden()).await
 }
