@@ -59,7 +59,10 @@ pub async fn run(cli: Cli) -> ExitCode {
     let is_endless = matches!(&cli.command, Command::Ship(_));
     let outcome = tokio::select! {
         outcome = Box::pin(execute(cli, is_piped)) => outcome,
-        () = interrupted() => if is_endless { Ok(ExitCode::Done) } else { Err(ClientError::Interrupted) },
+        () = interrupted() => match is_endless {
+            true => Ok(ExitCode::Done),
+            false => Err(ClientError::Interrupted),
+        },
     };
     match outcome {
         Ok(code) => code,

@@ -252,7 +252,7 @@ async fn a_tree_with_everything_comes_back() {
     let left: Vec<_> = fs::read_dir(&to).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 1, "no marker is left: {left:?}");
 
-    // The same tree again is nothing new, but for the time of the folder that temporary ones lie in.
+    // The same tree again is nothing new, but for the time of the folder that it lies in.
     let again = back_up(&mut writer, tree_of(folder.path())).await;
     assert!(again.sent_chunk_count <= 1, "{}", again.sent_chunk_count);
     fs::set_permissions(folder.path().join("a/deep"), Permissions::from_mode(0o755)).unwrap();
