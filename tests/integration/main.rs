@@ -39,4 +39,6 @@ mod seed;
 mod seed_kill;
 mod ship;
 mod standing;
+mod trees;
+mod trees_hostile;
 mod trust;
