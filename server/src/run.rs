@@ -78,7 +78,7 @@ impl BoundServer {
                 tracing::error!(%error, "a task ended badly");
             }
         }
-        let settled = tokio::task::spawn_blocking(move || repository.settle()).await;
+        let settled = tokio::task::spawn_blocking(move || repository.rest()).await;
         settled.map_err(|error| ServerError::Bug(error.to_string()))??;
         tracing::info!("stopped");
         Ok(())
