@@ -5,6 +5,8 @@
 //! retention is the same number of seconds whenever it is asked for; months, which are not, have no
 //! unit.
 
+use std::ops::Range;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use strongroom_protocol::id::Label;
@@ -50,6 +52,14 @@ pub fn parse_date(text: &str) -> Result<u64, String> {
 /// Reads a duration, or `forever`; the result is in seconds.
 pub fn parse_period(text: &str) -> Result<u64, String> {
     if text == "forever" { Ok(FOREVER) } else { parse_duration(text) }
+}
+
+/// Reads a range of bytes: `FROM:TO`, without the one at `TO`.
+pub fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    const FORM: &str = "a range of bytes is FROM:TO, as in 0:1048576; TO itself is not in it";
+    let (from, to) = text.split_once(':').ok_or(FORM)?;
+    let range = from.parse().map_err(|_| FORM)?..to.parse().map_err(|_| FORM)?;
+    if range.is_empty() { Err(FORM.into()) } else { Ok(range) }
 }
 
 /// Reads `SOURCE=CLASS`, or `SOURCE=` to take a source out.

@@ -1,11 +1,12 @@
 //! The command line of `strongroom`: what can be typed. What it does is in `commands`.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::Label;
 
-use crate::arguments::parse_percent;
+use crate::arguments::{parse_percent, parse_range};
 use crate::audit_cli::Audit;
 use crate::options::{Global, Reading, Until};
 use crate::retention_cli::{Clock, Decision, Hold, PolicyCommand, Prune, Retain};
@@ -330,6 +331,9 @@ pub struct Restore {
     /// Replace files that are there
     #[arg(long)]
     pub overwrite: bool,
+    /// Only these bytes of one file or stream, the last one not included
+    #[arg(long, value_parser = parse_range, value_name = "FROM:TO")]
+    pub range: Option<Range<u64>>,
     /// Make pipes and devices too
     #[arg(long)]
     pub special: bool,

@@ -294,6 +294,7 @@ async fn restore_one(output: &Output, options: Restore) -> Result<ExitCode, Clie
         target: if is_stdout { Target::Stdout } else { Target::Path(options.to) },
         overwrite: options.overwrite,
         unverified: options.unverified,
+        range: options.range,
         tree: TreeRestoreOptions {
             selection,
             overwrite: options.overwrite,

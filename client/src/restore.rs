@@ -11,6 +11,7 @@
 //! Verify is the same walk with a sink that forgets, over all chunks or a random share of them.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -38,6 +39,8 @@ pub struct RestoreOptions {
     pub overwrite: bool,
     /// Go on where the chain of trust is broken.
     pub unverified: bool,
+    /// Bytes of the only file or stream that is restored; all of it where nothing is said.
+    pub range: Option<Range<u64>>,
     /// What of a tree, and how.
     pub tree: TreeRestoreOptions,
 }
@@ -46,7 +49,7 @@ impl RestoreOptions {
     /// All of a snapshot to `target`, verified, and nothing replaced.
     pub fn to(target: Target) -> Self {
         let tree = TreeRestoreOptions::default();
-        Self { target, overwrite: false, unverified: false, tree }
+        Self { target, overwrite: false, unverified: false, range: None, tree }
     }
 }
 
@@ -165,12 +168,22 @@ async fn restore_opened(
         let Some(entry) = tree.catalogue.entries().next_entry()? else {
             return Err(ClientError::Bug("a catalogue that was checked is empty".into()));
         };
-        return restore_file(tree, &entry, Part::All, source, options, monitor).await;
+        return match &options.range {
+            None => restore_file(tree, &entry, Part::All, source, options, monitor).await,
+            Some(range) => {
+                let piece = piece_of(entry, range)?;
+                restore_file(tree, &piece, only(&piece), source, options, monitor).await
+            }
+        };
     }
-    if let Some(entry) = only_file(&tree.catalogue, &options.tree.selection)? {
-        let ranges = Some(range_of(&entry)).filter(|range| !range.is_empty());
-        let part = Part::Ranges { ranges: ranges.into_iter().collect(), has: None };
-        return restore_file(tree, &entry, part, source, options, monitor).await;
+    if let Some(mut entry) = only_file(&tree.catalogue, &options.tree.selection)? {
+        if let Some(range) = &options.range {
+            entry = piece_of(entry, range)?;
+        }
+        return restore_file(tree, &entry, only(&entry), source, options, monitor).await;
+    }
+    if options.range.is_some() {
+        return Err(ClientError::Usage("--range is of one file: name it".into()));
     }
     let Target::Path(folder) = &options.target else {
         return Err(ClientError::Usage(
@@ -188,6 +201,26 @@ async fn restore_opened(
         is_whole: false,
         tree: Some(outcome.restored),
     })
+}
+
+/// A file of these bytes of another.
+fn piece_of(entry: Entry, range: &Range<u64>) -> Result<Entry, ClientError> {
+    if !entry.holes.is_empty() {
+        return Err(ClientError::Usage("the file has holes: restore all of it".into()));
+    }
+    if range.end > entry.data_bytes {
+        let bytes = entry.data_bytes;
+        return Err(ClientError::Usage(format!("the range ends beyond the file's {bytes} bytes")));
+    }
+    let length = range.end.saturating_sub(range.start);
+    let data_offset = entry.data_offset.saturating_add(range.start);
+    Ok(Entry { data_offset, data_bytes: length, size_bytes: length, ..entry })
+}
+
+/// The chunks of one file.
+fn only(entry: &Entry) -> Part {
+    let range = Some(range_of(entry)).filter(|range| !range.is_empty());
+    Part::Ranges { ranges: range.into_iter().collect(), has: None }
 }
 
 async fn restore_file(

@@ -31,7 +31,7 @@ struct Program {
     other_page: &'static str,
 }
 
-const CLIENT_EXAMPLES: [&str; 25] = [
+const CLIENT_EXAMPLES: [&str; 27] = [
     "strongroom setup --token @token.txt --kit-folder /media/usb",
     "strongroom setup --token @token.txt --recipient age1... --chunk-kib 64",
     "strongroom enroll --token @token.txt --kit recovery-kit-erp.txt",
@@ -41,6 +41,8 @@ const CLIENT_EXAMPLES: [&str; 25] = [
     "strongroom key kit promote --kit kit.txt --request erp.request --out erp.descriptor",
     "strongroom list erp --kit recovery-kit-erp.txt",
     "strongroom list --namespace erp --profile operator",
+    "strongroom list 3fa9c2 srv/attachments --kit recovery-kit-erp.txt",
+    "strongroom diff 3fa9c2 files@latest --kit recovery-kit-erp.txt",
     "strongroom show erp@latest --kit recovery-kit-erp.txt",
     "strongroom verify erp@latest --kit recovery-kit-erp.txt",
     "strongroom verify erp@latest --sample 5 --kit recovery-kit-erp.txt",

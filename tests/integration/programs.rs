@@ -344,6 +344,33 @@ fn what_the_programs_write_is_for_its_owner_only() {
     assert!(seen > 15, "{seen}");
 }
 
+#[test]
+fn a_part_of_a_dump_costs_its_own_chunks() {
+    let served = Served::start();
+    let kit = served.set_up();
+    let kit = kit.to_str().unwrap();
+    let [day0, ..] = unpack_dumps(served.folder.path());
+    let bytes = std::fs::read(&day0).unwrap();
+    let made = json(&served.client("home", &["--json", "backup", "erp-db", path(&day0)]));
+    let part = served.folder.path().join("part");
+    let restore = |range: &str| {
+        let words = ["--json", "restore", "erp-db", "--kit", kit, "--overwrite", "--range", range];
+        served.client("fresh", &[&words[..], &["--to", path(&part)]].concat())
+    };
+    let end = bytes.len();
+    for (from, to) in [(0, 1), (1_000_000, 1_300_000), (end - 70_000, end), (0, end)] {
+        let summary = json(&restore(&format!("{from}:{to}")));
+        assert!(std::fs::read(&part).unwrap() == bytes[from..to], "{from}:{to}");
+        assert_eq!(summary["plaintext_bytes"], to - from);
+        let fetched = summary["fetched_sealed_bytes"].as_u64().unwrap();
+        let all = made["sealed_bytes"].as_u64().unwrap();
+        assert!(to - from == end || fetched < all / 10, "{from}:{to} fetched {fetched} of {all}");
+    }
+    for range in [format!("0:{}", end + 1), "5:5".into(), "9:1".into(), "x".into()] {
+        assert_eq!(restore(&range).status.code(), Some(2), "{range}");
+    }
+}
+
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
