@@ -6,8 +6,8 @@
 //! its checksum, and its part of the question: 6 to 9 us of both programs, so 200 000 a second or
 //! more on two cores. One that is unknown costs the filters. Digests are random, so the order in
 //! which they were stored is as good as any other; and what is not in the page cache costs a read
-//! of the disk each, so from a cold cache the disk's reads a second are the bound (10^4 or so here),
-//! until the index has been read.
+//! of the disk each, so from a cold cache the disk's reads a second are the bound (10^4 or so
+//! here), until the index has been read.
 //! Opening compares the catalogue with the files, a row a segment, and replays the log, which is
 //! bounded: below 5 s after a kill, below 1 s after an orderly stop, whatever the index holds.
 //! Memory is the block cache, with filters and indexes of the tables in it: below 2 GB.
