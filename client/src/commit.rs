@@ -230,6 +230,7 @@ fn is_hopeless(error: &ClientError) -> bool {
                 | ErrorCode::MissingChildren
                 | ErrorCode::NotFound
                 | ErrorCode::NotPrimary
+                | ErrorCode::EpochEnded
                 | ErrorCode::RetentionOutOfPolicy
         )
     )

@@ -8,6 +8,7 @@
 //!   signing.key            signs records
 //!   convergence.secret     `backup` profiles only: makes deduplication work, opens nothing
 //!   descriptor             newest verified descriptor of the namespace
+//!   imported               an export of another machine, until this one is enrolled
 //!   pending-namespace      a namespace that is not enrolled yet, with all its secrets
 //!   cache.redb             client cache
 //!   pending/SOURCE.record  a signed record whose receipt has not come yet
@@ -165,6 +166,25 @@ impl ProfileFolder {
     /// Forgets them.
     pub fn remove_pending_namespace(&self) -> Result<(), ClientError> {
         durable::remove(&self.path("pending-namespace"))
+    }
+
+    /// What `key import` kept for the enrolment.
+    pub fn imported(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
+        let path = self.path("imported");
+        match durable::read_if_there(&path, SETTINGS_MAX_BYTES)? {
+            Some(bytes) => secret_text(&path, bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps an import until the machine is enrolled.
+    pub fn write_imported(&self, text: &str) -> Result<(), ClientError> {
+        durable::write(&self.path("imported"), text.as_bytes())
+    }
+
+    /// Forgets it.
+    pub fn remove_imported(&self) -> Result<(), ClientError> {
+        durable::remove(&self.path("imported"))
     }
 
     /// The TLS key: the one that is there, else a new one.

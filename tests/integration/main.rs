@@ -18,6 +18,7 @@ mod enrolment;
 mod envelopes;
 mod feed;
 mod immutability;
+mod keys;
 mod ledger;
 mod line;
 mod lying_server;
