@@ -298,10 +298,16 @@ impl Profile {
     pub fn convergence_secret(&self) -> Result<ConvergenceSecret, ClientError> {
         let path = self.folder.path("convergence.secret");
         let Some(bytes) = durable::read_if_there(&path, KEY_FILE_MAX_BYTES)? else {
-            return Err(ClientError::Usage(format!(
-                "a profile of role {} cannot make backups: use one of role backup (--profile)",
-                self.settings.role
-            )));
+            return Err(ClientError::Usage(match self.settings.role {
+                Role::Backup => "this machine has lost the namespace's convergence secret: run \
+                     `strongroom key renew --kit FILE`, or `strongroom key import FILE` with an \
+                     export of a machine that has it"
+                    .into(),
+                role => format!(
+                    "a profile of role {role} cannot make backups: use one of role backup \
+                     (--profile)"
+                ),
+            }));
         };
         Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
     }
