@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 /// Longest plaintext that is taken from an age file: more than any format of ours holds.
 const PLAINTEXT_MAX_BYTES: u64 = 4 * DESCRIPTOR_MAX_BYTES as u64;
 
-/// scrypt's cost of a passphrase: 2^18, a second and 256 MiB, which is what the `age` program takes.
+/// scrypt's cost of a passphrase: 2^18, a second and 256 MiB, as the `age` program takes.
 const WORK_FACTOR: u8 = 18;
 /// A file that asks for more is not opened: it would stop the machine, not a thief.
 const WORK_FACTOR_MAX: u8 = 20;

@@ -210,28 +210,29 @@ pub async fn enroll(
         checkpoint: None,
     };
     let summary = finish(folder, settings, &client, &prepared, &options, &answer).await?;
-    if let Some(imported) = imported {
-        take_import(folder, &options, &imported)?;
-    }
+    take_import(folder, &options, imported)?;
     Ok(summary)
 }
 
-/// What `key import` kept becomes this machine's secret, if it is that of the namespace's epoch.
+/// What `key import` kept becomes the secret of a further machine, if it is that of the namespace's
+/// epoch; other enrolments leave it where it is.
 fn take_import(
     folder: &ProfileFolder,
     options: &EnrollOptions,
-    imported: &Export,
+    imported: Option<Export>,
 ) -> Result<(), ClientError> {
-    let is_further = matches!(options.token.scope, Scope::Existing(..)) && options.kit.is_none();
-    if is_further && options.token.role == Role::Backup && options.second_of.is_none() {
-        let profile = Profile::open(folder.clone())?;
-        let descriptor = profile
-            .kept_descriptor()?
-            .ok_or_else(|| ClientError::Bug("an enrolment left no descriptor".into()))?;
-        // A machine that has no secret makes no backups: it says what to do instead.
-        imported.check(&descriptor)?;
-        folder.write_convergence_secret(&imported.secret)?;
-    }
+    let is_further = matches!(options.token.scope, Scope::Existing(..))
+        && options.token.role == Role::Backup
+        && options.kit.is_none()
+        && options.second_of.is_none();
+    let Some(imported) = imported.filter(|_| is_further) else { return Ok(()) };
+    let profile = Profile::open(folder.clone())?;
+    let descriptor = profile.kept_descriptor()?;
+    let descriptor =
+        descriptor.ok_or_else(|| ClientError::Bug("an enrolment left no descriptor".into()))?;
+    // A machine that has no secret makes no backups: it says what to do instead.
+    imported.check(&descriptor)?;
+    folder.write_convergence_secret(&imported.secret)?;
     folder.remove_imported()
 }
 
@@ -250,10 +251,11 @@ fn check_kit(
              why"
         ))
     };
-    match (kit, imported) {
+    let is_writer = token.role == Role::Backup;
+    match (kit, imported.filter(|_| is_writer)) {
         (Some(kit), _) if kit.namespace != *namespace => Err(other("kit")),
         (None, Some(export)) if export.namespace != *namespace => Err(other("export")),
-        (None, None) if token.role == Role::Backup => Err(ClientError::Usage(
+        (None, None) if is_writer => Err(ClientError::Usage(
             "a further backup machine of a namespace needs its convergence secret: name the \
              recovery kit with --kit FILE (it is only read), or bring the secret from a machine \
              that has it (`strongroom key export` there, `strongroom key import` here)"

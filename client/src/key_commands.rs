@@ -296,7 +296,7 @@ async fn print_kit(output: &Output, kit: &Path, folder: &Path) -> Result<(), Cli
     let connect = output.connect()?;
     let kit = Box::pin(reprint::renewed(&read_kit(kit)?, &connect, clock::today())).await?;
     let stem = format!("recovery-kit-{}", kit.namespace_name);
-    let files = Written::put(folder, &stem, &*text_of(kit.to_text())?, &*text_of(kit.to_html())?)?;
+    let files = Written::put(folder, &stem, &text_of(kit.to_text())?, &text_of(kit.to_html())?)?;
     output.emit(&files, || {
         format!(
             "recovery kit: {} (text) and {} (to print)\nIts floors are today's: descriptor \

@@ -16,6 +16,7 @@ use ed25519_dalek::SigningKey;
 use jiff::civil::Date;
 use qrcode::{EcLevel, QrCode};
 use serde::{Deserialize, Serialize};
+use strongroom_protocol::codec::Writer;
 use strongroom_protocol::id::{Label, NamespaceId, PublicKey, from_hex, to_hex};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use thiserror::Error;
@@ -261,6 +262,22 @@ pub struct PublicFields {
     /// No ledger that does not contain this one is believed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointFields>,
+}
+
+impl PublicFields {
+    /// Bytes that a checksum is made over.
+    pub fn encode(&self, out: &mut Writer) {
+        out.bytes(self.namespace_name.as_bytes()).bytes(self.namespace.as_bytes());
+        out.count(self.servers.len());
+        for server in &self.servers {
+            out.bytes(server.as_bytes());
+        }
+        out.u64(self.descriptor_version).bytes(self.created.as_bytes());
+        out.bool(self.checkpoint.is_some());
+        if let Some(floor) = &self.checkpoint {
+            out.bytes(floor.ledger_key.as_bytes()).u64(floor.size).bytes(floor.root.as_bytes());
+        }
+    }
 }
 
 /// A checkpoint, field by field.

@@ -16,9 +16,9 @@
 //! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
 //! * `offer`, `recipients`, `epoch`, `export`, `reprint`: the life of keys after that;
 //! * `prune`, `retention`: what is kept, and for how long;
-//! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `retention_cli`, `output`, `audit_text`,
-//!   `terminal`, `commands`, `audit_commands`, `key_commands`, `retention_commands`: the command
-//!   line.
+//! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `retention_cli`, `output`,
+//!   `audit_text`, `terminal`, `commands`, `audit_commands`, `key_commands`,
+//!   `retention_commands`: the command line.
 
 pub mod budget;
 pub mod clock;

@@ -259,7 +259,7 @@ impl Share {
             threshold: fields.threshold,
             value,
         };
-        if share.checksum()? != fields.checksum {
+        if share.checksum() != fields.checksum {
             return Err(ShareError::Checksum(name.to_owned()));
         }
         Ok(share)
@@ -274,7 +274,7 @@ impl Share {
             shares: self.shares,
             threshold: self.threshold,
             share: lines.map(|(at, bytes)| line_of(&self.split, self.number, at, bytes)).collect(),
-            checksum: self.checksum()?,
+            checksum: self.checksum(),
             kit: self.public.clone(),
         };
         let text = toml::to_string_pretty(&fields);
@@ -282,14 +282,13 @@ impl Share {
     }
 
     /// Over everything that the text says.
-    fn checksum(&self) -> Result<String, ShareError> {
-        let public = toml::to_string(&self.public)
-            .map_err(|_| ShareError::Kit(KitError::Form("cannot be written")))?;
+    fn checksum(&self) -> String {
         let mut out = Writer::with_magic(MAGIC);
         out.raw(&self.split).u8(self.number).u8(self.shares).u8(self.threshold);
-        out.bytes(public.as_bytes()).bytes(&self.value);
+        self.public.encode(&mut out);
+        out.bytes(&self.value);
         let digest = blake3::derive_key(CHECKSUM_CONTEXT, &Zeroizing::new(out.finish()));
-        Ok(to_hex(digest.first_chunk::<8>().unwrap_or(&[0; 8])))
+        to_hex(digest.first_chunk::<8>().unwrap_or(&[0; 8]))
     }
 }
 
@@ -508,5 +507,26 @@ mod tests {
             assert!(page.contains(part), "{part}");
         }
         assert!(page.is_ascii() && !page.contains("AGE-SECRET-KEY"));
+    }
+
+    #[test]
+    fn written_shares_join() {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors/shares.json");
+        if std::env::var_os("UPDATE_VECTORS").is_some_and(|value| value == "1") {
+            let kit = kit(1);
+            let text = kit.to_text().unwrap().to_string();
+            let made = serde_json::json!({ "kit": text, "shares": texts(&kit, 3, 2) });
+            std::fs::write(&path, format!("{made:#}\n")).unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let vector: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let text_of = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let shares: Vec<String> =
+            vector["shares"].as_array().unwrap().iter().map(text_of).collect();
+        for (one, two) in [(0, 1), (2, 0), (1, 2)] {
+            let kit = joined([&shares[one], &shares[two]]).unwrap();
+            assert_eq!(*kit.to_text().unwrap(), text_of(&vector["kit"]));
+        }
     }
 }

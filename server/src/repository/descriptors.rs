@@ -6,8 +6,8 @@
 //!
 //! A descriptor is taken if it is the authority's, the next version, and names the one that is
 //! here as the one before; nothing else about who brings it matters. It comes by command
-//! (`promote`, `demote`), from a client, or from a primary. One decision holds row and ledger entry. *Crash:
-//! before it or after it.* No version is ever replaced, and all are kept and served.
+//! (`promote`, `demote`), from a client, or from a primary. One decision holds row and ledger
+//! entry. *Crash: before it or after it.* No version is ever replaced, and all are kept and served.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
