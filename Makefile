@@ -13,14 +13,18 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
-.PHONY: help build demo drill-replica test bench bench-quick bench-scaling campaign-fuzz \
-  campaign-kills campaign-replica-kills campaign-locks netem-replica campaign-mutants fmt clean
+.PHONY: help build demo drill-replica test man completions deb test-deb bench bench-quick \
+  bench-scaling campaign-fuzz campaign-kills campaign-replica-kills campaign-locks netem-replica \
+  campaign-mutants fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
 	@echo 'make demo           a real ERP dump through server and client, and back: two minutes'
 	@echo 'make drill-replica  the first site is lost, the replica gives back and takes over'
 	@echo 'make test           formatting, lints, all tests, documentation tests'
+	@echo 'make man completions what both programs say of themselves, into target/'
+	@echo 'make deb            Debian packages of both programs, into target/debian'
+	@echo 'make test-deb       installs, upgrades, removes them on a copy of this machine (root)'
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
 	@echo 'make bench-scaling  throughput by cores, clients, connections, sizes; half an hour'
@@ -49,19 +53,35 @@ drill-replica:
 	$(CARGO) build --release --workspace $(LOCKED)
 	@scripts/drill-replica.sh
 
-# The binaries are built first, because the integration tests start them. The runner comes last,
-# so that its count of tests is the end of the output.
+# The binaries are built first, because the integration tests start them, and the packages are made
+# of them. The runner comes last, so that its count of tests is the end of the output.
 test:
-	@scripts/bootstrap.sh build test
+	@scripts/bootstrap.sh build test deb copy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets $(LOCKED) -- -D warnings
 	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/deb_test.sh
 	$(CARGO) test --release --workspace --doc $(LOCKED)
 	@if command -v cargo-nextest >/dev/null; then set -x; \
 	  $(CARGO) nextest run --release --workspace $(LOCKED); \
 	else set -x; \
 	  $(CARGO) test --release --workspace $(LOCKED) --lib --bins --tests; \
 	fi
+
+man completions:
+	@scripts/bootstrap.sh build
+	$(CARGO) build --release --workspace $(LOCKED)
+	$(CARGO_TARGET_DIR)/release/strongroom-manual $@ $(CARGO_TARGET_DIR)/$@
+
+deb:
+	@scripts/bootstrap.sh build deb
+	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/deb.sh
+
+test-deb:
+	@scripts/bootstrap.sh build deb copy
+	$(CARGO) build --release --workspace $(LOCKED)
+	@scripts/deb_test.sh
 
 # DUMPS=folder gives the dumps; else ERP_MAKER=script makes them; else tests/data, which is small.
 bench bench-quick bench-scaling:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building strongroom needs and this machine lacks. Instant where all is there.
 #
-#   scripts/bootstrap.sh [build|test|fuzz|demo]...   what the caller is about to do (default: build)
+#   scripts/bootstrap.sh [build|test|deb|copy|fuzz|demo]...   what the caller is about to do
+#                                                           (default: build)
 #
 # Asks before it changes the system or the home folder; YES=1 means yes to everything.
 # Knows Debian, Ubuntu and what descends from them (apt).
@@ -45,6 +46,8 @@ missing_packages() { # purposes
       demo) # unpacks the dumps of tests/data, reads the metrics
         have zstd || echo zstd
         have curl || echo curl ca-certificates ;;
+      deb) # finds out what a program is linked with
+        have dpkg-shlibdeps || echo dpkg-dev ;;
     esac
   done
 }
@@ -139,6 +142,17 @@ install_nextest() {
   rm -rf "$folder"
 }
 
+# --- A copy of this machine, booted ---------------------------------------------------------------
+
+# Packages are tried without it too, in a chroot, so that a no is no failure. Only root can use it.
+install_nspawn() {
+  [ "$(id -u)" = 0 ] && have apt-get && ! have systemd-nspawn || return 0
+  agreed "install systemd-container, to try packages in a copy of this machine?" || return 0
+  update_lists || true
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+    systemd-container >&2 || say "no systemd-container; a chroot will do"
+}
+
 # --- Main ----------------------------------------------------------------------------------------
 
 [ $# -gt 0 ] || set -- build
@@ -148,3 +162,4 @@ read -r -d '' -a packages < <(missing_packages "$@" | tr '\n' ' ' && printf '\0'
 [ ${#packages[@]} -eq 0 ] || install_packages "${packages[@]}"
 rust_is_good || install_rust
 case " $* " in *" test "*) have cargo-nextest || install_nextest ;; esac
+case " $* " in *" copy "*) install_nspawn ;; esac

@@ -188,14 +188,19 @@ impl Client {
         namespace: &str,
         keys: &[&str],
     ) -> Result<Self, Failure> {
-        let home = server.folder.join(format!("client-{namespace}"));
-        fs::create_dir_all(&home)?;
-        let client = Self { program: place.client.clone(), home, namespace: namespace.to_owned() };
+        let client = Self::at(place, &server.folder, namespace);
+        fs::create_dir_all(&client.home)?;
         let token = server.token(namespace)?;
         let mut setup = client.command("machine");
         setup.args(["setup", "--token", &token, "--kit-folder"]).arg(&client.home).args(keys);
         run_to_end(&mut setup)?;
         Ok(client)
+    }
+
+    /// The machine that [`Self::set_up`] enrolled on a server in `folder`.
+    pub fn at(place: &Place, folder: &Path, namespace: &str) -> Self {
+        let home = folder.join(format!("client-{namespace}"));
+        Self { program: place.client.clone(), home, namespace: namespace.to_owned() }
     }
 
     /// A command with a folder of profiles of this name.

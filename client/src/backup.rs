@@ -16,7 +16,6 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use serde::Serialize;
-use strongroom_protocol::catalogue;
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{Label, RecordDigest};
 use strongroom_protocol::limits::{PRIVATE_ITEMS_MAX, PRIVATE_TEXT_MAX_BYTES};
@@ -37,6 +36,7 @@ use crate::clock::Moment;
 use crate::commit::{self, Statement, finish_pending, host_name, position_after};
 use crate::durable;
 use crate::error::ClientError;
+use crate::files::collect::Collected;
 use crate::history;
 use crate::keys::{EpochKeys, PlaintextKeys};
 use crate::pipeline::{Pipeline, PipelineOptions};
@@ -44,7 +44,7 @@ use crate::profile::{ConnectOptions, Profile};
 use crate::progress::Monitor;
 use crate::receipts::Committed;
 use crate::session::Session;
-use crate::source::{OpenSource, Source, SourceEnd};
+use crate::source::{Content, OpenSource, Source, SourceEnd};
 use crate::transport::Client;
 use crate::trust::fetch_descriptor;
 use crate::uploader::{Acknowledged, UploadOptions, Uploader};
@@ -127,6 +127,10 @@ pub struct BackupSummary {
     pub mode: RetentionMode,
     /// The file changed while it was read: the dump may not be of one moment.
     pub changed_while_read: bool,
+    /// Everything that was to be read was read as it was.
+    pub is_complete: bool,
+    /// Files of a tree; nothing for a single file or stream.
+    pub tree: Option<Collected>,
     /// How often the source was read again because a session was lost.
     pub restart_count: u32,
     /// The server was asked nothing, because it was caught lying before.
@@ -273,6 +277,8 @@ impl<'a> Writer<'a> {
             locked_until_seconds: end_of(&committed.lock),
             mode: committed.lock.mode,
             changed_while_read: end.changed,
+            is_complete: committed.body.complete,
+            tree: end.tree,
             restart_count,
             distrusted,
             recovered_snapshot: self.recovered.take(),
@@ -324,7 +330,7 @@ impl<'a> Writer<'a> {
         pace: Pace,
         monitor: &Monitor,
     ) -> Result<(Committed, Acknowledged, SourceEnd), ClientError> {
-        let OpenSource { reader, size_hint, entry, command, paths, mut guard } = source;
+        let OpenSource { content, size_hint, command, paths, mut guard } = source;
         let label = &self.options.source;
         let head = session.opened().head.as_ref().map(|head| head.0.as_slice());
         let position = position_after(self.profile, label, head)?;
@@ -338,16 +344,11 @@ impl<'a> Writer<'a> {
         };
         monitor.set_total(size_hint.unwrap_or(0));
         let pipeline_options = self.pipeline_options(pace);
-        let pipeline = Pipeline::start(reader, &pipeline_options)?;
-        let uploader =
-            Uploader::new(session.clone(), pipeline, pipeline_options, &upload_options, monitor);
-        let catalogue_of = |data_bytes: u64| {
-            let mut entry = entry.clone();
-            entry.size_bytes = data_bytes;
-            entry.data_bytes = data_bytes;
-            catalogue::encode(&[entry])
-        };
-        let acknowledged = Box::pin(uploader.run(catalogue_of)).await?;
+        let feed = content.into_feed(contents.chunk_sizes.average);
+        let pipeline = Pipeline::start(feed, &pipeline_options)?;
+        let keys = self.keys.plaintext();
+        let uploader = Uploader::new(session.clone(), pipeline, keys, &upload_options, monitor);
+        let acknowledged = Box::pin(uploader.run()).await?;
         self.cache_writer.flush();
         let end = guard.finish().await?;
         if end.changed {
@@ -355,6 +356,7 @@ impl<'a> Writer<'a> {
         }
         let statement = Statement {
             lock_wanted: self.options.lock_wanted,
+            complete: end.is_complete(),
             private: PrivateFields {
                 host: host_name(),
                 command,
@@ -413,7 +415,8 @@ async fn declare_size(source: &mut OpenSource) -> Result<SizeClass, ClientError>
         let is_small = bytes <= SMALL_SOURCE_BYTES;
         return Ok(if is_small { SizeClass::Small } else { SizeClass::Stream });
     }
-    let reader = std::mem::replace(&mut source.reader, Box::new(io::empty()));
+    let Content::Single(reader, _) = &mut source.content else { return Ok(SizeClass::Stream) };
+    let reader = std::mem::replace(reader, Box::new(io::empty()));
     // Not one of the runtime's own threads: a stream that hangs must not hold up the exit.
     let (sender, receiver) = oneshot::channel();
     let peek = move || drop(sender.send(peek(reader)));
@@ -423,7 +426,9 @@ async fn declare_size(source: &mut OpenSource) -> Result<SizeClass, ClientError>
         .map_err(|error| ClientError::file("start a thread", error))?;
     let peeked = receiver.await.map_err(|_| ClientError::Bug("peek thread ended".into()))?;
     let (reader, is_whole) = peeked.map_err(|error| ClientError::file("read the source", error))?;
-    source.reader = reader;
+    if let Content::Single(place, _) = &mut source.content {
+        *place = reader;
+    }
     Ok(if is_whole { SizeClass::Small } else { SizeClass::Stream })
 }
 

@@ -45,17 +45,19 @@ pub enum Command {
     /// Keys of a namespace: make them, hand them on, change who opens its backups
     #[command(subcommand)]
     Key(Key),
-    /// Back up a file, standard input, or the standard output of a command
+    /// Back up files, folders, standard input, or the standard output of a command
     #[command(after_help = BACKUP_EXAMPLES)]
     Backup(Backup),
     /// Back up each file that is put into a folder, at once, and remove it (log shipping)
     #[command(after_help = SHIP_EXAMPLES)]
     Ship(Ship),
-    /// List snapshots, oldest first
+    /// List snapshots, oldest first, or the files of one
     List(List),
+    /// Tell which files differ between two snapshots
+    Diff(Diff),
     /// Show one snapshot; with an identity, its sealed fields too
     Show(Show),
-    /// Restore a snapshot to a file or standard output, verified
+    /// Restore a snapshot, or a part of it, verified
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(Restore),
     /// Prove that a snapshot restores, without writing it
@@ -93,6 +95,12 @@ Examples:
   strongroom backup erp -- pg_dump -Fp erp
   pg_dump -Fp erp | strongroom backup erp --stdin     (a failing pg_dump goes unseen: prefer --)
   strongroom backup erp /var/backups/erp.sql --retain 90d --tag nightly
+  strongroom backup files /srv/attachments /etc/erp --exclude '*.tmp' --exclude /srv/old
+
+One file is stored under its own name, folders under their whole paths. A pattern without / names
+files and folders wherever they are, one with / the whole path; * stays within one name, ** does
+not. What cannot be read, vanishes or changes meanwhile is told; the snapshot has the rest, and the
+exit code is 3.
 
 Only a command that exits with 0 makes a snapshot. Its standard input is empty.";
 
@@ -109,6 +117,10 @@ Examples:
   strongroom restore erp@latest --to erp.sql --kit recovery-kit-erp.txt
   strongroom restore 3fa9c2 --to - --identity key.txt | psql erp
   strongroom restore latest --to . --kit kit.txt --server replica.example:7443
+  strongroom restore files@latest srv/attachments/2026 --to /tmp/back --kit kit.txt
+
+One file goes to --to, or into it where it is a folder; folders come back below it, under their
+whole paths. A restore of folders that was broken off goes on when it is run again.
 
 SNAPSHOT is SOURCE, SOURCE@latest, latest, an id, or at least 4 digits of one. A pipe gets bytes
 as they are verified: if restore fails in the middle, what was piped is the start of the dump, and
@@ -151,9 +163,9 @@ pub struct Setup {
 pub struct Backup {
     /// Name of what is backed up: a-z, 0-9, '.', '_', '-'
     pub source: Label,
-    /// File to back up
-    #[arg(conflicts_with_all = ["stdin", "command"])]
-    pub file: Option<PathBuf>,
+    /// File to back up, or folders and files that become a tree
+    #[arg(conflicts_with_all = ["stdin", "command"], value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
     /// Back up standard input
     #[arg(long, conflicts_with = "command")]
     pub stdin: bool,
@@ -163,6 +175,15 @@ pub struct Backup {
     /// Word to find the snapshot by; sealed; may be repeated
     #[arg(long)]
     pub tag: Vec<String>,
+    /// Leave out what the pattern names; may be repeated
+    #[arg(long, conflicts_with_all = ["stdin", "command"], value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Stay on the file systems of the paths
+    #[arg(long, conflicts_with_all = ["stdin", "command"])]
+    pub one_file_system: bool,
+    /// Back up pipes and devices too
+    #[arg(long, conflicts_with_all = ["stdin", "command"])]
+    pub special: bool,
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
@@ -198,11 +219,35 @@ pub struct Ship {
 /// `list`.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Only this source
-    pub source: Option<Label>,
+    /// Only this source; or a snapshot, whose files are listed: SOURCE@latest, latest, an id
+    #[arg(value_name = "SOURCE|SNAPSHOT")]
+    pub name: Option<String>,
+    /// Only what is at or below this path of the snapshot
+    #[arg(value_name = "PATH-IN-SNAPSHOT")]
+    pub path: Option<PathBuf>,
+    /// Go on where a snapshot's chain of trust is broken
+    #[arg(long)]
+    pub unverified: bool,
     /// Where to read.
     #[command(flatten)]
     pub reading: Reading,
+}
+
+/// `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The older one: SOURCE@latest, latest, an id or its start
+    #[arg(value_name = "SNAPSHOT")]
+    pub one: String,
+    /// The newer one
+    #[arg(value_name = "SNAPSHOT")]
+    pub other: String,
+    /// Where to read.
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Go on where the chain of trust is broken
+    #[arg(long)]
+    pub unverified: bool,
 }
 
 /// `show`.
@@ -223,12 +268,21 @@ pub struct Show {
 pub struct Restore {
     /// SOURCE, SOURCE@latest, latest, an id or its start
     pub snapshot: String,
+    /// Files or folders of the snapshot [default: all]
+    #[arg(value_name = "PATH-IN-SNAPSHOT")]
+    pub paths: Vec<PathBuf>,
     /// File or folder to restore to; - for standard output
     #[arg(long, value_name = "PATH|-")]
     pub to: PathBuf,
-    /// Replace a file that is there
+    /// Replace files that are there
     #[arg(long)]
     pub overwrite: bool,
+    /// Make pipes and devices too
+    #[arg(long)]
+    pub special: bool,
+    /// Restore set-user-id bits and security attributes: only from machines that you trust
+    #[arg(long)]
+    pub same_permissions: bool,
     /// Where to read.
     #[command(flatten)]
     pub reading: Reading,
@@ -284,6 +338,7 @@ mod tests {
     fn a_backup_has_one_source() {
         assert!(parse("strongroom backup erp --stdin").is_ok());
         assert!(parse("strongroom backup erp a.sql --retain 5y --tag x --tag y").is_ok());
+        assert!(parse("strongroom backup erp a b --exclude *.tmp --one-file-system").is_ok());
         let cli = parse("strongroom backup erp --json -- pg_dump -Fp --file=- erp").unwrap();
         let Command::Backup(backup) = cli.command else { panic!("not a backup") };
         assert_eq!(backup.command, ["pg_dump", "-Fp", "--file=-", "erp"]);
@@ -293,6 +348,8 @@ mod tests {
             "strongroom backup erp a.sql --stdin",
             "strongroom backup erp --stdin -- cat",
             "strongroom backup erp a.sql --retain 5",
+            "strongroom backup erp --stdin --exclude x",
+            "strongroom diff erp@latest",
             "strongroom restore erp",
             "strongroom verify erp --sample 0",
             "strongroom list --kit a --identity b",

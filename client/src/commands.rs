@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use strongroom_protocol::id::Label;
 use strongroom_protocol::message::Status;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::role::Role;
@@ -19,6 +20,12 @@ use crate::commit::host_name;
 use crate::durable;
 use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
+use crate::file_commands;
+use crate::files::collect::TreeOptions;
+use crate::files::exclude::Excludes;
+use crate::files::restore::TreeRestoreOptions;
+use crate::files::select::Selection;
+use crate::files::walk::WalkOptions;
 use crate::key_commands;
 use crate::landing::Target;
 use crate::output::{
@@ -45,24 +52,32 @@ pub async fn run(cli: Cli) -> ExitCode {
     let is_endless = matches!(&cli.command, Command::Ship(_));
     let outcome = tokio::select! {
         outcome = Box::pin(execute(cli, is_piped)) => outcome,
-        () = interrupted() => if is_endless { Ok(()) } else { Err(ClientError::Interrupted) },
+        () = interrupted() => match is_endless {
+            true => Ok(ExitCode::Done),
+            false => Err(ClientError::Interrupted),
+        },
     };
-    let Err(error) = outcome else { return ExitCode::Done };
-    report(&global, is_piped, &error);
-    error.exit_code()
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            report(&global, is_piped, &error);
+            error.exit_code()
+        }
+    }
 }
 
-async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
+async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
     let output = Output { global: cli.global, is_piped };
-    match cli.command {
+    let done = match cli.command {
+        Command::Backup(options) => return back_up(&output, options).await,
+        Command::Restore(options) => return restore_one(&output, options).await,
         Command::Setup(setup) => set_up(&output, setup).await,
         Command::Enroll(options) => enroll(&output, options).await,
         Command::Key(command) => Box::pin(key_commands::run(&output, command)).await,
-        Command::Backup(options) => back_up(&output, options).await,
         Command::Ship(options) => ship_files(&output, options).await,
         Command::List(options) => list(&output, options).await,
+        Command::Diff(options) => file_commands::diff(&output, options).await,
         Command::Show(options) => show(&output, options).await,
-        Command::Restore(options) => restore_one(&output, options).await,
         Command::Verify(options) => verify(&output, options).await,
         Command::Forget(options) => forget(&output, options).await,
         Command::Retain(options) => retention_commands::retain(&output, options).await,
@@ -79,7 +94,8 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<(), ClientError> {
         Command::Clock(options) => retention_commands::clock(&output, options).await,
         Command::Status => status(&output).await,
         Command::Audit(command) => audit_commands::run(&output, command).await,
-    }
+    };
+    done.map(|()| ExitCode::Done)
 }
 
 async fn set_up(output: &Output, setup: Setup) -> Result<(), ClientError> {
@@ -109,17 +125,8 @@ async fn enroll(output: &Output, options: Enroll) -> Result<(), ClientError> {
     output.emit(&summary, || enrolled_text(&summary, &output.global.profile))
 }
 
-async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
-    let mut source = match (options.file, options.stdin, options.command) {
-        (Some(file), ..) => Source::File(file),
-        (_, true, _) => Source::stdin()?,
-        (_, _, command) if !command.is_empty() => Source::Command(command),
-        _ => {
-            return Err(ClientError::Usage(
-                "nothing to back up: give a FILE, --stdin, or a command after --".into(),
-            ));
-        }
-    };
+async fn back_up(output: &Output, mut options: Backup) -> Result<ExitCode, ClientError> {
+    let mut source = source_of(&mut options)?;
     let connect = output.connect()?;
     let chosen = standby::choose(output.profile()?, &connect, Purpose::Backup).await?;
     let mut profile = chosen.profile;
@@ -134,7 +141,34 @@ async fn back_up(output: &Output, options: Backup) -> Result<(), ClientError> {
     let run = backup::run(&mut profile, &mut source, &backup_options, &monitor);
     let summary = Box::pin(run).await?;
     drop(display);
-    output.emit(&summary, || backup_text(&summary))
+    output.emit(&summary, || backup_text(&summary))?;
+    Ok(if summary.is_complete { ExitCode::Done } else { ExitCode::Incomplete })
+}
+
+/// What the command line says is to be backed up.
+fn source_of(options: &mut Backup) -> Result<Source, ClientError> {
+    if options.stdin {
+        return Source::stdin();
+    }
+    if !options.command.is_empty() {
+        return Ok(Source::Command(std::mem::take(&mut options.command)));
+    }
+    let paths = std::mem::take(&mut options.paths);
+    match paths.as_slice() {
+        [] => Err(ClientError::Usage(
+            "nothing to back up: give a PATH, --stdin, or a command after --".into(),
+        )),
+        // One file alone is the same whatever folder it lies in.
+        [path] if path.is_file() => Ok(Source::File(path.clone())),
+        _ => Ok(Source::Tree(TreeOptions {
+            walk: WalkOptions {
+                paths,
+                excludes: Excludes::parse(&options.exclude)?,
+                one_file_system: options.one_file_system,
+            },
+            special: options.special,
+        })),
+    }
 }
 
 async fn ship_files(output: &Output, options: Ship) -> Result<(), ClientError> {
@@ -156,13 +190,34 @@ async fn list(output: &Output, options: List) -> Result<(), ClientError> {
     struct Listing {
         snapshots: Vec<SnapshotSummary>,
     }
-    let source = options.source.as_ref();
     let is_own = options.reading.kit.is_none() && output.profile()?.settings().role == Role::Backup;
+    // A name that no source can have, or has, is a snapshot's.
+    let source: Option<Label> = options.name.as_ref().and_then(|name| name.parse().ok());
+    let is_source = options.path.is_none()
+        && options.name.as_deref() != Some("latest")
+        && options.name.is_some() == source.is_some();
     let snapshots = if is_own {
-        snapshot::list_own(&output.profile()?, source)?
+        if !is_source {
+            return Err(ClientError::Usage(
+                "a machine that backs up cannot read what is in a snapshot: use the recovery kit \
+                 (--kit)"
+                    .into(),
+            ));
+        }
+        snapshot::list_own(&output.profile()?, source.as_ref())?
     } else {
-        let access = output.access(&options.reading, false).await?;
-        snapshot::list(&access, source).await?
+        let mut access = output.access(&options.reading, options.unverified).await?;
+        let snapshots = match is_source {
+            true => snapshot::list(&access, source.as_ref()).await?,
+            false => Vec::new(),
+        };
+        if snapshots.is_empty()
+            && let Some(name) = &options.name
+        {
+            let found = snapshot::find(&access, name).await?;
+            return file_commands::list(output, &mut access, found, options).await;
+        }
+        snapshots
     };
     let listing = Listing { snapshots };
     output.emit(&listing, || listing.snapshots.iter().map(row_text).collect())
@@ -174,7 +229,8 @@ async fn show(output: &Output, options: Show) -> Result<(), ClientError> {
     output.emit(&details, || details_text(&details))
 }
 
-async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientError> {
+async fn restore_one(output: &Output, options: Restore) -> Result<ExitCode, ClientError> {
+    let selection = Selection::parse(&options.paths)?;
     let mut access = output.access(&options.reading, options.unverified).await?;
     let found = snapshot::find(&access, &options.snapshot).await?;
     access.wanted_source = Some(found.source.clone());
@@ -183,13 +239,20 @@ async fn restore_one(output: &Output, options: Restore) -> Result<(), ClientErro
         target: if is_stdout { Target::Stdout } else { Target::Path(options.to) },
         overwrite: options.overwrite,
         unverified: options.unverified,
+        tree: TreeRestoreOptions {
+            selection,
+            overwrite: options.overwrite,
+            special: options.special,
+            same_permissions: options.same_permissions,
+        },
     };
     let monitor = Monitor::hidden();
     let display = output.display(&monitor, "restore");
     let run = restore::restore(&access, found.snapshot, &restore_options, &monitor);
     let summary = Box::pin(run).await?;
     drop(display);
-    output.emit(&summary, || restore_text(&summary))
+    output.emit(&summary, || restore_text(&summary))?;
+    Ok(if summary.is_complete() { ExitCode::Done } else { ExitCode::Incomplete })
 }
 
 async fn verify(output: &Output, options: Verify) -> Result<(), ClientError> {

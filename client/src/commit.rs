@@ -35,6 +35,8 @@ use crate::tree::SealedRoot;
 pub struct Statement {
     /// Retention asked for.
     pub lock_wanted: LockWanted,
+    /// Every file could be read.
+    pub complete: bool,
     /// What only a recovery identity can read.
     pub private: PrivateFields,
 }
@@ -106,6 +108,7 @@ pub async fn commit(
 ) -> Result<Committed, ClientError> {
     let mut body = body_of(profile, session, descriptor, source, root)?;
     body.lock_wanted = statement.lock_wanted;
+    body.complete = statement.complete;
     let record = sign_record(profile, descriptor, keys, body, root, statement.private)?;
     let pending = PendingRecord { session: session.opened().session, record: record.encode() };
     receipts::write_pending(profile, source, &pending)?;

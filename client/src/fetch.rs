@@ -2,12 +2,14 @@
 //!
 //! A [`Walker`] keeps the frontier: what is still to be read, in order, nodes before they are
 //! opened and chunks after. It opens nodes some at a time, only as far as chunks are asked for, so
-//! its memory is a few nodes a level. Each node is checked against what its parent (or the record)
-//! says of it before a child is believed.
+//! its memory is a few nodes a level. A node says how many bytes are below each child, so a walk to
+//! some ranges of the stream opens the nodes on the way to them and no others. Each node is checked
+//! against what its parent (or the record) says of it before a child is believed.
 //!
 //! An answer that is cut off is asked for again from where it ended; what arrived is kept.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use strongroom_protocol::error::ErrorCode;
@@ -18,6 +20,7 @@ use strongroom_protocol::record::Totals;
 use strongroom_protocol::route::Route;
 use tokio::time::sleep;
 
+use crate::budget::READ_REQUEST_BYTES;
 use crate::compressor::Decompressor;
 use crate::error::ClientError;
 use crate::keys::PlaintextKeys;
@@ -114,35 +117,31 @@ impl Fetcher {
         Ok(opened)
     }
 
-    /// A whole stream in memory, at most `max_bytes`: for catalogues.
-    pub async fn whole_stream(
+    /// Reads a whole stream and gives its bytes to `take`, chunk by chunk, verified.
+    pub async fn each_chunk(
         &self,
         level: u8,
         top: NodeChild,
-        max_bytes: u64,
         totals: &mut Totals,
-    ) -> Result<Vec<u8>, ClientError> {
-        if top.plaintext_bytes > max_bytes {
-            return Err(ClientError::Usage(
-                "the snapshot's catalogue is too large for this version of strongroom".into(),
-            ));
-        }
+        mut take: impl FnMut(&[u8]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         let mut walker = Walker::new(level, top);
-        let (mut whole, mut decompressor) = (Vec::new(), Decompressor::new());
+        let (mut plaintext, mut decompressor) = (Vec::new(), Decompressor::new());
         loop {
-            let leaves = walker.next_leaves(self, max_bytes, totals).await?;
+            let leaves = walker.next_leaves(self, READ_REQUEST_BYTES, totals).await?;
             if leaves.is_empty() {
-                return Ok(whole);
+                return Ok(());
             }
-            let digests: Vec<SealedDigest> = leaves.iter().map(|leaf| leaf.digest).collect();
+            let digests: Vec<SealedDigest> = leaves.iter().map(|leaf| leaf.child.digest).collect();
             let mut expected = leaves.iter();
             let mut added = Totals::default();
             self.envelopes(&digests, |envelope| {
                 let leaf = expected.next().ok_or_else(surplus)?;
-                open_leaf(&self.keys, envelope, leaf, &mut whole, &mut decompressor)?;
+                plaintext.clear();
+                open_leaf(&self.keys, envelope, &leaf.child, &mut plaintext, &mut decompressor)?;
                 added.chunk_count = added.chunk_count.saturating_add(1);
                 added.sealed_bytes = added.sealed_bytes.saturating_add(length_of(envelope));
-                Ok(())
+                take(&plaintext)
             })
             .await?;
             *totals = sum(*totals, added);
@@ -184,16 +183,34 @@ impl Fetcher {
     }
 }
 
+/// A chunk, and where in its stream it begins.
+#[derive(Clone, Copy)]
+pub struct Leaf {
+    /// Bytes of the stream before it.
+    pub offset: u64,
+    /// What the node above says of it.
+    pub child: NodeChild,
+}
+
 /// Walks a stream's chunks in order.
 pub struct Walker {
     /// What is still to come, with its level; the next thing is in front.
     frontier: VecDeque<(u8, NodeChild)>,
+    /// Bytes of the stream before what is in front.
+    at: u64,
+    /// What is wanted of the stream, in order, without overlaps; all of it where nothing is said.
+    wanted: Option<VecDeque<Range<u64>>>,
 }
 
 impl Walker {
     /// A walk below `top`, which is a chunk at level 0 and a node above.
     pub fn new(level: u8, top: NodeChild) -> Self {
-        Self { frontier: VecDeque::from([(level, top)]) }
+        Self { frontier: VecDeque::from([(level, top)]), at: 0, wanted: None }
+    }
+
+    /// A walk to the chunks that have bytes of `ranges`, which rise and do not overlap.
+    pub fn to_ranges(level: u8, top: NodeChild, ranges: Vec<Range<u64>>) -> Self {
+        Self { wanted: Some(ranges.into()), ..Self::new(level, top) }
     }
 
     /// The next chunks, of about `max_bytes` of plaintext and at most one request; none at the
@@ -203,9 +220,9 @@ impl Walker {
         fetcher: &Fetcher,
         max_bytes: u64,
         totals: &mut Totals,
-    ) -> Result<Vec<NodeChild>, ClientError> {
+    ) -> Result<Vec<Leaf>, ClientError> {
         let (mut leaves, mut bytes) = (Vec::new(), 0u64);
-        while let Some((level, _)) = self.frontier.front().copied() {
+        while let Some((level, _)) = self.next_wanted() {
             if level > 0 {
                 // Give out what is there before more is opened.
                 if !leaves.is_empty() && bytes >= max_bytes / 2 {
@@ -218,34 +235,64 @@ impl Walker {
             if is_full || (bytes >= max_bytes && !leaves.is_empty()) {
                 return Ok(leaves);
             }
-            if let Some((_, leaf)) = self.frontier.pop_front() {
-                bytes = bytes.saturating_add(leaf.plaintext_bytes);
-                leaves.push(leaf);
+            if let Some((_, child)) = self.frontier.pop_front() {
+                leaves.push(Leaf { offset: self.at, child });
+                bytes = bytes.saturating_add(child.plaintext_bytes);
+                self.at = self.at.saturating_add(child.plaintext_bytes);
             }
         }
         Ok(leaves)
     }
 
-    /// Opens the nodes in front and puts their children in their place.
+    /// Passes over what nobody wants; gives what is in front then.
+    fn next_wanted(&mut self) -> Option<(u8, NodeChild)> {
+        loop {
+            let (level, child) = self.frontier.front().copied()?;
+            let end = self.at.saturating_add(child.plaintext_bytes);
+            let Some(wanted) = &mut self.wanted else { return Some((level, child)) };
+            while wanted.front().is_some_and(|range| range.end <= self.at) {
+                wanted.pop_front();
+            }
+            if wanted.front()?.start < end {
+                return Some((level, child));
+            }
+            self.frontier.pop_front();
+            self.at = end;
+        }
+    }
+
+    /// Opens the nodes in front, as far as they are wanted, and puts their children in their
+    /// place.
     async fn open_front(
         &mut self,
         fetcher: &Fetcher,
         level: u8,
         totals: &mut Totals,
     ) -> Result<(), ClientError> {
-        let mut nodes = Vec::new();
+        let (mut nodes, mut at) = (Vec::new(), self.at);
         while nodes.len() < NODES_AT_ONCE
-            && let Some((here, node)) = self.frontier.front()
-            && *here == level
+            && let Some((here, node)) = self.frontier.front().copied()
+            && here == level
         {
-            nodes.push(*node);
+            let end = at.saturating_add(node.plaintext_bytes);
+            if !nodes.is_empty() && !self.is_wanted(at..end) {
+                break;
+            }
+            nodes.push(node);
             self.frontier.pop_front();
+            at = end;
         }
         let opened = fetcher.nodes(level, &nodes, totals).await?;
         for child in opened.into_iter().flatten().rev() {
             self.frontier.push_front((level.saturating_sub(1), child));
         }
         Ok(())
+    }
+
+    fn is_wanted(&self, bytes: Range<u64>) -> bool {
+        let Some(wanted) = &self.wanted else { return true };
+        let first = wanted.partition_point(|range| range.end <= bytes.start);
+        wanted.get(first).is_some_and(|range| range.start < bytes.end)
     }
 }
 

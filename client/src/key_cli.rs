@@ -183,7 +183,7 @@ const RECIPIENTS_HELP: &str = "\
 It acts on snapshots that are made from then on. Older ones stay sealed to whom they were sealed to:
 who is added does not open them, and who is removed still does.
 
-Where the kit must stay offline, sign there and publish elsewhere:
+Example, where the kit must stay offline:
   strongroom key recipients add AGE1... --kit KIT --from DESCRIPTOR --out NEXT
   strongroom key publish NEXT";
 
@@ -194,12 +194,13 @@ From then on the server takes no backups that are made with the old one. Each ma
 and open as ever. Revoke the stolen machine as well: `strongroomd principals revoke`.";
 
 const EXPORT_HELP: &str = "\
-On the second machine:
+Example, on the second machine:
   strongroom key import FILE
   strongroom enroll --token TOKEN
-Then remove the file from both. It opens no backup; with it and the passphrase a thief can do what
-he can with this machine's files (docs/security.md).";
+
+Then remove the file from both. It opens no backup; with it and the passphrase a thief can test
+guesses, and with a captured server make snapshots (docs/security.md).";
 
 const SPLIT_HELP: &str = "\
-Example: --shares 5 --threshold 3 makes five pages; any three give the kit back, two say nothing.
+With --shares 5 --threshold 3 there are five pages; any three give the kit back, two say nothing.
 A kit that is still whole somewhere opens everything all the same: destroy it, or keep it safe.";

@@ -6,10 +6,10 @@
 //! written, its pages are pushed to the disk in the background, so that the last sync is short.
 
 use std::fs::{File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +20,7 @@ use tempfile::NamedTempFile;
 
 use crate::durable;
 use crate::error::ClientError;
+use crate::files::spread::Spread;
 use crate::unsealer::Sink;
 
 /// After so many bytes a file's pages are pushed to the disk in the background.
@@ -37,11 +38,67 @@ pub enum Target {
     Stdout,
 }
 
-struct ToStdout(File);
+/// A place that takes the bytes of one file.
+trait Place: Send {
+    /// Takes what belongs to place `at` of the file; places rise, and between them are holes.
+    fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
 
-impl Sink for ToStdout {
-    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        self.0.write_all(plaintext)
+    /// The file is so long.
+    fn end(&mut self, size_bytes: u64) -> io::Result<()>;
+}
+
+/// Finds the file's bytes in what comes of the data stream.
+struct ToPlace<P> {
+    spread: Spread,
+    size_bytes: u64,
+    place: P,
+}
+
+impl<P: Place> ToPlace<P> {
+    fn new(entry: &Entry, place: P) -> Box<Self> {
+        Box::new(Self { spread: Spread::new(entry), size_bytes: entry.size_bytes, place })
+    }
+}
+
+impl<P: Place> Sink for ToPlace<P> {
+    fn write(&mut self, offset: u64, plaintext: &[u8]) -> io::Result<()> {
+        let place = &mut self.place;
+        self.spread.take(offset, plaintext, |at, piece| place.put(at, piece))
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if !self.spread.is_done() {
+            return Err(io::Error::other("the stream ended before the file did"));
+        }
+        self.place.end(self.size_bytes)
+    }
+}
+
+/// A pipe, in which holes are zeros.
+struct ToStdout {
+    pipe: File,
+    at: u64,
+}
+
+impl ToStdout {
+    fn fill_to(&mut self, place: u64) -> io::Result<()> {
+        let zeros = place.saturating_sub(self.at);
+        io::copy(&mut io::repeat(0).take(zeros), &mut self.pipe)?;
+        self.at = place;
+        Ok(())
+    }
+}
+
+impl Place for ToStdout {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.fill_to(at)?;
+        self.pipe.write_all(bytes)?;
+        self.at = at.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    fn end(&mut self, size_bytes: u64) -> io::Result<()> {
+        self.fill_to(size_bytes)
     }
 }
 
@@ -66,16 +123,20 @@ impl ToFile {
     }
 }
 
-impl Sink for ToFile {
-    fn write(&mut self, plaintext: &[u8]) -> io::Result<()> {
-        self.file.write_all(plaintext)?;
-        let length = u64::try_from(plaintext.len()).unwrap_or(u64::MAX);
+impl Place for ToFile {
+    fn put(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)?;
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.since_push = self.since_push.saturating_add(length);
         if self.since_push >= WRITE_BACK_BYTES {
             self.since_push = 0;
             let _ = self.push.try_send(());
         }
         Ok(())
+    }
+
+    fn end(&mut self, size_bytes: u64) -> io::Result<()> {
+        self.file.set_len(size_bytes)
     }
 }
 
@@ -98,7 +159,7 @@ impl Landing {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
             let stdout =
                 stdout.map_err(|error| ClientError::file("open standard output", error))?;
-            let sink = Box::new(ToStdout(File::from(stdout)));
+            let sink = ToPlace::new(entry, ToStdout { pipe: File::from(stdout), at: 0 });
             return Ok((Self { file: None, overwrite }, sink));
         };
         let path =
@@ -114,7 +175,7 @@ impl Landing {
             .tempfile_in(folder)
             .map_err(fail)?;
         let sink = ToFile::new(temporary.as_file()).map_err(fail)?;
-        Ok((Self { file: Some((temporary, path)), overwrite }, Box::new(sink)))
+        Ok((Self { file: Some((temporary, path)), overwrite }, ToPlace::new(entry, sink)))
     }
 
     /// Makes the file what it was, and gives it its name.
@@ -122,7 +183,7 @@ impl Landing {
         let Some((temporary, path)) = self.file.take() else { return Ok(None) };
         let fail = |error| ClientError::file(format!("restore {}", path.display()), error);
         let file = temporary.as_file();
-        if entry.kind == Kind::File {
+        if matches!(entry.kind, Kind::File | Kind::HardLink) {
             file.set_permissions(Permissions::from_mode(entry.mode & PLAIN_MODE)).map_err(fail)?;
             if let Some(modified) = modified_of(entry) {
                 file.set_modified(modified).map_err(fail)?;
@@ -192,8 +253,10 @@ mod tests {
         let mut entry = Entry::empty(Kind::File);
         entry.mode = 0o640;
         entry.modified_seconds = -5;
+        (entry.size_bytes, entry.data_bytes) = (3, 3);
         let (mut landing, mut sink) = Landing::prepare(&target, false, &entry, &source).unwrap();
-        sink.write(b"one").unwrap();
+        sink.write(0, b"one").unwrap();
+        sink.end().unwrap();
         assert!(!path.exists(), "a temporary name until the end");
         assert_eq!(landing.finish(&entry).unwrap(), Some(path.clone()));
         assert_eq!(std::fs::read(&path).unwrap(), b"one");

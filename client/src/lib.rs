@@ -9,15 +9,15 @@
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
 //!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
-//! * `progress`, `source`, `reader`, `cache_writer`, `pipeline`, `window`, `session`, `challenge`,
-//!   `uploader`, `commit`, `backup`: making a snapshot;
-//! * `fetch`, `unsealer`, `landing`, `restore`, `snapshot`: listing snapshots and getting them
-//!   back;
+//! * `progress`, `feed`, `files`, `source`, `reader`, `cache_writer`, `pipeline`, `window`,
+//!   `session`, `challenge`, `uploader`, `commit`, `backup`: making a snapshot;
+//! * `fetch`, `unsealer`, `stream`, `landing`, `restore`, `snapshot`: listing snapshots and getting
+//!   them back;
 //! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
 //! * `offer`, `recipients`, `epoch`, `export`, `reprint`: the life of keys after that;
 //! * `prune`, `retention`: what is kept, and for how long;
 //! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `retention_cli`, `output`,
-//!   `audit_text`, `terminal`, `commands`, `audit_commands`, `key_commands`,
+//!   `audit_text`, `terminal`, `commands`, `file_commands`, `audit_commands`, `key_commands`,
 //!   `retention_commands`: the command line.
 
 pub mod budget;
@@ -60,6 +60,8 @@ pub mod backup;
 pub mod cache_writer;
 pub mod challenge;
 pub mod commit;
+pub mod feed;
+pub mod files;
 pub mod pipeline;
 pub mod progress;
 pub mod reader;
@@ -73,6 +75,7 @@ pub mod landing;
 pub mod restore;
 pub mod ship;
 pub mod snapshot;
+pub mod stream;
 pub mod unsealer;
 
 pub mod audit;
@@ -88,6 +91,7 @@ pub mod audit_commands;
 pub mod audit_text;
 pub mod cli;
 pub mod commands;
+pub mod file_commands;
 pub mod key_cli;
 pub mod key_commands;
 pub mod options;

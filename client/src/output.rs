@@ -46,7 +46,7 @@ pub fn enrolled_text(summary: &EnrollSummary, profile: &str) -> String {
 /// What a backup made and cost.
 pub fn backup_text(summary: &BackupSummary) -> String {
     let share = summary.deduplicated_bytes.saturating_mul(100) / summary.plaintext_bytes.max(1);
-    format!(
+    let mut text = format!(
         "snapshot {}\n{} number {}: {} in {}, {} sent ({share} % was there already), {}\n\
          locked {} ({})\n",
         summary.snapshot,
@@ -58,7 +58,26 @@ pub fn backup_text(summary: &BackupSummary) -> String {
         rate(summary.plaintext_bytes, summary.elapsed_ms),
         end_text(summary.locked_until_seconds),
         summary.mode.name(),
-    )
+    );
+    if let Some(tree) = &summary.tree {
+        text.push_str(&format!(
+            "{} files, {} folders, {} others; {} excluded, {} pipes, devices or sockets skipped\n",
+            HumanCount(tree.file_count),
+            HumanCount(tree.directory_count),
+            HumanCount(tree.other_count),
+            HumanCount(tree.excluded_count),
+            HumanCount(tree.skipped_count),
+        ));
+        if !tree.is_complete() {
+            text.push_str(&format!(
+                "INCOMPLETE: {} could not be read, {} vanished, {} changed while they were read\n",
+                HumanCount(tree.unreadable_count),
+                HumanCount(tree.vanished_count),
+                HumanCount(tree.changed_count),
+            ));
+        }
+    }
+    text
 }
 
 /// One line of a ship's log.
@@ -144,6 +163,25 @@ pub fn restore_text(summary: &RestoreSummary) -> String {
         milliseconds(summary.elapsed_ms),
         rate(summary.plaintext_bytes, summary.elapsed_ms),
     );
+    if let Some(tree) = &summary.tree {
+        text.push_str(&format!(
+            "{} files, {} folders, {} others; {} pipes, devices or sockets skipped\n",
+            HumanCount(tree.file_count),
+            HumanCount(tree.directory_count),
+            HumanCount(tree.other_count),
+            HumanCount(tree.skipped_count),
+        ));
+        if tree.is_resumed {
+            let kept = HumanBytes(tree.kept_bytes);
+            text.push_str(&format!("went on with an earlier run: {kept} were there already\n"));
+        }
+        if tree.problem_count > 0 {
+            text.push_str(&format!(
+                "INCOMPLETE: {} owners, modes, times or attributes could not be set\n",
+                HumanCount(tree.problem_count)
+            ));
+        }
+    }
     if summary.fresh_to_kit_floor_only {
         text.push_str(
             "Every byte was verified. That this is the newest state of the namespace is proven \

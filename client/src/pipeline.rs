@@ -12,7 +12,6 @@
 //! All threads end when the [`Pipeline`] is dropped; a reader that hangs in its source ends with
 //! it.
 
-use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,6 +28,7 @@ use crate::cache_writer::NewRows;
 use crate::chunker::Chunker;
 use crate::compressor::Compressor;
 use crate::error::ClientError;
+use crate::feed::{Feed, Stream};
 use crate::keys::PlaintextKeys;
 use crate::reader::{self, Block, Gates, ReadOutcome, Run};
 use crate::sealer::seal_chunk;
@@ -62,8 +62,10 @@ pub struct Piece {
 pub enum Report {
     /// Run number `index` (from 0, every number once, in any order).
     Run {
-        /// Its place in the stream.
+        /// Its place among both streams' runs.
         index: u64,
+        /// The stream that its chunks are of.
+        stream: Stream,
         /// Its chunks, in order.
         pieces: Vec<Piece>,
     },
@@ -78,8 +80,8 @@ pub enum Report {
     End {
         /// Runs in all.
         run_count: u64,
-        /// Bytes in all.
-        plaintext_bytes: u64,
+        /// Bytes of the data stream.
+        data_bytes: u64,
     },
     /// The source cannot be read, or a thread failed.
     Failed(ClientError),
@@ -122,10 +124,7 @@ struct Reseal {
 
 impl Pipeline {
     /// Starts to read and seal `source`.
-    pub fn start(
-        source: Box<dyn Read + Send>,
-        options: &PipelineOptions,
-    ) -> Result<Self, ClientError> {
+    pub fn start(source: Box<dyn Feed>, options: &PipelineOptions) -> Result<Self, ClientError> {
         let layout = options.layout;
         let (report, reports) = unbounded_channel();
         let (reseals, reseal_tasks) = unbounded();
@@ -187,30 +186,10 @@ impl Pipeline {
 impl From<ReadOutcome> for Report {
     fn from(outcome: ReadOutcome) -> Self {
         match outcome {
-            ReadOutcome::End { run_count, plaintext_bytes } => {
-                Self::End { run_count, plaintext_bytes }
-            }
+            ReadOutcome::End { run_count, data_bytes } => Self::End { run_count, data_bytes },
             ReadOutcome::Failed(error) => Self::Failed(ClientError::file("read the source", error)),
         }
     }
-}
-
-/// Seals one chunk on the caller's thread.
-pub fn seal_here(options: &PipelineOptions, plaintext: &[u8]) -> Result<Piece, ClientError> {
-    let h = options.keys.hash_chunk(plaintext);
-    let mut envelope = Vec::new();
-    let mut compressor = Compressor::new(options.codec);
-    let digest = seal_chunk(&h, &compressor.compress(plaintext), &mut envelope);
-    let leaf = Leaf {
-        digest,
-        h,
-        id: h.chunk_id(),
-        plaintext_bytes: length_of(plaintext.len()),
-        envelope_bytes: length_of(envelope.len()),
-    };
-    let mut framed = frame::prefix(&envelope)?.to_vec();
-    framed.extend_from_slice(&envelope);
-    Ok(Piece { leaf, content: Content::Framed(framed.into()) })
 }
 
 /// The envelope inside a framed one.
@@ -312,7 +291,7 @@ impl Worker {
             };
             Piece { leaf, content }
         });
-        Ok(Report::Run { index: run.index, pieces: pieces.collect() })
+        Ok(Report::Run { index: run.index, stream: run.stream, pieces: pieces.collect() })
     }
 
     fn remember(&self, rows: Vec<(ChunkId, CacheRow)>) {

@@ -1,5 +1,9 @@
 //! From the source's bytes to runs of chunks: a thread that reads, and one that cuts.
 //!
+//! Both streams of a source come one after the other: the data, then the catalogue. Where the
+//! source wants a chunk to begin, and where a stream ends, is marked in the block; the chunker
+//! takes each mark for the end of its stream.
+//!
 //! The plaintext is read once into a block and not copied before it is sealed, but for the chunk
 //! that a block's end cuts in two: that one is copied into the lead of the next block. A chunk is a
 //! range of a block that is shared and counted; a block returns to the reader when nobody looks at
@@ -7,7 +11,7 @@
 //! permit with each run. Both threads end when the run is over, whatever they wait for; only a
 //! source that hangs in its own read keeps the reader until it ends.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use crate::budget::{Layout, RUN_BYTES};
 use crate::chunker::Chunker;
+use crate::feed::{Fed, Feed, Stream};
 
 /// A piece of the source in memory, shared by the chunks in it.
 pub struct Block {
@@ -38,8 +43,10 @@ impl Drop for Block {
 
 /// Neighbouring chunks of one block, for one worker.
 pub struct Run {
-    /// Its place in the stream, from 0 without gaps.
+    /// Its place among both streams' runs, from 0 without gaps.
     pub index: u64,
+    /// The stream that its chunks are of.
+    pub stream: Stream,
     /// Where the bytes are.
     pub block: Arc<Block>,
     /// The chunks, in order.
@@ -52,8 +59,8 @@ pub enum ReadOutcome {
     End {
         /// Runs in all.
         run_count: u64,
-        /// Bytes in all.
-        plaintext_bytes: u64,
+        /// Bytes of the data stream.
+        data_bytes: u64,
     },
     /// Before it.
     Failed(io::Error),
@@ -70,7 +77,7 @@ pub struct Gates {
 /// Starts both threads. Runs come out of the receiver; `tell` hears the outcome, once, unless the
 /// run is over before.
 pub fn start(
-    source: Box<dyn Read + Send>,
+    source: Box<dyn Feed>,
     chunker: Chunker,
     layout: Layout,
     gates: Gates,
@@ -90,11 +97,24 @@ pub fn start(
     };
     std::thread::Builder::new().name("read".into()).spawn(read)?;
     let permitted = gates.permitted;
-    let mut cutter = Cutter { chunker, lead_bytes, home, to_cut, runs, permitted, run_count: 0 };
+    let mut cutter = Cutter {
+        chunker,
+        lead_bytes,
+        home,
+        to_cut,
+        runs,
+        permitted,
+        run_count: 0,
+        stream: Stream::Data,
+        chunks: Vec::new(),
+        chunks_bytes: 0,
+        data_bytes: 0,
+    };
     let cut = move || {
         layout.give_way();
-        if let Some(plaintext_bytes) = cutter.cut_all() {
-            tell(ReadOutcome::End { run_count: cutter.run_count, plaintext_bytes });
+        if cutter.cut_all().is_some() {
+            let Cutter { run_count, data_bytes, .. } = cutter;
+            tell(ReadOutcome::End { run_count, data_bytes });
         }
     };
     std::thread::Builder::new().name("cut".into()).spawn(cut)?;
@@ -135,11 +155,12 @@ impl Blocks {
 struct Filled {
     bytes: Vec<u8>,
     end: usize,
-    at_end: bool,
+    /// What the source said besides bytes, and where in the block.
+    marks: Vec<(usize, Fed)>,
 }
 
 struct Reader {
-    source: Box<dyn Read + Send>,
+    source: Box<dyn Feed>,
     blocks: Blocks,
     /// Room at the start of each block for the unfinished chunk of the one before.
     lead_bytes: usize,
@@ -151,8 +172,9 @@ impl Reader {
     /// Reads to the source's end, or until the run is over.
     fn read_all(&mut self) -> io::Result<()> {
         while let Some(mut bytes) = self.blocks.take(&self.stopped) {
-            let (end, at_end) = self.fill(&mut bytes)?;
-            if self.filled.send(Filled { bytes, end, at_end }).is_err() || at_end {
+            let (end, marks) = self.fill(&mut bytes)?;
+            let at_end = marks.last().is_some_and(|(_, mark)| *mark == Fed::End);
+            if self.filled.send(Filled { bytes, end, marks }).is_err() || at_end {
                 break;
             }
         }
@@ -160,17 +182,22 @@ impl Reader {
     }
 
     /// Reads until the block is full or the source ends.
-    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<(usize, bool)> {
-        let mut end = self.lead_bytes;
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<(usize, Vec<(usize, Fed)>)> {
+        let (mut end, mut marks) = (self.lead_bytes, Vec::new());
         while let Some(room) = bytes.get_mut(end..).filter(|room| !room.is_empty()) {
-            match self.source.read(room) {
-                Ok(0) => return Ok((end, true)),
-                Ok(count) => end = end.saturating_add(count),
+            match self.source.feed(room) {
+                Ok(Fed::Bytes(count)) => end = end.saturating_add(count),
+                Ok(mark) => {
+                    marks.push((end, mark));
+                    if mark == Fed::End {
+                        break;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((end, false))
+        Ok((end, marks))
     }
 }
 
@@ -182,17 +209,19 @@ struct Cutter {
     runs: Sender<Run>,
     permitted: Receiver<()>,
     run_count: u64,
+    stream: Stream,
+    /// Chunks of the run that is being made, and their bytes.
+    chunks: Vec<Range<usize>>,
+    chunks_bytes: usize,
+    data_bytes: u64,
 }
 
 impl Cutter {
-    /// Cuts to the source's end and gives its number of bytes, or nothing when the run is over
-    /// before.
-    fn cut_all(&mut self) -> Option<u64> {
-        let mut total: u64 = 0;
+    /// Cuts to the source's end; nothing when the run is over before.
+    fn cut_all(&mut self) -> Option<()> {
         let mut tail: Option<(Arc<Block>, Range<usize>)> = None;
         loop {
-            let Filled { mut bytes, end, at_end } = self.to_cut.recv().ok()?;
-            total = total.saturating_add(length_of(end.saturating_sub(self.lead_bytes)));
+            let Filled { mut bytes, end, marks } = self.to_cut.recv().ok()?;
             let mut start = self.lead_bytes;
             if let Some((block, range)) = tail.take() {
                 // An unfinished chunk is shorter than the longest, which is the lead.
@@ -203,47 +232,59 @@ impl Cutter {
                 }
             }
             let block = Arc::new(Block { bytes, home: self.home.clone() });
-            let cut = self.cut_block(&block, start..end, at_end, total)?;
-            if at_end {
-                return Some(total);
+            for (at, mark) in marks {
+                start = self.cut(&block, start..at, true)?;
+                match mark {
+                    Fed::Catalogue => self.end_data(&block)?,
+                    Fed::End => return self.send(&block),
+                    Fed::Boundary | Fed::Bytes(_) => {}
+                }
             }
+            let cut = self.cut(&block, start..end, false)?;
+            self.send(&block)?;
             tail = Some((block, cut..end));
         }
     }
 
-    /// Cuts a block and sends its runs; gives where the unfinished chunk starts, or nothing when
-    /// the run is over. An empty source is one chunk of length zero.
-    fn cut_block(
-        &mut self,
-        block: &Arc<Block>,
-        range: Range<usize>,
-        at_end: bool,
-        total: u64,
-    ) -> Option<usize> {
-        let (mut start, mut run_start) = (range.start, range.start);
-        let mut chunks = Vec::new();
+    /// Cuts a part of a block; gives where the unfinished chunk starts, or nothing when the run is
+    /// over.
+    fn cut(&mut self, block: &Arc<Block>, range: Range<usize>, at_end: bool) -> Option<usize> {
+        let mut start = range.start;
         while let Some(length) =
             block.bytes.get(start..range.end).and_then(|rest| self.chunker.cut(rest, at_end))
         {
-            chunks.push(start..start.saturating_add(length));
+            self.chunks.push(start..start.saturating_add(length));
             start = start.saturating_add(length);
-            if start.saturating_sub(run_start) >= RUN_BYTES {
-                self.send(block, std::mem::take(&mut chunks))?;
-                run_start = start;
+            self.chunks_bytes = self.chunks_bytes.saturating_add(length);
+            if self.stream == Stream::Data {
+                self.data_bytes = self.data_bytes.saturating_add(length_of(length));
             }
-        }
-        if at_end && total == 0 {
-            chunks.push(0..0);
-        }
-        if !chunks.is_empty() {
-            self.send(block, chunks)?;
+            if self.chunks_bytes >= RUN_BYTES {
+                self.send(block)?;
+            }
         }
         Some(start)
     }
 
-    fn send(&mut self, block: &Arc<Block>, chunks: Vec<Range<usize>>) -> Option<()> {
+    /// Ends the data stream. An empty one is one chunk of length zero.
+    fn end_data(&mut self, block: &Arc<Block>) -> Option<()> {
+        if self.data_bytes == 0 {
+            self.chunks.push(0..0);
+        }
+        self.send(block)?;
+        self.stream = Stream::Catalogue;
+        Some(())
+    }
+
+    /// Sends the run that was being made, if there is anything in it.
+    fn send(&mut self, block: &Arc<Block>) -> Option<()> {
+        if self.chunks.is_empty() {
+            return Some(());
+        }
         self.permitted.recv().ok()?;
-        let run = Run { index: self.run_count, block: block.clone(), chunks };
+        let chunks = std::mem::take(&mut self.chunks);
+        self.chunks_bytes = 0;
+        let run = Run { index: self.run_count, stream: self.stream, block: block.clone(), chunks };
         self.run_count = self.run_count.saturating_add(1);
         self.runs.send(run).ok()
     }
@@ -259,33 +300,55 @@ mod tests {
     use crate::keys::PlaintextKeys;
     use strongroom_protocol::descriptor::ChunkSizes;
 
-    /// Gives bytes in pieces of odd lengths.
+    /// Gives bytes in pieces of odd lengths, and wants a chunk to begin at some places.
     struct Trickle {
         bytes: Vec<u8>,
+        boundaries: Vec<usize>,
         at: usize,
+        is_data: bool,
     }
 
-    impl Read for Trickle {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let rest = &self.bytes[self.at..];
-            let count = rest.len().min(buffer.len()).min(1 + self.at % 77_777);
-            buffer[..count].copy_from_slice(&rest[..count]);
+    const CATALOGUE: &[u8] = b"catalogue";
+
+    impl Feed for Trickle {
+        fn feed(&mut self, room: &mut [u8]) -> io::Result<Fed> {
+            if !self.is_data {
+                let rest = &CATALOGUE[self.at..];
+                let count = rest.len().min(room.len()).min(4);
+                room[..count].copy_from_slice(&rest[..count]);
+                self.at += count;
+                return Ok(if count == 0 { Fed::End } else { Fed::Bytes(count) });
+            }
+            let next = self.boundaries.first().copied();
+            if next == Some(self.at) {
+                self.boundaries.remove(0);
+                return Ok(Fed::Boundary);
+            }
+            let rest = &self.bytes[self.at..next.unwrap_or(self.bytes.len())];
+            if rest.is_empty() {
+                (self.is_data, self.at) = (false, 0);
+                return Ok(Fed::Catalogue);
+            }
+            let count = rest.len().min(room.len()).min(1 + self.at % 77_777);
+            room[..count].copy_from_slice(&rest[..count]);
             self.at += count;
-            Ok(count)
+            Ok(Fed::Bytes(count))
         }
     }
 
-    fn read_all(length: usize) -> (Vec<u8>, Vec<usize>) {
+    fn read_all(length: usize, boundaries: &[usize]) -> (Vec<u8>, Vec<usize>) {
         let mut bytes = vec![0; length];
         blake3::Hasher::new().update(b"source").finalize_xof().fill(&mut bytes);
         let keys = PlaintextKeys::from_plaintext_key([1; 32]);
         let sizes = ChunkSizes::around(64 * 1024).unwrap();
-        let (permits, permitted) = bounded(100);
+        let (permits, permitted) = bounded(200);
         let (_running, stopped) = bounded(0);
-        (0..100).for_each(|_| permits.send(()).unwrap());
+        (0..200).for_each(|_| permits.send(()).unwrap());
         let (tell, told) = bounded(1);
+        let source =
+            Trickle { bytes: bytes.clone(), boundaries: boundaries.to_vec(), at: 0, is_data: true };
         let runs = start(
-            Box::new(Trickle { bytes: bytes.clone(), at: 0 }),
+            Box::new(source),
             Chunker::new(&keys, sizes),
             Layout::new(sizes, 2),
             Gates { permitted, stopped },
@@ -293,37 +356,61 @@ mod tests {
         )
         .unwrap();
         let (mut back, mut lengths, mut next) = (Vec::new(), Vec::new(), 0);
+        let mut catalogue = Vec::new();
         for run in runs {
             assert_eq!(run.index, next);
             next += 1;
             for range in &run.chunks {
+                if run.stream == Stream::Catalogue {
+                    catalogue.extend_from_slice(run.block.chunk(range));
+                    continue;
+                }
+                assert!(catalogue.is_empty(), "data after the catalogue");
                 back.extend_from_slice(run.block.chunk(range));
                 lengths.push(range.len());
             }
         }
-        let ReadOutcome::End { run_count, plaintext_bytes } = told.recv().unwrap() else {
+        let ReadOutcome::End { run_count, data_bytes } = told.recv().unwrap() else {
             panic!("failed")
         };
-        assert_eq!((run_count, plaintext_bytes), (next, length as u64));
+        assert_eq!((run_count, data_bytes), (next, length as u64));
         assert!(back == bytes, "{length}");
+        assert_eq!(catalogue, CATALOGUE);
         (bytes, lengths)
+    }
+
+    /// Cuts as they are where each part is a stream of its own.
+    fn cuts_of(parts: &[&[u8]]) -> Vec<usize> {
+        let keys = PlaintextKeys::from_plaintext_key([1; 32]);
+        let chunker = Chunker::new(&keys, ChunkSizes::around(64 * 1024).unwrap());
+        let mut lengths = Vec::new();
+        for part in parts {
+            let mut rest = *part;
+            while let Some(length) = chunker.cut(rest, true) {
+                lengths.push(length);
+                rest = &rest[length..];
+            }
+        }
+        lengths
     }
 
     #[test]
     fn blocks_do_not_show_in_the_cuts() {
-        let keys = PlaintextKeys::from_plaintext_key([1; 32]);
-        let chunker = Chunker::new(&keys, ChunkSizes::around(64 * 1024).unwrap());
         for length in [0, 1, 100_000, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 50 << 20] {
-            let (bytes, lengths) = read_all(length);
-            let (mut rest, mut wanted) = (bytes.as_slice(), Vec::new());
-            while let Some(length) = chunker.cut(rest, true) {
-                wanted.push(length);
-                rest = &rest[length..];
-            }
-            if length == 0 {
-                wanted.push(0);
-            }
+            let (bytes, lengths) = read_all(length, &[]);
+            let wanted = if length == 0 { vec![0] } else { cuts_of(&[&bytes]) };
             assert_eq!(lengths, wanted, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_begins_where_the_source_says() {
+        let lead_and_block = (256 << 10) + (4 << 20);
+        for at in [0, 1, 70_000, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, lead_and_block] {
+            let (bytes, lengths) = read_all(9 << 20, &[at, at + 10]);
+            let (one, rest) = bytes.split_at(at);
+            let (two, three) = rest.split_at(10);
+            assert_eq!(lengths, cuts_of(&[one, two, three]), "{at}");
         }
     }
 }

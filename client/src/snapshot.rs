@@ -15,8 +15,8 @@ use crate::arguments::end_of;
 use crate::error::ClientError;
 use crate::profile::Profile;
 use crate::receipts::{self, Committed};
-use crate::restore::open_tree;
 use crate::standby;
+use crate::stream::OpenTree;
 use crate::transport::{Body, parse_json};
 use crate::trust::{Freshness, ReadAccess};
 
@@ -185,7 +185,7 @@ pub async fn check_kit(access: &ReadAccess) -> Result<KitCheck, ClientError> {
     debug_assert!(access.freshness == Freshness::KitFloor, "this is about kits");
     let newest = find(access, "latest").await?;
     let opened = access.open_record(newest.snapshot, false).await?;
-    open_tree(access, &opened).await?;
+    OpenTree::open(access.fetcher(&opened), opened.level(), opened.root()).await?;
     Ok(KitCheck {
         snapshot: newest.snapshot,
         source: newest.source,

@@ -1,4 +1,4 @@
-//! What is backed up: a file, a stream, or the standard output of a command.
+//! What is backed up: a file, a tree of files, a stream, or the standard output of a command.
 //!
 //! A command runs in a process group of its own. Its standard error passes through and its end is
 //! kept; its standard output is the dump. Only exit code 0 makes a snapshot, and the code is known
@@ -23,8 +23,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use strongroom_protocol::catalogue::{Entry, Kind};
 use strongroom_protocol::limits::STDERR_MAX_BYTES;
 
+use crate::budget::SMALL_SOURCE_BYTES;
 use crate::clock::Moment;
 use crate::error::ClientError;
+use crate::feed::{Feed, SingleFeed};
+use crate::files::collect::{Collected, Collector, TreeOptions, size_if_small};
+use crate::files::describe::OwnerNames;
 
 /// How often a command that closed its output is asked whether it has ended.
 const WAIT_STEP: Duration = Duration::from_millis(10);
@@ -37,6 +41,8 @@ const KILL_PATIENCE: Duration = Duration::from_millis(500);
 pub enum Source {
     /// One regular file.
     File(PathBuf),
+    /// Folders, and what is in them.
+    Tree(TreeOptions),
     /// A stream that can be read once.
     Stream(Box<dyn Read + Send>),
     /// Program and arguments, whose standard output is the dump.
@@ -46,17 +52,36 @@ pub enum Source {
 /// A source that is being read.
 pub struct OpenSource {
     /// The bytes.
-    pub reader: Box<dyn Read + Send>,
+    pub content: Content,
     /// Size where it is known before reading, in bytes.
     pub size_hint: Option<u64>,
-    /// The catalogue's entry, without sizes.
-    pub entry: Entry,
     /// Program and arguments, for the sealed part of the record.
     pub command: Vec<String>,
     /// Paths, for the sealed part of the record.
     pub paths: Vec<String>,
     /// Says at the end whether the bytes make a snapshot.
     pub guard: SourceGuard,
+}
+
+/// What is read.
+pub enum Content {
+    /// Bytes until they end, and the catalogue's entry without its sizes.
+    Single(Box<dyn Read + Send>, Box<Entry>),
+    /// Many files.
+    Tree(Box<Collector>),
+}
+
+impl Content {
+    /// Both streams; files longer than `cut_above_bytes` begin a chunk.
+    pub fn into_feed(self, cut_above_bytes: u32) -> Box<dyn Feed> {
+        match self {
+            Self::Single(reader, entry) => Box::new(SingleFeed::new(reader, *entry)),
+            Self::Tree(mut collector) => {
+                collector.cut_above(u64::from(cut_above_bytes));
+                collector
+            }
+        }
+    }
 }
 
 /// How a source ended well.
@@ -66,6 +91,15 @@ pub struct SourceEnd {
     pub standard_error: Vec<u8>,
     /// A file changed while it was read.
     pub changed: bool,
+    /// What was read of a tree.
+    pub tree: Option<Collected>,
+}
+
+impl SourceEnd {
+    /// Everything that was to be read was read.
+    pub fn is_complete(&self) -> bool {
+        self.tree.as_ref().is_none_or(Collected::is_complete)
+    }
 }
 
 /// What must be true of the source before a record may be made.
@@ -79,6 +113,8 @@ pub enum SourceGuard {
         /// Size and time of change when it was opened.
         before: (u64, i64, i64),
     },
+    /// A tree is what could be read of it.
+    Tree(Arc<Mutex<Collected>>),
     /// A command must exit with 0.
     Command(RunningCommand),
 }
@@ -96,12 +132,12 @@ impl Source {
     pub fn open(&mut self) -> Result<OpenSource, ClientError> {
         match self {
             Self::File(path) => open_file(path),
+            Self::Tree(options) => open_tree(options),
             Self::Stream(reader) => {
                 let reader = std::mem::replace(reader, Box::new(io::empty()));
                 Ok(OpenSource {
-                    reader,
+                    content: Content::Single(reader, Box::new(Entry::empty(Kind::Stream))),
                     size_hint: None,
-                    entry: Entry::empty(Kind::Stream),
                     command: Vec::new(),
                     paths: Vec::new(),
                     guard: SourceGuard::Stream,
@@ -113,7 +149,7 @@ impl Source {
 
     /// Whether the source can be read a second time.
     pub fn can_restart(&self) -> bool {
-        matches!(self, Self::File(_))
+        matches!(self, Self::File(_) | Self::Tree(_))
     }
 }
 
@@ -125,7 +161,11 @@ impl SourceGuard {
             Self::File { file, before } => {
                 let fail = |error| ClientError::file("read the state of the source file", error);
                 let changed = state_of(file).map_err(fail)? != *before;
-                Ok(SourceEnd { standard_error: Vec::new(), changed })
+                Ok(SourceEnd { changed, ..SourceEnd::default() })
+            }
+            Self::Tree(collected) => {
+                let tree = Some(std::mem::take(&mut *collected.lock()));
+                Ok(SourceEnd { tree, ..SourceEnd::default() })
             }
             Self::Command(running) => running.finish().await,
         }
@@ -162,7 +202,7 @@ impl RunningCommand {
             return Err(ClientError::DumpFailed(failure_of(&self.program, status)));
         }
         let standard_error = self.tail.lock().bytes.iter().copied().collect();
-        Ok(SourceEnd { standard_error, changed: false })
+        Ok(SourceEnd { standard_error, ..SourceEnd::default() })
     }
 
     /// Ends the process group: first asks, then orders.
@@ -205,8 +245,7 @@ fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
     entry.mode = metadata.mode() & 0o7777;
     entry.uid = metadata.uid();
     entry.gid = metadata.gid();
-    entry.owner = name_of_id("/etc/passwd", entry.uid);
-    entry.group = name_of_id("/etc/group", entry.gid);
+    OwnerNames::load().name(&mut entry);
     entry.modified_seconds = metadata.mtime();
     entry.modified_nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
     let whole_path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -215,12 +254,27 @@ fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
         file: file.try_clone().map_err(fail)?,
     };
     Ok(OpenSource {
-        reader: Box::new(file),
+        content: Content::Single(Box::new(file), Box::new(entry)),
         size_hint: Some(metadata.len()),
-        entry,
         command: Vec::new(),
         paths: vec![whole_path.to_string_lossy().into_owned()],
         guard,
+    })
+}
+
+fn open_tree(options: &TreeOptions) -> Result<OpenSource, ClientError> {
+    let whole = |path: &PathBuf| {
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        whole.to_string_lossy().into_owned()
+    };
+    let size_hint = size_if_small(options, SMALL_SOURCE_BYTES)?;
+    let collector = Collector::begin(options)?;
+    Ok(OpenSource {
+        size_hint,
+        command: Vec::new(),
+        paths: options.walk.paths.iter().map(whole).collect(),
+        guard: SourceGuard::Tree(collector.collected()),
+        content: Content::Tree(Box::new(collector)),
     })
 }
 
@@ -244,9 +298,8 @@ fn start_command(command: &[String]) -> Result<OpenSource, ClientError> {
         RunningCommand { program: program.clone(), child, ended: false, tail, stderr_thread };
     let stdout = stdout.ok_or_else(|| ClientError::Bug("command without output".into()))?;
     Ok(OpenSource {
-        reader: Box::new(stdout),
+        content: Content::Single(Box::new(stdout), Box::new(Entry::empty(Kind::Stream))),
         size_hint: None,
-        entry: Entry::empty(Kind::Stream),
         command: command.to_vec(),
         paths: Vec::new(),
         guard: SourceGuard::Command(guard),
@@ -300,23 +353,22 @@ fn state_of(file: &File) -> io::Result<(u64, i64, i64)> {
     Ok((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
-/// The name that `/etc/passwd` or `/etc/group` gives a numeric id; empty where it gives none.
-fn name_of_id(table: &str, id: u32) -> Vec<u8> {
-    let Ok(text) = std::fs::read_to_string(table) else { return Vec::new() };
-    let wanted = id.to_string();
-    let line = text.lines().find(|line| line.split(':').nth(2) == Some(wanted.as_str()));
-    line.and_then(|line| line.split(':').next()).unwrap_or_default().as_bytes().to_vec()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn reader_of(source: &mut OpenSource) -> &mut dyn Read {
+        match &mut source.content {
+            Content::Single(reader, _) => reader,
+            Content::Tree(_) => panic!("a tree"),
+        }
+    }
 
     fn run(script: &str) -> (Vec<u8>, Result<SourceEnd, ClientError>) {
         let command = ["sh", "-c", script].map(str::to_owned).to_vec();
         let mut source = Source::Command(command).open().unwrap();
         let mut bytes = Vec::new();
-        source.reader.read_to_end(&mut bytes).unwrap();
+        reader_of(&mut source).read_to_end(&mut bytes).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         (bytes, runtime.block_on(source.guard.finish()))
     }
@@ -349,7 +401,7 @@ mod tests {
         let command = ["sh", "-c", "sleep 1000 & echo $!; wait"].map(str::to_owned).to_vec();
         let mut source = Source::Command(command).open().unwrap();
         let mut text = [0; 16];
-        let count = source.reader.read(&mut text).unwrap();
+        let count = reader_of(&mut source).read(&mut text).unwrap();
         let pid: u32 = std::str::from_utf8(&text[..count]).unwrap().trim().parse().unwrap();
         drop(source);
         let is_gone = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -373,7 +425,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut source = Source::File(path.clone()).open().unwrap();
         assert_eq!(source.size_hint, Some(3));
-        assert_eq!(source.entry.path, b"dump.sql");
+        let Content::Single(_, entry) = &source.content else { panic!("not a file") };
+        assert_eq!(entry.path, b"dump.sql");
         assert!(!runtime.block_on(source.guard.finish()).unwrap().changed);
         std::fs::write(&path, b"longer").unwrap();
         assert!(runtime.block_on(source.guard.finish()).unwrap().changed);

@@ -88,6 +88,11 @@ impl Output {
             .map_err(|error| ClientError::file("print the result", error))
     }
 
+    /// Prints a piece of an object that is too long to be held.
+    pub fn put_json(&self, text: &str) -> Result<(), ClientError> {
+        print(self.is_piped, text).map_err(|error| ClientError::file("print the result", error))
+    }
+
     /// The way to read that the options name.
     pub async fn access(
         &self,

@@ -32,6 +32,7 @@ use zeroize::Zeroizing;
 
 use crate::age_file::{self, AgeFileError};
 use crate::error::ClientError;
+use crate::fetch::Fetcher;
 use crate::history;
 use crate::keys::{ConvergenceSecret, PlaintextHash, PlaintextKeys};
 use crate::kit::Kit;
@@ -128,6 +129,11 @@ pub fn open_wrapped_secret(
 }
 
 impl ReadAccess {
+    /// Reads the envelopes of an opened snapshot.
+    pub fn fetcher(&self, opened: &OpenRecord) -> Fetcher {
+        Fetcher::new(self.client.clone(), self.namespace, opened.keys.clone())
+    }
+
     /// Reads with an enrolled profile, which must be of role `restore` to read records.
     pub async fn with_profile(
         profile: &mut Profile,
@@ -318,6 +324,11 @@ impl ReadAccess {
 }
 
 impl OpenRecord {
+    /// Level of the root.
+    pub fn level(&self) -> u8 {
+        self.record.body.root_level
+    }
+
     /// The root, as a node above it would name it.
     pub fn root(&self) -> NodeChild {
         let private = &self.key_block.private;

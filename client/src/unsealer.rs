@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -32,14 +33,22 @@ const IDLE_BUFFER_MAX_BYTES: usize = 1 << 20;
 
 /// Where plaintext goes.
 pub trait Sink: Send {
-    /// Takes the next bytes of the stream.
-    fn write(&mut self, plaintext: &[u8]) -> io::Result<()>;
+    /// Takes bytes of the stream, and how many of its bytes come before. What was not asked for
+    /// is left out; the rest comes in order.
+    fn write(&mut self, offset: u64, plaintext: &[u8]) -> io::Result<()>;
+
+    /// Everything that was asked for has come.
+    fn end(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Some neighbouring chunks, sealed.
 pub struct Job {
-    /// Place of the first among the stream's chunks.
+    /// Place of the first among the chunks that are asked for.
     pub first: u64,
+    /// Bytes of the stream before it.
+    pub offset: u64,
     /// What the nodes say of them.
     pub leaves: Vec<NodeChild>,
     /// Their envelopes, one after another.
@@ -55,11 +64,13 @@ pub struct Unsealer {
     jobs: Sender<Job>,
     room: Arc<Semaphore>,
     idle_envelopes: Receiver<Vec<u8>>,
+    is_whole: Arc<AtomicBool>,
     outcome: oneshot::Receiver<Result<u64, ClientError>>,
 }
 
 struct Opened {
     first: u64,
+    offset: u64,
     chunk_count: u64,
     plaintext: Vec<u8>,
     room: Option<OwnedSemaphorePermit>,
@@ -92,7 +103,9 @@ impl Unsealer {
         let units = usize::try_from(room_bytes / ROOM_UNIT_BYTES).unwrap_or(1).max(1);
         let room = Arc::new(Semaphore::new(units));
         let (tell, outcome) = oneshot::channel();
-        let writer = Writer { to_write, home, sink, monitor: monitor.clone() };
+        let is_whole = Arc::new(AtomicBool::new(false));
+        let writer =
+            Writer { to_write, home, sink, monitor: monitor.clone(), is_whole: is_whole.clone() };
         let closing = room.clone();
         spawn("write".into(), move || {
             let written = writer.work();
@@ -100,7 +113,7 @@ impl Unsealer {
             closing.close();
             let _ = tell.send(written);
         })?;
-        Ok(Self { jobs, room, idle_envelopes, outcome })
+        Ok(Self { jobs, room, idle_envelopes, is_whole, outcome })
     }
 
     /// Waits for room for `bytes` of plaintext; nothing when the writer has failed.
@@ -122,6 +135,8 @@ impl Unsealer {
     /// Waits until everything that was sent is written; gives the number of bytes. All handles
     /// must be dropped before.
     pub async fn finish(self) -> Result<u64, ClientError> {
+        // A run that fails before this drops its handles as well, and is not whole.
+        self.is_whole.store(true, Ordering::Release);
         drop(self.jobs);
         self.outcome.await.map_err(|_| ClientError::Bug("the writer thread ended".into()))?
     }
@@ -161,7 +176,8 @@ impl Worker {
         job.envelopes.clear();
         keep(&self.envelopes_home, job.envelopes);
         let chunk_count = count_of(job.leaves.len());
-        Ok(Opened { first: job.first, chunk_count, plaintext, room: job.room })
+        let Job { first, offset, room, .. } = job;
+        Ok(Opened { first, offset, chunk_count, plaintext, room })
     }
 }
 
@@ -178,6 +194,7 @@ struct Writer {
     home: Sender<Vec<u8>>,
     sink: Box<dyn Sink>,
     monitor: Monitor,
+    is_whole: Arc<AtomicBool>,
 }
 
 impl Writer {
@@ -189,9 +206,7 @@ impl Writer {
             early.insert(opened.first, opened);
             while let Some(turn) = early.remove(&next) {
                 next = next.saturating_add(turn.chunk_count);
-                self.sink
-                    .write(&turn.plaintext)
-                    .map_err(|error| ClientError::file("write what was restored", error))?;
+                self.sink.write(turn.offset, &turn.plaintext).map_err(failed)?;
                 let length = count_of(turn.plaintext.len());
                 bytes = bytes.saturating_add(length);
                 self.monitor.add_done(length);
@@ -200,10 +215,17 @@ impl Writer {
             }
         }
         if early.is_empty() {
+            if self.is_whole.load(Ordering::Acquire) {
+                self.sink.end().map_err(failed)?;
+            }
             return Ok(bytes);
         }
         Err(ClientError::Bug("a part of the stream never came".into()))
     }
+}
+
+fn failed(error: io::Error) -> ClientError {
+    ClientError::file("write what was restored", error)
 }
 
 /// Gives a buffer back for the next job.

@@ -24,12 +24,14 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::budget::{PENDING_BYTES, QUESTIONS_MAX, RESEALS_MAX, UPLOADS_MAX};
 use crate::challenge::{self, Sampler};
 use crate::error::ClientError;
-use crate::pipeline::{Content, Piece, Pipeline, PipelineOptions, Report, seal_here};
+use crate::feed::Stream;
+use crate::keys::PlaintextKeys;
+use crate::pipeline::{Content, Piece, Pipeline, Report};
 use crate::progress::Monitor;
 use crate::session::{Session, Setback};
 use crate::transport::Body;
 use crate::tree::SealedRoot;
-use crate::window::{Settled, Stream, Ticket, Unasked, Window, WindowCounts};
+use crate::window::{Settled, Ticket, Unasked, Window, WindowCounts};
 
 /// What waits longer than this is sent although it does not fill a request.
 const FLUSH_STEP: Duration = Duration::from_millis(500);
@@ -72,7 +74,6 @@ impl Acknowledged {
 pub struct Uploader {
     session: Session,
     pipeline: Pipeline,
-    pipeline_options: PipelineOptions,
     ask: bool,
     request_bytes: usize,
     monitor: Monitor,
@@ -80,7 +81,7 @@ pub struct Uploader {
     sampler: Sampler,
 
     next_run: u64,
-    early_runs: BTreeMap<u64, Vec<Piece>>,
+    early_runs: BTreeMap<u64, (Stream, Vec<Piece>)>,
     end: Option<(u64, u64)>,
     is_whole: bool,
 
@@ -116,15 +117,14 @@ impl Uploader {
     pub fn new(
         session: Session,
         pipeline: Pipeline,
-        pipeline_options: PipelineOptions,
+        keys: &PlaintextKeys,
         options: &UploadOptions,
         monitor: &Monitor,
     ) -> Self {
         Self {
-            window: Window::new(&pipeline_options.keys),
+            window: Window::new(keys),
             session,
             pipeline,
-            pipeline_options,
             ask: options.ask,
             request_bytes: options.request_bytes,
             monitor: monitor.clone(),
@@ -151,21 +151,13 @@ impl Uploader {
         }
     }
 
-    /// Runs until the server has acknowledged everything. `catalogue_of` makes the catalogue when
-    /// the data stream's length is known.
-    pub async fn run(
-        mut self,
-        catalogue_of: impl Fn(u64) -> Vec<u8>,
-    ) -> Result<Acknowledged, ClientError> {
+    /// Runs until the server has acknowledged everything.
+    pub async fn run(mut self) -> Result<Acknowledged, ClientError> {
         let mut flush = flush_timer();
         let mut is_flush_due = false;
         loop {
             self.admit_runs();
-            if self.has_all_runs() && !self.is_whole {
-                self.is_whole = true;
-                let catalogue = catalogue_of(self.data_bytes());
-                self.admit_catalogue(&catalogue)?;
-            }
+            self.is_whole |= self.has_all_runs();
             if self.is_whole && self.window.has_no_chunk() && self.window.root().is_none() {
                 let tickets = self.window.finish()?;
                 self.enqueue_new(tickets);
@@ -205,8 +197,8 @@ impl Uploader {
 
     fn handle_report(&mut self, report: Report) -> Result<(), ClientError> {
         match report {
-            Report::Run { index, pieces } => {
-                self.early_runs.insert(index, pieces);
+            Report::Run { index, stream, pieces } => {
+                self.early_runs.insert(index, (stream, pieces));
             }
             Report::Resealed { ticket, piece } => {
                 self.resealing_count = self.resealing_count.saturating_sub(1);
@@ -220,8 +212,8 @@ impl Uploader {
                     (true, _) => self.to_ask.push(&self.window, ticket),
                 }
             }
-            Report::End { run_count, plaintext_bytes } => {
-                self.end = Some((run_count, plaintext_bytes));
+            Report::End { run_count, data_bytes } => {
+                self.end = Some((run_count, data_bytes));
             }
             Report::Failed(error) => return Err(error),
         }
@@ -231,20 +223,13 @@ impl Uploader {
     /// Takes runs over in stream order while there is room for their envelopes.
     fn admit_runs(&mut self) {
         while self.window.pending_bytes() < PENDING_BYTES {
-            let Some(pieces) = self.early_runs.remove(&self.next_run) else { return };
+            let Some((stream, pieces)) = self.early_runs.remove(&self.next_run) else { return };
             self.next_run = self.next_run.saturating_add(1);
             self.pipeline.permit();
             for piece in pieces {
-                self.admit(piece, Stream::Data);
+                self.admit(piece, stream);
             }
         }
-    }
-
-    fn admit_catalogue(&mut self, catalogue: &[u8]) -> Result<(), ClientError> {
-        // One entry, far below the smallest chunk; lists of files will come through the chunker.
-        let piece = seal_here(&self.pipeline_options, catalogue)?;
-        self.admit(piece, Stream::Catalogue);
-        Ok(())
     }
 
     fn admit(&mut self, piece: Piece, stream: Stream) {

@@ -15,6 +15,7 @@ use strongroom_protocol::id::SealedDigest;
 
 use crate::budget::QUESTION_MIN_BYTES;
 use crate::error::ClientError;
+use crate::feed::Stream;
 use crate::keys::PlaintextKeys;
 use crate::pipeline::{Content, Piece};
 use crate::sealer::SealedNode;
@@ -27,15 +28,6 @@ pub enum Ticket {
     Chunk(u64),
     /// A node, by its place among nodes.
     Node(u64),
-}
-
-/// Which of a snapshot's streams a chunk is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stream {
-    /// The list of files.
-    Catalogue,
-    /// Their bytes.
-    Data,
 }
 
 /// How a chunk or node came to be on the server.

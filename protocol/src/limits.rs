@@ -67,6 +67,8 @@ pub const XATTR_MAX_BYTES: u32 = 64 * 1024;
 pub const HOLES_MAX: u32 = 1024 * 1024;
 /// Longest catalogue entry, in bytes.
 pub const CATALOGUE_ENTRY_MAX_BYTES: u32 = 32 * 1024 * 1024;
+/// Longest catalogue that is read: some hundred million files.
+pub const CATALOGUE_MAX_BYTES: u64 = 16 << 30;
 
 // --- Ledger ---------------------------------------------------------------------------------
 

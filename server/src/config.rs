@@ -65,7 +65,7 @@ pub struct StoreConfig {
     pub segment: Size,
     /// Small sessions' envelopes are folded into a segment at this size.
     pub inbox_fold: Size,
-    /// Cache for blocks and indexes.
+    /// Cache for blocks and indexes; 0 is as large as the index needs it.
     pub block_cache: Size,
     /// Uploads stop when less than this, and what is under way, would be free.
     pub reserve: Size,
@@ -218,7 +218,7 @@ impl Default for StoreConfig {
         Self {
             segment: Size(256 << 20),
             inbox_fold: Size(64 << 20),
-            block_cache: Size(64 << 20),
+            block_cache: Size(0),
             reserve: Size(1 << 30),
             idle_seal: Period::seconds(60),
         }

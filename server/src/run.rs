@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 
 use crate::error::ServerError;
@@ -64,8 +65,10 @@ impl BoundServer {
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);
+        tell_service_manager(NotifyState::Ready);
         until.await;
         tracing::info!("stopping");
+        tell_service_manager(NotifyState::Stopping);
 
         stopper.stop();
         cycles.stop();
@@ -75,10 +78,17 @@ impl BoundServer {
                 tracing::error!(%error, "a task ended badly");
             }
         }
-        let settled = tokio::task::spawn_blocking(move || repository.settle()).await;
+        let settled = tokio::task::spawn_blocking(move || repository.rest()).await;
         settled.map_err(|error| ServerError::Bug(error.to_string()))??;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Says how the service stands, to a service manager that wants to know (`NOTIFY_SOCKET`).
+fn tell_service_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager could not be told");
     }
 }
 

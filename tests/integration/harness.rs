@@ -198,7 +198,7 @@ pub async fn restored_with_kit(
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("restored");
     let target = Target::Path(to.clone());
-    let options = RestoreOptions { target, overwrite: false, unverified: false };
+    let options = RestoreOptions::to(target);
     let summary = restore::restore(&access, record, &options, &Monitor::hidden()).await.unwrap();
     assert!(summary.is_verified && summary.is_from_replica == from_replica);
     std::fs::read(to).unwrap()
@@ -403,10 +403,19 @@ impl Tree {
 
     /// A tree that says of its leaves what `lie` makes of the truth.
     pub fn seal_as(keys: &EpochKeys, pieces: &[&[u8]], lie: impl Fn(&mut Leaf)) -> Self {
+        let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
+        Self::seal_with(keys, &catalogue::encode(&[entry]), pieces, lie)
+    }
+
+    /// A tree with any catalogue.
+    pub fn seal_with(
+        keys: &EpochKeys,
+        catalogue: &[u8],
+        pieces: &[&[u8]],
+        lie: impl Fn(&mut Leaf),
+    ) -> Self {
         let keys = keys.plaintext();
         let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
-        let entry = catalogue::Entry::empty(catalogue::Kind::Stream);
-        let catalogue = catalogue::encode(&[entry]);
         let mut leaf = |plaintext: &[u8]| {
             let (mut leaf, envelope) = seal_leaf(keys, plaintext);
             chunks.push(envelope);
@@ -422,7 +431,7 @@ impl Tree {
             builder.finish(&mut sink).unwrap()
         };
         let mut keep = |node| nodes.push(node);
-        let catalogue = stream(&[&catalogue], &mut keep);
+        let catalogue = stream(&[catalogue], &mut keep);
         let data = stream(pieces, &mut keep);
         let root = join(keys, catalogue, data, &mut keep);
         Self { chunks, nodes, root }

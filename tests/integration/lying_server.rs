@@ -305,11 +305,7 @@ async fn lying_server_is_caught() {
     lies.has_all.store(false, Ordering::SeqCst);
     let access = ReadAccess::with_kit(&writer.kit(), &writer.connect, false).await.unwrap();
     let restored = folder.path().join("restored.sql");
-    let options = RestoreOptions {
-        target: Target::Path(restored.clone()),
-        overwrite: false,
-        unverified: false,
-    };
+    let options = RestoreOptions::to(Target::Path(restored.clone()));
     let monitor = strongroom_client::progress::Monitor::hidden();
     restore::restore(&access, summary.snapshot, &options, &monitor).await.unwrap();
     assert!(std::fs::read(&restored).unwrap() == std::fs::read(&day1).unwrap());
@@ -340,11 +336,8 @@ async fn a_flipped_bit_never_reaches_a_restored_file() {
     lies.flips.store(true, Ordering::SeqCst);
     let access = ReadAccess::with_kit(&writer.kit(), &connect_to(address), false).await.unwrap();
     let restored = folder.path().join("restored.sql");
-    let options = RestoreOptions {
-        target: Target::Path(restored.clone()),
-        overwrite: false,
-        unverified: true,
-    };
+    let target = Target::Path(restored.clone());
+    let options = RestoreOptions { unverified: true, ..RestoreOptions::to(target) };
     let monitor = strongroom_client::progress::Monitor::hidden();
     let restoring = restore::restore(&access, summary.snapshot, &options, &monitor);
     let error = restoring.await.unwrap_err();

@@ -95,7 +95,7 @@ pub async fn check(
     for record in shown.iter().skip(skipped) {
         let to = folder.path().join("restored");
         let target = Target::Path(to.clone());
-        let options = RestoreOptions { target, overwrite: true, unverified: false };
+        let options = RestoreOptions { overwrite: true, ..RestoreOptions::to(target) };
         restore::restore(&access, *record, &options, &Monitor::hidden()).await.unwrap();
         let hash = *blake3::hash(&std::fs::read(&to).unwrap()).as_bytes();
         // What was never acknowledged may be there, and must be whole: it was restored.

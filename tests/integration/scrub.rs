@@ -227,7 +227,7 @@ async fn a_reader_that_meets_damage_marks_it_and_the_client_says_what_to_do() {
     let access = ReadAccess::with_kit(&kit, &connect, false).await.unwrap();
     let target = files.path().join("restored");
     let options =
-        RestoreOptions { target: Target::Path(target.clone()), overwrite: true, unverified: false };
+        RestoreOptions { overwrite: true, ..RestoreOptions::to(Target::Path(target.clone())) };
     let restored = restore::restore(&access, summary.snapshot, &options, &Monitor::hidden()).await;
     let message = restored.unwrap_err().to_string();
     assert!(message.contains("damaged") && message.contains("--from-replica"), "{message}");

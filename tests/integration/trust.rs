@@ -27,7 +27,7 @@ async fn restore_with(
     unverified: bool,
 ) -> Result<(), ClientError> {
     let target = Target::Path(to.to_path_buf());
-    let options = RestoreOptions { target, overwrite: false, unverified };
+    let options = RestoreOptions { unverified, ..RestoreOptions::to(target) };
     let found = snapshot::find(access, snapshot).await?.snapshot;
     restore::restore(access, found, &options, &Monitor::hidden()).await.map(drop)
 }

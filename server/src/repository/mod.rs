@@ -423,6 +423,13 @@ impl Repository {
         Ok(())
     }
 
+    /// Settles, and leaves nothing in the log that the next start would have to replay.
+    pub fn rest(&self) -> Result<(), ServerError> {
+        self.settle()?;
+        self.store.flush_rows()?;
+        Ok(())
+    }
+
     fn namespace(&self, id: &NamespaceId) -> Result<Arc<Namespace>, ServerError> {
         self.registry.namespace(id).ok_or_else(ServerError::not_found)
     }

@@ -9,7 +9,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use rocksdb::{Cache, ColumnFamily, ColumnFamilyDescriptor, DB, ReadOptions, WriteBatch};
+use rocksdb::properties::LIVE_SST_FILES_SIZE;
+use rocksdb::{
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, ReadOptions, WriteBatch,
+};
 
 use super::engine;
 use super::error::StoreError;
@@ -201,6 +204,21 @@ impl Meta {
         self.observer.synced(self.observer.monotonic().saturating_sub(began));
         self.observer.step(Step::MetaSynced);
         Ok(())
+    }
+
+    /// Size of a family's tables; no file is looked at.
+    pub(super) fn table_bytes(&self, family: Family) -> Result<u64, StoreError> {
+        let bytes = self.db.property_int_value_cf(self.family(family)?, LIVE_SST_FILES_SIZE);
+        Ok(bytes.map_err(|error| StoreError::engine("measure meta", &error))?.unwrap_or(0))
+    }
+
+    /// Writes what only the log holds to tables. A failure is final: no retry.
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.poison.check()?;
+        let families: Vec<_> =
+            Family::ALL.into_iter().map(|family| self.family(family)).collect::<Result<_, _>>()?;
+        let result = self.db.flush_cfs_opt(&families, &FlushOptions::default());
+        self.poison.guard(result.map_err(|error| StoreError::engine("flush meta", &error)))
     }
 
     /// Handle of a family; all of them are made at open.

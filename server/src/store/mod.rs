@@ -22,9 +22,10 @@
 //!
 //! Reading order: `schema`, `table`, `segments`, `unsealed`, `appender`, `sealer`, `inbox`,
 //! `index`, `reader`, `meta`, `records`, `rebuild`, `collect`, `evacuate`, `open_check`, `engine`,
-//! `poison`.
+//! `cache`, `poison`.
 
 mod appender;
+mod cache;
 pub mod collect;
 pub mod damage;
 mod engine;
@@ -58,11 +59,11 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
-use rocksdb::Cache;
 use strongroom_protocol::id::SealedDigest;
 
 pub use self::appender::NewEnvelope;
 use self::appender::{Appender, Job, OPEN_MAX, SEALING_MAX, SegmentLimits};
+use self::cache::BlockCache;
 use self::collect::{Collection, Found, IndexPosition, Move};
 use self::error::StoreError;
 use self::inbox::{FoldLimits, Inbox};
@@ -95,7 +96,7 @@ pub struct StoreOptions {
     pub idle_seal_ms: u64,
     /// Size at which the inbox is folded into a segment.
     pub inbox_fold_bytes: u64,
-    /// Cache of blocks, indexes and filters, for both databases.
+    /// Cache of blocks, indexes and filters, for both databases; 0 is as the index needs it.
     pub block_cache_bytes: u64,
     /// Free space that uploads must leave.
     pub reserve_bytes: u64,
@@ -110,7 +111,7 @@ impl Default for StoreOptions {
             segment_slots_max: 262_144,
             idle_seal_ms: 60_000,
             inbox_fold_bytes: 64 << 20,
-            block_cache_bytes: 64 << 20,
+            block_cache_bytes: 0,
             reserve_bytes: 1 << 30,
             observer: Arc::new(Unobserved),
         }
@@ -357,6 +358,12 @@ impl Store {
         self.open.collection.strike(segment, batch)
     }
 
+    /// Writes to tables what of all rows only the log holds, so that the next open replays nothing.
+    /// For an orderly end; it changes nothing that a reader sees, and nothing needs it.
+    pub fn flush_rows(&self) -> Result<(), StoreError> {
+        self.open.meta.flush()
+    }
+
     /// The observer that the store was opened with.
     pub fn observer(&self) -> &Arc<dyn Observer> {
         &self.open.observer
@@ -375,6 +382,7 @@ struct OpenStore {
     unsealed: Arc<Unsealed>,
     gauges: Arc<Gauges>,
     poison: Arc<Poison>,
+    cache: Arc<BlockCache>,
     noticed: Arc<Noticed>,
     observer: Arc<dyn Observer>,
     orphans: Mutex<Vec<u32>>,
@@ -391,9 +399,8 @@ impl OpenStore {
     fn start(folder: &Path, options: StoreOptions) -> Result<(Self, OpenReport), StoreError> {
         let observer = options.observer;
         let poison = Arc::new(Poison::new(observer.clone()));
-        let cache_bytes = usize::try_from(options.block_cache_bytes).unwrap_or(usize::MAX);
-        let cache = Cache::new_lru_cache(cache_bytes);
-        let opened = open_check::open(folder, &cache, &poison, &observer)?;
+        let cache = Arc::new(BlockCache::new(options.block_cache_bytes));
+        let opened = open_check::open(folder, cache.engine(), &poison, &observer)?;
         let (meta, segments, gauges) = (opened.meta, opened.segments, opened.gauges);
         let unsealed = Arc::new(Unsealed::default());
         let noticed = Arc::new(Noticed::default());
@@ -440,6 +447,7 @@ impl OpenStore {
             unsealed,
             gauges,
             poison,
+            cache,
             noticed,
             observer,
             orphans: Mutex::new(opened.report.orphans.clone()),
@@ -469,6 +477,7 @@ impl OpenStore {
             inbox: self.inbox.clone(),
             gauges: self.gauges.clone(),
             poison: self.poison.clone(),
+            cache: self.cache.clone(),
             noticed: self.noticed.clone(),
             observer: self.observer.clone(),
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::appender::{Appender, Job};
+use super::cache::BlockCache;
 use super::error::StoreError;
 use super::inbox::Inbox;
 use super::index::Index;
@@ -37,6 +38,7 @@ pub(super) struct Sealer {
     pub(super) inbox: Arc<Inbox>,
     pub(super) gauges: Arc<Gauges>,
     pub(super) poison: Arc<Poison>,
+    pub(super) cache: Arc<BlockCache>,
     pub(super) noticed: Arc<Noticed>,
     pub(super) observer: Arc<dyn Observer>,
 }
@@ -48,6 +50,7 @@ impl Sealer {
         jobs: Receiver<Job>,
         idle: Duration,
     ) -> Result<JoinHandle<()>, StoreError> {
+        self.fit_cache()?;
         std::thread::Builder::new()
             .name("sealer".to_owned())
             .spawn(move || {
@@ -80,6 +83,12 @@ impl Sealer {
         }
     }
 
+    /// The index is largest here, and at open.
+    fn fit_cache(&self) -> Result<(), StoreError> {
+        self.cache.fit(self.meta.table_bytes(Family::Index)?);
+        Ok(())
+    }
+
     fn seal(&self, mut segment: Box<SegmentWriter>) -> Result<(), StoreError> {
         let began = self.observer.monotonic();
         let copies = RecordCopies::collect(&self.meta)?;
@@ -100,6 +109,7 @@ impl Sealer {
         self.gauges.sealed(&catalogued);
         self.unsealed.done(segment.number(), segment.rows(), segment.bytes());
         drop(order);
+        self.fit_cache()?;
         let elapsed = self.observer.monotonic().saturating_sub(began);
         self.observer.sealed(catalogued.file_bytes, elapsed);
         Ok(())

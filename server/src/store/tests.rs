@@ -105,6 +105,17 @@ fn digests(envelopes: &[NewEnvelope]) -> Vec<SealedDigest> {
     envelopes.iter().map(|envelope| envelope.digest).collect()
 }
 
+/// An image of the folder without what the log holds.
+fn image_without_log(from: &Path, to: &Path) {
+    copy_folder(from, to);
+    for entry in fs::read_dir(to.join("meta")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|ending| ending == "log") {
+            fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
+        }
+    }
+}
+
 /// Reads `wanted` back and compares every byte and the order.
 fn assert_readable(store: &Store, wanted: &[NewEnvelope]) {
     let mut positions = Vec::new();
@@ -128,6 +139,34 @@ fn rows(store: &Store, wanted: &[NewEnvelope]) -> Vec<Option<IndexRow>> {
 
 fn known(store: &Store, wanted: &[NewEnvelope]) -> usize {
     rows(store, wanted).iter().flatten().count()
+}
+
+#[test]
+fn rows_that_were_flushed_need_no_log() {
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    let store = open(&data);
+    let wanted = envelopes(0..50);
+    store.append(NS, wanted.clone()).unwrap();
+    store.seal().unwrap();
+    store.sync().unwrap();
+    let before = folder.path().join("before");
+    image_without_log(&data, &before);
+    store.flush_rows().unwrap();
+    let after = folder.path().join("after");
+    image_without_log(&data, &after);
+    assert!(store.open.meta.table_bytes(Family::Index).unwrap() > 0);
+    drop(store);
+    let (again, _) = Store::open(&data, options()).unwrap();
+    assert!(again.open.meta.table_bytes(Family::Index).unwrap() > 0, "known without a read");
+    drop(again);
+    // What was only in the log is lost with it, so this looks at what it should.
+    let found = Store::open(&before, options()).map(|(store, _)| {
+        let rows = store.lookup(NS, &digests(&wanted)).unwrap();
+        rows.into_iter().flatten().count()
+    });
+    assert!(!matches!(found, Ok(1..)), "rows were in tables before the flush: {found:?}");
+    assert_readable(&open(&after), &wanted);
 }
 
 #[test]
