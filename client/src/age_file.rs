@@ -8,14 +8,19 @@
 
 use std::io::{Read, Write};
 
-use age::secrecy::ExposeSecret;
-use age::{Decryptor, Encryptor, Identity, Recipient, tag, tagpq, x25519};
+use age::secrecy::{ExposeSecret, SecretString};
+use age::{Decryptor, Encryptor, Identity, Recipient, scrypt, tag, tagpq, x25519};
 use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 /// Longest plaintext that is taken from an age file: more than any format of ours holds.
 const PLAINTEXT_MAX_BYTES: u64 = 4 * DESCRIPTOR_MAX_BYTES as u64;
+
+/// scrypt's cost of a passphrase: 2^18, a second and 256 MiB, as the `age` program takes.
+const WORK_FACTOR: u8 = 18;
+/// A file that asks for more is not opened: it would stop the machine, not a thief.
+const WORK_FACTOR_MAX: u8 = 20;
 
 /// An age file cannot be made or opened.
 #[derive(Debug, Error)]
@@ -32,6 +37,9 @@ pub enum AgeFileError {
     /// age could not open.
     #[error("age file: does not open with the given identity; use the recovery kit's")]
     Open(#[source] age::DecryptError),
+    /// age could not open with the passphrase.
+    #[error("age file: does not open with this passphrase; type it again, or make the file again")]
+    Passphrase(#[source] age::DecryptError),
     /// The encrypted part is damaged or too long.
     #[error("age file: contents are damaged")]
     Contents(#[source] std::io::Error),
@@ -45,7 +53,24 @@ pub fn seal_to(recipients: &[String], plaintext: &[u8]) -> Result<Vec<u8>, AgeFi
     let recipients: Vec<_> =
         recipients.iter().map(|text| parse_recipient(text)).collect::<Result<_, _>>()?;
     let borrowed = recipients.iter().map(|recipient| recipient.as_ref() as &dyn Recipient);
-    let encryptor = Encryptor::with_recipients(borrowed).map_err(AgeFileError::Seal)?;
+    seal(borrowed, plaintext)
+}
+
+/// A new age file with `plaintext` under a passphrase.
+///
+/// # Errors
+/// When age cannot seal.
+pub fn seal_with_passphrase(passphrase: &str, plaintext: &[u8]) -> Result<Vec<u8>, AgeFileError> {
+    let mut recipient = scrypt::Recipient::new(SecretString::from(passphrase.to_owned()));
+    recipient.set_work_factor(WORK_FACTOR);
+    seal(std::iter::once(&recipient as &dyn Recipient), plaintext)
+}
+
+fn seal<'a>(
+    recipients: impl Iterator<Item = &'a dyn Recipient>,
+    plaintext: &[u8],
+) -> Result<Vec<u8>, AgeFileError> {
+    let encryptor = Encryptor::with_recipients(recipients).map_err(AgeFileError::Seal)?;
     let mut file = Vec::with_capacity(plaintext.len() + 512);
     let mut writer = encryptor.wrap_output(&mut file).map_err(AgeFileError::Contents)?;
     writer.write_all(plaintext).map_err(AgeFileError::Contents)?;
@@ -63,9 +88,29 @@ pub fn open_with<S: AsRef<str>>(
 ) -> Result<Zeroizing<Vec<u8>>, AgeFileError> {
     let identities: Vec<_> =
         identities.iter().map(|text| parse_identity(text.as_ref())).collect::<Result<_, _>>()?;
-    let borrowed = identities.iter().map(|identity| identity as &dyn Identity);
-    let decryptor = Decryptor::new_buffered(file).map_err(AgeFileError::Open)?;
-    let reader = decryptor.decrypt(borrowed).map_err(AgeFileError::Open)?;
+    open(identities.iter().map(|identity| identity as &dyn Identity), file, AgeFileError::Open)
+}
+
+/// The plaintext of an age file under a passphrase.
+///
+/// # Errors
+/// When the passphrase is another, or the file is damaged.
+pub fn open_with_passphrase(
+    passphrase: &str,
+    file: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, AgeFileError> {
+    let mut identity = scrypt::Identity::new(SecretString::from(passphrase.to_owned()));
+    identity.set_max_work_factor(WORK_FACTOR_MAX);
+    open(std::iter::once(&identity as &dyn Identity), file, AgeFileError::Passphrase)
+}
+
+fn open<'a>(
+    identities: impl Iterator<Item = &'a dyn Identity>,
+    file: &[u8],
+    refused: impl Fn(age::DecryptError) -> AgeFileError,
+) -> Result<Zeroizing<Vec<u8>>, AgeFileError> {
+    let decryptor = Decryptor::new_buffered(file).map_err(&refused)?;
+    let reader = decryptor.decrypt(identities).map_err(&refused)?;
     // Room for all of it at once, so that growing leaves no copies behind.
     let mut plaintext = Zeroizing::new(Vec::with_capacity(file.len()));
     let mut bounded = reader.take(PLAINTEXT_MAX_BYTES);

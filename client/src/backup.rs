@@ -38,7 +38,7 @@ use crate::durable;
 use crate::error::ClientError;
 use crate::files::collect::Collected;
 use crate::history;
-use crate::keys::{EpochKeys, PlaintextKeys, public_key_of};
+use crate::keys::{EpochKeys, PlaintextKeys};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::profile::{ConnectOptions, Profile};
 use crate::progress::Monitor;
@@ -211,14 +211,8 @@ impl<'a> Writer<'a> {
         let descriptor = fetch_descriptor(profile, &client).await?;
         let (namespace, contents) = (descriptor.namespace(), descriptor.contents());
         let secret = profile.convergence_secret()?;
-        let keys = EpochKeys::derive(&secret, &namespace, contents.epoch);
-        if public_key_of(&keys.record_key()) != contents.record_key {
-            return Err(ClientError::Usage(format!(
-                "the namespace is at epoch {}, and this machine has the secret of another: enrol \
-                 it again with the new secret",
-                contents.epoch
-            )));
-        }
+        let keys = EpochKeys::of_descriptor(&descriptor, &secret);
+        let keys = keys.ok_or_else(|| ClientError::epoch_ended(contents.epoch))?;
         let repository = profile.settings().ledger_key;
         let scope = CacheScope { repository, namespace, epoch: contents.epoch };
         let cache = Arc::new(open_cache(profile, scope, keys.plaintext(), options.cache)?);

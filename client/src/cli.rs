@@ -8,6 +8,7 @@ use strongroom_protocol::id::Label;
 
 use crate::arguments::{parse_percent, parse_range};
 use crate::audit_cli::Audit;
+use crate::key_cli::{Key, NewKeys};
 use crate::options::{Global, Reading, Until};
 use crate::retention_cli::{Clock, Decision, Hold, PolicyCommand, Prune, Retain};
 
@@ -42,7 +43,7 @@ pub enum Command {
     Setup(Setup),
     /// Enrol this machine with a token
     Enroll(Enroll),
-    /// Make the keys of a new namespace, or test a recovery kit
+    /// Keys of a namespace: make them, hand them on, change who opens its backups
     #[command(subcommand)]
     Key(Key),
     /// Back up files, folders, standard input, or the standard output of a command
@@ -126,26 +127,6 @@ SNAPSHOT is SOURCE, SOURCE@latest, latest, an id, or at least 4 digits of one. A
 as they are verified: if restore fails in the middle, what was piped is the start of the dump, and
 the exit code is not 0.";
 
-const PROMOTE_HELP: &str = "\
-It needs no network: carry the request to where the kit is, and the descriptor back. Compare the
-ledger key that is shown with the one that `strongroomd promote` printed on the server: whoever can
-swap the request could have another server named. Carry the descriptor to that server only:
-  strongroomd promote --data DIR --namespace NAME --descriptor FILE";
-
-/// `key new`'s choices.
-#[derive(Debug, Clone, Args)]
-pub struct NewKeys {
-    /// Average chunk in KiB (4 to 1024); fixed for the namespace
-    #[arg(long, default_value_t = 64, value_name = "KIB")]
-    pub chunk_kib: u32,
-    /// zstd level (1 to 19), or 0 for no compression; fixed for the namespace
-    #[arg(long, default_value_t = 1, value_name = "LEVEL")]
-    pub zstd_level: u8,
-    /// Further age recipient that can open the backups; may be repeated
-    #[arg(long, value_name = "AGE1...")]
-    pub recipient: Vec<String>,
-}
-
 /// `enroll`.
 #[derive(Debug, Clone, Args)]
 pub struct Enroll {
@@ -176,40 +157,6 @@ pub struct Setup {
     /// How to make a new namespace.
     #[command(flatten)]
     pub keys: NewKeys,
-}
-
-/// `key`.
-#[derive(Debug, Subcommand)]
-pub enum Key {
-    /// Make the keys of a new namespace; they wait in the profile until `enroll`
-    New(NewKeys),
-    /// Work with a recovery kit
-    #[command(subcommand)]
-    Kit(KitCommand),
-}
-
-/// `key kit`.
-#[derive(Debug, Subcommand)]
-pub enum KitCommand {
-    /// Does the kit still open the newest snapshot?
-    Check {
-        /// The kit, typed or scanned from the paper
-        #[arg(long, value_name = "FILE")]
-        kit: PathBuf,
-    },
-    /// Sign the descriptor that moves a namespace to the server which asks for it
-    #[command(after_help = PROMOTE_HELP)]
-    Promote {
-        /// The kit, typed or scanned from the paper
-        #[arg(long, value_name = "FILE")]
-        kit: PathBuf,
-        /// From `strongroomd promote --request FILE` on the server that is to take backups
-        #[arg(long, value_name = "FILE")]
-        request: PathBuf,
-        /// Where to write the descriptor; it is no secret
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-    },
 }
 
 /// `backup`.

@@ -3,12 +3,10 @@
 //! Results go to standard output, everything else to standard error. With `--json` the result is
 //! one object, also where the command failed: `{"error": ..., "code": ..., "exit_code": ...}`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
-use strongroom_protocol::descriptor::Codec;
 use strongroom_protocol::id::Label;
-use strongroom_protocol::limits::PROMOTION_MAX_BYTES;
 use strongroom_protocol::message::Status;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::role::Role;
@@ -17,10 +15,7 @@ use strongroom_protocol::token::{Scope, Token};
 
 use crate::audit_commands;
 use crate::backup::{self, BackupOptions, CacheUse};
-use crate::cli::{
-    Backup, Cli, Command, Enroll, Forget, Key, KitCommand, List, NewKeys, Restore, Setup, Ship,
-    Show, Verify,
-};
+use crate::cli::{Backup, Cli, Command, Enroll, Forget, List, Restore, Setup, Ship, Show, Verify};
 use crate::commit::host_name;
 use crate::durable;
 use crate::enroll::{self, EnrollOptions};
@@ -31,14 +26,13 @@ use crate::files::exclude::Excludes;
 use crate::files::restore::TreeRestoreOptions;
 use crate::files::select::Selection;
 use crate::files::walk::WalkOptions;
+use crate::key_commands;
 use crate::landing::Target;
-use crate::namespace::NamespaceOptions;
 use crate::output::{
-    backup_text, details_text, enrolled_text, kit_text, promoted_text, promotion_text,
-    restore_text, row_text, shipped_text, status_text, verify_text,
+    backup_text, details_text, enrolled_text, restore_text, row_text, shipped_text, status_text,
+    verify_text,
 };
 use crate::progress::Monitor;
-use crate::promotion;
 use crate::restore::{self, RestoreOptions};
 use crate::retention_commands;
 use crate::ship::{self, ShipOptions, Shipped};
@@ -46,7 +40,6 @@ use crate::snapshot::{self, SnapshotSummary};
 use crate::source::Source;
 use crate::standby::{self, Purpose};
 use crate::terminal::{Output, read_kit, report};
-use crate::trust::ReadAccess;
 
 const TOKEN_FILE_MAX_BYTES: u64 = 8192;
 
@@ -80,11 +73,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
         Command::Restore(options) => return restore_one(&output, options).await,
         Command::Setup(setup) => set_up(&output, setup).await,
         Command::Enroll(options) => enroll(&output, options).await,
-        Command::Key(Key::New(keys)) => new_keys(&output, keys),
-        Command::Key(Key::Kit(KitCommand::Check { kit })) => check_kit(&output, &kit).await,
-        Command::Key(Key::Kit(KitCommand::Promote { kit, request, out })) => {
-            promote(&output, &kit, &request, out)
-        }
+        Command::Key(command) => Box::pin(key_commands::run(&output, command)).await,
         Command::Ship(options) => ship_files(&output, options).await,
         Command::List(options) => list(&output, options).await,
         Command::Diff(options) => file_commands::diff(&output, options).await,
@@ -113,7 +102,7 @@ async fn set_up(output: &Output, setup: Setup) -> Result<(), ClientError> {
     let folder = output.folder()?;
     let token = read_token(&setup.enroll.token)?;
     if matches!(token.scope, Scope::New(_)) && enroll::pending_namespace(&folder)?.is_none() {
-        enroll::new_namespace(&folder, namespace_options(setup.keys))?;
+        enroll::new_namespace(&folder, key_commands::namespace_options(setup.keys))?;
     }
     enroll(output, setup.enroll).await
 }
@@ -134,50 +123,6 @@ async fn enroll(output: &Output, options: Enroll) -> Result<(), ClientError> {
     };
     let summary = Box::pin(enroll::enroll(&folder, options)).await?;
     output.emit(&summary, || enrolled_text(&summary, &output.global.profile))
-}
-
-fn new_keys(output: &Output, keys: NewKeys) -> Result<(), ClientError> {
-    #[derive(Serialize)]
-    struct NewKeysSummary {
-        namespace: strongroom_protocol::id::NamespaceId,
-    }
-    let namespace = enroll::new_namespace(&output.folder()?, namespace_options(keys))?;
-    let summary = NewKeysSummary { namespace: namespace.namespace() };
-    output.emit(&summary, || {
-        format!(
-            "namespace {}\nIts secrets wait in this profile. Next: strongroom enroll --token \
-             TOKEN, which writes the recovery kit and removes them.\n",
-            summary.namespace
-        )
-    })
-}
-
-fn namespace_options(keys: NewKeys) -> NamespaceOptions {
-    NamespaceOptions {
-        chunk_average_bytes: keys.chunk_kib.saturating_mul(1024),
-        codec: match keys.zstd_level {
-            0 => Codec::None,
-            level => Codec::Zstd(level),
-        },
-        extra_recipients: keys.recipient,
-    }
-}
-
-async fn check_kit(output: &Output, path: &Path) -> Result<(), ClientError> {
-    let kit = read_kit(path)?;
-    let access = ReadAccess::with_kit(&kit, &output.connect()?, false).await?;
-    let check = Box::pin(snapshot::check_kit(&access)).await?;
-    output.emit(&check, || kit_text(&check))
-}
-
-fn promote(output: &Output, kit: &Path, request: &Path, out: PathBuf) -> Result<(), ClientError> {
-    let kit = read_kit(kit)?;
-    let request = durable::read(request, u64::from(PROMOTION_MAX_BYTES))?;
-    let prepared = promotion::prepare(&kit, &request, out)?;
-    output.say(&promotion_text(prepared.summary()));
-    let summary = prepared.summary();
-    durable::create(&summary.file, &prepared.sign(&kit))?;
-    output.emit(summary, || promoted_text(summary))
 }
 
 async fn back_up(output: &Output, mut options: Backup) -> Result<ExitCode, ClientError> {

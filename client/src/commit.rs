@@ -233,6 +233,7 @@ fn is_hopeless(error: &ClientError) -> bool {
                 | ErrorCode::MissingChildren
                 | ErrorCode::NotFound
                 | ErrorCode::NotPrimary
+                | ErrorCode::EpochEnded
                 | ErrorCode::RetentionOutOfPolicy
         )
     )

@@ -28,6 +28,7 @@ use crate::clock;
 use crate::connection::Connection;
 use crate::durable;
 use crate::error::ClientError;
+use crate::export::Export;
 use crate::history;
 use crate::keys::{ConvergenceSecret, public_key_of};
 use crate::kit::{CheckpointFloor, KIT_MAX_BYTES, Kit};
@@ -62,8 +63,9 @@ pub struct EnrollOptions {
 
 impl EnrollOptions {
     /// What the first server of a profile has shown holds for the second too.
-    fn descriptor_floor(&self) -> u64 {
-        self.second_of.as_ref().map_or(0, |first| first.settings().descriptor_version)
+    fn descriptor_floor(&self, imported: Option<&Export>) -> u64 {
+        let first = self.second_of.as_ref().map_or(0, |first| first.settings().descriptor_version);
+        first.max(imported.map_or(0, |export| export.descriptor_version))
     }
 
     /// A further backup machine can do nothing on a server that the descriptor does not name, and a
@@ -86,7 +88,7 @@ impl EnrollOptions {
         })
     }
 
-    fn check(&self) -> Result<(), ClientError> {
+    fn check(&self, imported: Option<&Export>) -> Result<(), ClientError> {
         if self.token.role == Role::Feeder {
             return Err(ClientError::Usage(
                 "the token is for a server that lends its connections: use it there, with \
@@ -96,7 +98,7 @@ impl EnrollOptions {
         }
         match &self.second_of {
             Some(first) => check_second(&self.token, first),
-            None => check_kit(&self.token, self.kit.as_ref()),
+            None => check_kit(&self.token, self.kit.as_ref(), imported),
         }
     }
 }
@@ -159,7 +161,8 @@ pub async fn enroll(
         })?),
         _ => None,
     };
-    options.check()?;
+    let imported = Export::kept(folder)?;
+    options.check(imported.as_ref())?;
     options.ask_with_kit().await?;
 
     let identity = folder.tls_identity()?;
@@ -203,23 +206,59 @@ pub async fn enroll(
         role: answer.role,
         namespace: answer.namespace,
         namespace_name: answer.namespace_name.clone(),
-        descriptor_version: options.descriptor_floor(),
+        descriptor_version: options.descriptor_floor(imported.as_ref()),
         checkpoint: None,
     };
-    finish(folder, settings, &client, &prepared, &options, &answer).await
+    let summary = finish(folder, settings, &client, &prepared, &options, &answer).await?;
+    take_import(folder, &options, imported)?;
+    Ok(summary)
 }
 
-/// A further writer needs the kit of the very namespace that the token names: an operator who
-/// hands out a token for a namespace of his own must not get anybody's backups into it.
-fn check_kit(token: &Token, kit: Option<&Kit>) -> Result<(), ClientError> {
+/// What `key import` kept becomes the secret of a further machine, if it is that of the namespace's
+/// epoch; other enrolments leave it where it is.
+fn take_import(
+    folder: &ProfileFolder,
+    options: &EnrollOptions,
+    imported: Option<Export>,
+) -> Result<(), ClientError> {
+    let is_further = matches!(options.token.scope, Scope::Existing(..))
+        && options.token.role == Role::Backup
+        && options.kit.is_none()
+        && options.second_of.is_none();
+    let Some(imported) = imported.filter(|_| is_further) else { return Ok(()) };
+    let profile = Profile::open(folder.clone())?;
+    let descriptor = profile.kept_descriptor()?;
+    let descriptor =
+        descriptor.ok_or_else(|| ClientError::Bug("an enrolment left no descriptor".into()))?;
+    // A machine that has no secret makes no backups: it says what to do instead.
+    imported.check(&descriptor)?;
+    folder.write_convergence_secret(&imported.secret)?;
+    folder.remove_imported()
+}
+
+/// A further writer needs the kit, or an export, of the very namespace that the token names: an
+/// operator who hands out a token for a namespace of his own must not get anybody's backups into
+/// it.
+fn check_kit(
+    token: &Token,
+    kit: Option<&Kit>,
+    imported: Option<&Export>,
+) -> Result<(), ClientError> {
     let Scope::Existing(namespace, name) = &token.scope else { return Ok(()) };
-    match kit {
-        Some(kit) if kit.namespace != *namespace => Err(ClientError::Untrusted(format!(
-            "the token is for another namespace ({name}) than the kit: ask who made the token why"
-        ))),
-        None if token.role == Role::Backup => Err(ClientError::Usage(
+    let other = |what: &str| {
+        ClientError::Untrusted(format!(
+            "the token is for another namespace ({name}) than the {what}: ask who made the token \
+             why"
+        ))
+    };
+    let is_writer = token.role == Role::Backup;
+    match (kit, imported.filter(|_| is_writer)) {
+        (Some(kit), _) if kit.namespace != *namespace => Err(other("kit")),
+        (None, Some(export)) if export.namespace != *namespace => Err(other("export")),
+        (None, None) if is_writer => Err(ClientError::Usage(
             "a further backup machine of a namespace needs its convergence secret: name the \
-             recovery kit with --kit FILE (it is only read)"
+             recovery kit with --kit FILE (it is only read), or bring the secret from a machine \
+             that has it (`strongroom key export` there, `strongroom key import` here)"
                 .into(),
         )),
         _ => Ok(()),

@@ -132,6 +132,15 @@ impl ClientError {
         Self::File { what: what.into(), source }
     }
 
+    /// What to do where a machine has the convergence secret of another epoch.
+    pub fn epoch_ended(epoch: u32) -> Self {
+        Self::Usage(format!(
+            "the namespace began epoch {epoch}, and this machine has the secret of another: run \
+             `strongroom key renew --kit FILE`, or `strongroom key import FILE` with an export of \
+             a machine that has it"
+        ))
+    }
+
     /// The server's code, where it is the server that refused.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {

@@ -64,6 +64,17 @@ pub async fn demand_floor(client: &Client, floor: &CheckpointFloor) -> Result<()
     newest_after(client, floor.ledger_key, known).await.map(drop)
 }
 
+/// The newest checkpoint of the ledger of `key`, which contains what a kit has seen of it.
+pub async fn newest_beyond(
+    client: &Client,
+    key: PublicKey,
+    floor: Option<&CheckpointFloor>,
+) -> Result<Checkpoint, ClientError> {
+    let floor = floor.filter(|floor| floor.ledger_key == key);
+    let known = floor.map_or((0, None), |floor| (floor.size, Some(&floor.root)));
+    Ok(newest_after(client, key, known).await?.0)
+}
+
 /// The newest checkpoint with its note, proven to contain a tree of this size and root.
 async fn newest_after(
     client: &Client,

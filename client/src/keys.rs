@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
+use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{ChunkId, NamespaceId, PublicKey};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
@@ -120,6 +121,16 @@ impl EpochKeys {
             )),
             record_key: SigningKey::from_bytes(&seed),
         }
+    }
+
+    /// The keys of a descriptor's epoch, if `secret` is that epoch's.
+    pub fn of_descriptor(
+        descriptor: &VerifiedDescriptor,
+        secret: &ConvergenceSecret,
+    ) -> Option<Self> {
+        let contents = descriptor.contents();
+        let keys = Self::derive(secret, &descriptor.namespace(), contents.epoch);
+        (public_key_of(&keys.record_key) == contents.record_key).then_some(keys)
     }
 
     /// The keys that chunk and node hashes are made with.

@@ -16,6 +16,7 @@ use ed25519_dalek::SigningKey;
 use jiff::civil::Date;
 use qrcode::{EcLevel, QrCode};
 use serde::{Deserialize, Serialize};
+use strongroom_protocol::codec::Writer;
 use strongroom_protocol::id::{Label, NamespaceId, PublicKey, from_hex, to_hex};
 use strongroom_protocol::limits::ADDRESS_MAX_BYTES;
 use thiserror::Error;
@@ -124,6 +125,10 @@ impl Kit {
         if fields.version != FORMAT_VERSION {
             return Err(KitError::Version);
         }
+        Self::of_fields(&fields)
+    }
+
+    fn of_fields(fields: &Fields) -> Result<Self, KitError> {
         let identity = Zeroizing::new(fields.identity.clone());
         age_file::recipient_of(&identity).map_err(|_| KitError::Field("identity"))?;
         let kit = Self {
@@ -169,6 +174,42 @@ impl Kit {
         Ok(page)
     }
 
+    /// What is no secret of it.
+    pub fn public_fields(&self) -> PublicFields {
+        PublicFields {
+            namespace_name: self.namespace_name.to_string(),
+            namespace: self.namespace.to_string(),
+            servers: self.servers.clone(),
+            descriptor_version: self.descriptor_version,
+            created: self.created.to_string(),
+            checkpoint: self.checkpoint.as_ref().map(CheckpointFields::of),
+        }
+    }
+
+    /// A kit from its public part and its secrets.
+    ///
+    /// # Errors
+    /// When a field cannot be what it stands for, or keys do not belong together.
+    pub fn from_parts(
+        public: &PublicFields,
+        identity: &str,
+        authority_key: &[u8; 32],
+        access_key: &[u8; 32],
+    ) -> Result<Self, KitError> {
+        Self::of_fields(&Fields {
+            version: FORMAT_VERSION,
+            namespace_name: public.namespace_name.clone(),
+            namespace: public.namespace.clone(),
+            servers: public.servers.clone(),
+            identity: identity.to_owned(),
+            authority_key: to_hex(authority_key),
+            access_key: to_hex(access_key),
+            descriptor_version: public.descriptor_version,
+            created: public.created.clone(),
+            checkpoint: public.checkpoint.clone(),
+        })
+    }
+
     fn fields(&self) -> Result<Zeroizing<String>, KitError> {
         let fields = Fields {
             version: FORMAT_VERSION,
@@ -180,11 +221,7 @@ impl Kit {
             access_key: to_hex(self.access_key.as_bytes()),
             descriptor_version: self.descriptor_version,
             created: self.created.to_string(),
-            checkpoint: self.checkpoint.map(|floor| CheckpointFields {
-                ledger_key: floor.ledger_key.to_string(),
-                size: floor.size,
-                root: to_hex(&floor.root),
-            }),
+            checkpoint: self.checkpoint.as_ref().map(CheckpointFields::of),
         };
         let text = toml::to_string(&fields);
         text.map(Zeroizing::new).map_err(|_| KitError::Form("cannot be written"))
@@ -208,15 +245,59 @@ struct Fields {
     checkpoint: Option<CheckpointFields>,
 }
 
-#[derive(Serialize, Deserialize, Zeroize)]
+/// What is no secret of a kit, in the order of the text of a share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CheckpointFields {
+pub struct PublicFields {
+    /// The namespace's name on its server.
+    pub namespace_name: String,
+    /// The namespace.
+    pub namespace: String,
+    /// Where to look for it.
+    pub servers: Vec<String>,
+    /// No older descriptor is believed.
+    pub descriptor_version: u64,
+    /// The day it was made.
+    pub created: String,
+    /// No ledger that does not contain this one is believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointFields>,
+}
+
+impl PublicFields {
+    /// Bytes that a checksum is made over.
+    pub fn encode(&self, out: &mut Writer) {
+        out.bytes(self.namespace_name.as_bytes()).bytes(self.namespace.as_bytes());
+        out.count(self.servers.len());
+        for server in &self.servers {
+            out.bytes(server.as_bytes());
+        }
+        out.u64(self.descriptor_version).bytes(self.created.as_bytes());
+        out.bool(self.checkpoint.is_some());
+        if let Some(floor) = &self.checkpoint {
+            out.bytes(floor.ledger_key.as_bytes()).u64(floor.size).bytes(floor.root.as_bytes());
+        }
+    }
+}
+
+/// A checkpoint, field by field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointFields {
     ledger_key: String,
     size: u64,
     root: String,
 }
 
 impl CheckpointFields {
+    fn of(floor: &CheckpointFloor) -> Self {
+        Self {
+            ledger_key: floor.ledger_key.to_string(),
+            size: floor.size,
+            root: to_hex(&floor.root),
+        }
+    }
+
     fn parse(&self) -> Result<CheckpointFloor, KitError> {
         let root = from_hex(&self.root).ok_or(KitError::Field("checkpoint root"))?;
         let ledger_key = parsed(&self.ledger_key, "checkpoint ledger_key")?;
@@ -246,7 +327,7 @@ fn checked_servers(servers: &[String]) -> Result<Vec<String>, KitError> {
 }
 
 /// An SVG picture of the text, with as much redundancy as fits.
-fn qr_code(text: &str) -> Result<Zeroizing<String>, KitError> {
+pub(crate) fn qr_code(text: &str) -> Result<Zeroizing<String>, KitError> {
     let code = [EcLevel::M, EcLevel::L]
         .into_iter()
         .find_map(|level| QrCode::with_error_correction_level(text, level).ok())
@@ -257,7 +338,8 @@ fn qr_code(text: &str) -> Result<Zeroizing<String>, KitError> {
     Ok(Zeroizing::new(picture.get(start..).unwrap_or_default().to_owned()))
 }
 
-fn escaped(text: &str) -> String {
+/// Text as it stands in a page.
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

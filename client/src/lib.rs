@@ -3,7 +3,8 @@
 //! Modules, in the order in which a backup meets them:
 //!
 //! * `error`, `clock`, `durable`, `budget`: what all others stand on;
-//! * `keys`, `age_file`, `kit`, `namespace`: secrets, and how a namespace begins;
+//! * `keys`, `age_file`, `kit`, `shares`, `passphrase`, `namespace`: secrets, and how a namespace
+//!   begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
 //! * `tls`, `connection`, `transport`: requests to a pinned server;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
@@ -13,10 +14,11 @@
 //! * `fetch`, `unsealer`, `stream`, `landing`, `restore`, `snapshot`: listing snapshots and getting
 //!   them back;
 //! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
+//! * `offer`, `recipients`, `epoch`, `export`, `reprint`: the life of keys after that;
 //! * `prune`, `retention`: what is kept, and for how long;
-//! * `arguments`, `options`, `cli`, `audit_cli`, `retention_cli`, `output`, `audit_text`,
-//!   `terminal`, `commands`, `file_commands`, `audit_commands`, `retention_commands`: the command
-//!   line.
+//! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `retention_cli`, `output`,
+//!   `audit_text`, `terminal`, `commands`, `file_commands`, `audit_commands`, `key_commands`,
+//!   `retention_commands`: the command line.
 
 pub mod budget;
 pub mod clock;
@@ -27,6 +29,8 @@ pub mod age_file;
 pub mod keys;
 pub mod kit;
 pub mod namespace;
+pub mod passphrase;
+pub mod shares;
 
 pub mod cache;
 pub mod chunker;
@@ -39,10 +43,15 @@ pub mod tls;
 pub mod transport;
 
 pub mod enroll;
+pub mod epoch;
+pub mod export;
 pub mod history;
+pub mod offer;
 pub mod profile;
 pub mod promotion;
 pub mod receipts;
+pub mod recipients;
+pub mod reprint;
 pub mod spool;
 pub mod standby;
 pub mod trust;
@@ -83,6 +92,8 @@ pub mod audit_text;
 pub mod cli;
 pub mod commands;
 pub mod file_commands;
+pub mod key_cli;
+pub mod key_commands;
 pub mod options;
 pub mod output;
 pub mod retention_cli;

@@ -8,6 +8,7 @@
 //!   signing.key            signs records
 //!   convergence.secret     `backup` profiles only: makes deduplication work, opens nothing
 //!   descriptor             newest verified descriptor of the namespace
+//!   imported               an export of another machine, until this one is enrolled
 //!   pending-namespace      a namespace that is not enrolled yet, with all its secrets
 //!   cache.redb             client cache
 //!   pending/SOURCE.record  a signed record whose receipt has not come yet
@@ -167,6 +168,25 @@ impl ProfileFolder {
         durable::remove(&self.path("pending-namespace"))
     }
 
+    /// What `key import` kept for the enrolment.
+    pub fn imported(&self) -> Result<Option<Zeroizing<String>>, ClientError> {
+        let path = self.path("imported");
+        match durable::read_if_there(&path, SETTINGS_MAX_BYTES)? {
+            Some(bytes) => secret_text(&path, bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps an import until the machine is enrolled.
+    pub fn write_imported(&self, text: &str) -> Result<(), ClientError> {
+        durable::write(&self.path("imported"), text.as_bytes())
+    }
+
+    /// Forgets it.
+    pub fn remove_imported(&self) -> Result<(), ClientError> {
+        durable::remove(&self.path("imported"))
+    }
+
     /// The TLS key: the one that is there, else a new one.
     pub fn tls_identity(&self) -> Result<TlsIdentity, ClientError> {
         let (key, certificate) = (self.path("tls.key"), self.path("tls.crt"));
@@ -278,10 +298,16 @@ impl Profile {
     pub fn convergence_secret(&self) -> Result<ConvergenceSecret, ClientError> {
         let path = self.folder.path("convergence.secret");
         let Some(bytes) = durable::read_if_there(&path, KEY_FILE_MAX_BYTES)? else {
-            return Err(ClientError::Usage(format!(
-                "a profile of role {} cannot make backups: use one of role backup (--profile)",
-                self.settings.role
-            )));
+            return Err(ClientError::Usage(match self.settings.role {
+                Role::Backup => "this machine has lost the namespace's convergence secret: run \
+                     `strongroom key renew --kit FILE`, or `strongroom key import FILE` with an \
+                     export of a machine that has it"
+                    .into(),
+                role => format!(
+                    "a profile of role {role} cannot make backups: use one of role backup \
+                     (--profile)"
+                ),
+            }));
         };
         Ok(ConvergenceSecret::from_bytes(*hex_key(&path, bytes)?))
     }

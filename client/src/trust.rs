@@ -18,13 +18,16 @@
 //! envelopes follow from the key block alone and cannot be switched off.
 
 use strongroom_protocol::descriptor::VerifiedDescriptor;
-use strongroom_protocol::id::{Label, NamespaceId, PublicKey, RecordDigest, TlsKeyDigest};
+use strongroom_protocol::id::{
+    DescriptorDigest, Label, NamespaceId, PublicKey, RecordDigest, TlsKeyDigest,
+};
 use strongroom_protocol::limits::{DESCRIPTOR_MAX_BYTES, PROTOCOL_VERSION};
 use strongroom_protocol::message::{Identity, NamespaceRow};
 use strongroom_protocol::record::{KeyBlock, Record};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::signature::{self, SIGNATURE_BYTES, SignedType};
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::age_file::{self, AgeFileError};
@@ -63,6 +66,8 @@ pub struct ReadAccess {
     pub identities: Vec<Zeroizing<String>>,
     /// How far back knowledge reaches.
     pub freshness: Freshness,
+    /// Descriptors before the newest, newest first, as far back as records have named them.
+    pub earlier: Mutex<Vec<VerifiedDescriptor>>,
     /// Source that the list named for the snapshot; nobody signed the list, so the record that is
     /// opened must say the same.
     pub wanted_source: Option<Label>,
@@ -142,8 +147,8 @@ impl ReadAccess {
         };
         let namespace = descriptor.namespace();
         let descriptor = Some(descriptor);
-        let wanted_source = None;
-        Ok(Self { client, namespace, descriptor, identities, freshness, wanted_source })
+        let (earlier, wanted_source) = (Mutex::default(), None);
+        Ok(Self { client, namespace, descriptor, identities, freshness, earlier, wanted_source })
     }
 
     /// Lists one namespace with a profile of the whole server: an operator, officer or auditor.
@@ -156,7 +161,8 @@ impl ReadAccess {
         let namespace = find_namespace(&client, namespace).await?;
         let freshness = Freshness::Profile;
         let (descriptor, identities, wanted_source) = (None, Vec::new(), None);
-        Ok(Self { client, namespace, descriptor, identities, freshness, wanted_source })
+        let earlier = Mutex::default();
+        Ok(Self { client, namespace, descriptor, identities, freshness, earlier, wanted_source })
     }
 
     /// Reads with nothing but a recovery kit.
@@ -225,6 +231,7 @@ impl ReadAccess {
             descriptor,
             identities: vec![kit.identity.clone()],
             freshness,
+            earlier: Mutex::default(),
             wanted_source: None,
         })
     }
@@ -240,7 +247,7 @@ impl ReadAccess {
         let record = Record::decode(&bytes)?;
         // No --unverified passes this: it is not the thing that was asked for.
         self.check_name(&record, digest)?;
-        let is_chained = tolerate(self.check_chain(&record), unverified)?.is_some();
+        let is_chained = tolerate(self.check_chain(&record).await, unverified)?.is_some();
         if self.identities.is_empty() {
             return Err(ClientError::Usage(
                 "no identity to open the snapshot with: give --kit FILE or --identity FILE".into(),
@@ -270,11 +277,49 @@ impl ReadAccess {
         Err(ClientError::Untrusted("the server sent another record than the one asked for".into()))
     }
 
-    fn check_chain(&self, record: &Record) -> Result<(), ClientError> {
-        let Some(descriptor) = &self.descriptor else {
+    async fn check_chain(&self, record: &Record) -> Result<(), ClientError> {
+        let Some(newest) = &self.descriptor else {
             return Err(ClientError::Untrusted("there is no verified descriptor".into()));
         };
-        Ok(record.verify(descriptor)?)
+        if record.body.epoch >= newest.contents().epoch {
+            return Ok(record.verify(newest)?);
+        }
+        Ok(record.verify(&self.earlier_descriptor(newest, &record.body.descriptor).await?)?)
+    }
+
+    /// The descriptor with this digest in the chain that ends in the newest one. Each names the one
+    /// before by its digest, so none can be slipped in, whoever has the authority key now.
+    async fn earlier_descriptor(
+        &self,
+        newest: &VerifiedDescriptor,
+        wanted: &DescriptorDigest,
+    ) -> Result<VerifiedDescriptor, ClientError> {
+        let mut earlier = self.earlier.lock().await;
+        if let Some(found) = earlier.iter().find(|one| one.digest() == *wanted) {
+            return Ok(found.clone());
+        }
+        loop {
+            let last = earlier.last().unwrap_or(newest);
+            let (version, previous) = (last.contents().version, last.contents().previous);
+            if version <= 1 {
+                return Err(ClientError::Untrusted(
+                    "the record goes by a descriptor that is not of the namespace's chain".into(),
+                ));
+            }
+            let route = Route::Descriptor(self.namespace);
+            let query = format!("version={}", version - 1);
+            let bytes = self.client.request(&route, &query, Body::empty()).await?;
+            let before = VerifiedDescriptor::decode_for(&bytes, &self.namespace, 0)?;
+            if before.digest() != previous || before.contents().version != version - 1 {
+                return Err(ClientError::Untrusted(
+                    "the server's older descriptors do not lead to the newest one".into(),
+                ));
+            }
+            earlier.push(before.clone());
+            if before.digest() == *wanted {
+                return Ok(before);
+            }
+        }
     }
 }
 

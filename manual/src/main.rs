@@ -31,7 +31,7 @@ struct Program {
     other_page: &'static str,
 }
 
-const CLIENT_EXAMPLES: [&str; 27] = [
+const CLIENT_EXAMPLES: [&str; 38] = [
     "strongroom setup --token @token.txt --kit-folder /media/usb",
     "strongroom setup --token @token.txt --recipient age1... --chunk-kib 64",
     "strongroom enroll --token @token.txt --kit recovery-kit-erp.txt",
@@ -39,6 +39,17 @@ const CLIENT_EXAMPLES: [&str; 27] = [
     "strongroom key new --recipient age1...",
     "strongroom key kit check --kit recovery-kit-erp.txt",
     "strongroom key kit promote --kit kit.txt --request erp.request --out erp.descriptor",
+    "strongroom key kit print --kit kit.txt --folder /media/usb",
+    "strongroom key kit split --kit kit.txt --shares 5 --threshold 3 --folder /media/usb",
+    "strongroom key kit join share1.txt share3.txt share4.txt --to /dev/shm/kit.txt",
+    "strongroom key recipients list --kit kit.txt",
+    "strongroom key recipients add age1... --kit kit.txt",
+    "strongroom key recipients remove age1... --kit kit.txt",
+    "strongroom key rotate --kit kit.txt",
+    "strongroom key renew --kit kit.txt",
+    "strongroom key export --to erp.export",
+    "strongroom key import erp.export",
+    "strongroom key publish erp.descriptor",
     "strongroom list erp --kit recovery-kit-erp.txt",
     "strongroom list --namespace erp --profile operator",
     "strongroom list 3fa9c2 srv/attachments --kit recovery-kit-erp.txt",

@@ -66,8 +66,9 @@ pub enum DescriptorError {
         /// Newest version known.
         known: u64,
     },
-    /// It begins another epoch, or changes what the epoch's records are verified with.
-    #[error("descriptor: another epoch or record key; this program knows one epoch a namespace")]
+    /// It begins an epoch that is not the next, or changes what the epoch's records are verified
+    /// with.
+    #[error("descriptor: another record key in one epoch, or an epoch that is not the next one")]
     OtherEpoch,
 }
 
@@ -266,8 +267,8 @@ impl VerifiedDescriptor {
         Ok(descriptor)
     }
 
-    /// Checks that it is the next version after `known`, so that what was written by `known` is
-    /// verified with it too.
+    /// Checks that it is the next version after `known`: of the same epoch, with the same record
+    /// key, or of the next one, with another.
     pub fn check_follows(&self, known: &Self) -> Result<(), DescriptorError> {
         if self.namespace() != known.namespace() {
             return Err(DescriptorError::OtherNamespace);
@@ -280,10 +281,13 @@ impl VerifiedDescriptor {
         if offered.previous != known.digest {
             return Err(DescriptorError::Forked { offered: versions.0, known: versions.1 });
         }
-        if (offered.epoch, offered.record_key) != (newest.epoch, newest.record_key) {
-            return Err(DescriptorError::OtherEpoch);
-        }
-        Ok(())
+        let is_same_key = offered.record_key == newest.record_key;
+        let is_good = match offered.epoch.checked_sub(newest.epoch) {
+            Some(0) => is_same_key,
+            Some(1) => !is_same_key,
+            _ => false,
+        };
+        if is_good { Ok(()) } else { Err(DescriptorError::OtherEpoch) }
     }
 
     /// Whether it names the server whose ledger this key signs.
@@ -381,6 +385,12 @@ pub mod tests {
         let forked = DescriptorError::Forked { offered: 4, known: 3 };
         assert_eq!(refused(|next| next.previous = DescriptorDigest([1; 32])), forked);
         assert_eq!(refused(|next| next.epoch = 2), DescriptorError::OtherEpoch);
+        for (epoch, key, is_good) in [(2, 7, true), (3, 7, false), (0, 7, false), (1, 7, false)] {
+            let record_key = PublicKey([key; 32]);
+            let rotated = Descriptor { epoch, record_key, ..next.clone() };
+            let outcome = decoded(&rotated, &authority).check_follows(&known);
+            assert_eq!(outcome.is_ok(), is_good, "epoch {epoch}");
+        }
         assert_eq!(
             refused(|next| next.record_key = PublicKey([7; 32])),
             DescriptorError::OtherEpoch

@@ -35,6 +35,8 @@ pub enum ErrorCode {
     OutOfSequence,
     /// The namespace's newest descriptor does not name this server, so it takes no backups.
     NotPrimary,
+    /// The record is of an epoch that has ended: the namespace has a new convergence secret.
+    EpochEnded,
     /// The retention asked for is outside the namespace's policy.
     RetentionOutOfPolicy,
     /// The snapshot is locked.
@@ -67,7 +69,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
         Self::NotAllowed,
@@ -80,6 +82,7 @@ impl ErrorCode {
         Self::BadRecord,
         Self::OutOfSequence,
         Self::NotPrimary,
+        Self::EpochEnded,
         Self::RetentionOutOfPolicy,
         Self::Locked,
         Self::Held,
@@ -111,6 +114,7 @@ impl ErrorCode {
             Self::BadRecord => "bad_record",
             Self::OutOfSequence => "out_of_sequence",
             Self::NotPrimary => "not_primary",
+            Self::EpochEnded => "epoch_ended",
             Self::RetentionOutOfPolicy => "retention_out_of_policy",
             Self::Locked => "locked",
             Self::Held => "held",
@@ -142,6 +146,7 @@ impl ErrorCode {
             Self::MissingChildren
             | Self::OutOfSequence
             | Self::NotPrimary
+            | Self::EpochEnded
             | Self::RetentionOutOfPolicy
             | Self::Stale => 409,
             Self::SessionEnded => 410,

@@ -248,10 +248,10 @@ pub enum Event {
         /// Its version, one more than the one before.
         version: u64,
     },
-    /// 28: a primary's ledger names a descriptor that cannot come after those that are here;
-    /// nothing was replaced.
+    /// 28: a primary's ledger names, or a client brought, a descriptor of the authority that
+    /// cannot come after those that are here; nothing was replaced.
     DescriptorRefused {
-        /// The primary.
+        /// The primary's, or this server's own where a client brought it.
         ledger_key: PublicKey,
         /// What it names.
         descriptor: DescriptorDigest,

@@ -106,6 +106,15 @@ pub struct SessionOpened {
     pub descriptor_version: u64,
 }
 
+/// `POST /v1/ns/{ns}/descriptor`: what came of the descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorOffered {
+    /// Its version.
+    pub version: u64,
+    /// It was not here before.
+    pub is_new: bool,
+}
+
 /// `POST .../envelopes` in a session: what came of the stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uploaded {

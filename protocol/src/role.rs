@@ -34,6 +34,8 @@ pub enum Capability {
     Append,
     /// Read the namespace's descriptor.
     ReadDescriptor,
+    /// Bring the namespace's next descriptor, which its authority signed.
+    OfferDescriptor,
     /// Read receipts and the ledger's checkpoint.
     ReadProofs,
     /// Read the list of snapshots: bodies of records and locks.
@@ -129,9 +131,10 @@ impl Role {
     pub const fn capabilities(self) -> &'static [Capability] {
         use Capability as C;
         match self {
-            Self::Backup => &[C::Append, C::ReadDescriptor, C::ReadProofs],
+            Self::Backup => &[C::Append, C::ReadDescriptor, C::OfferDescriptor, C::ReadProofs],
             Self::Restore => &[
                 C::ReadDescriptor,
+                C::OfferDescriptor,
                 C::ReadProofs,
                 C::ListSnapshots,
                 C::ReadRecords,
@@ -142,6 +145,7 @@ impl Role {
             }
             Self::Operator => &[
                 C::ReadDescriptor,
+                C::OfferDescriptor,
                 C::ReadProofs,
                 C::ListSnapshots,
                 C::Forget,
@@ -185,9 +189,10 @@ impl Role {
 
 impl Capability {
     /// All capabilities.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Append,
         Self::ReadDescriptor,
+        Self::OfferDescriptor,
         Self::ReadProofs,
         Self::ListSnapshots,
         Self::ReadRecords,
@@ -210,6 +215,7 @@ impl Capability {
         match self {
             Self::Append => "append",
             Self::ReadDescriptor => "read-descriptor",
+            Self::OfferDescriptor => "offer-descriptor",
             Self::ReadProofs => "read-proofs",
             Self::ListSnapshots => "list-snapshots",
             Self::ReadRecords => "read-records",

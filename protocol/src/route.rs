@@ -2,8 +2,8 @@
 
 use crate::id::{NamespaceId, RecordDigest, SessionId};
 use crate::limits::{
-    CHECKPOINT_MAX_BYTES, CONTROL_MAX_BYTES, ENROLL_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT,
-    READ_MAX_COUNT, RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
+    CHECKPOINT_MAX_BYTES, CONTROL_MAX_BYTES, DESCRIPTOR_MAX_BYTES, ENROLL_MAX_BYTES,
+    HAVE_MAX_COUNT, PROVE_MAX_COUNT, READ_MAX_COUNT, RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
 };
 use crate::role::Capability;
 use crate::tile::{Tile, TileContent};
@@ -23,6 +23,8 @@ pub enum Route {
     Checkpoint,
     /// `GET /v1/ns/{ns}/descriptor`
     Descriptor(NamespaceId),
+    /// `POST /v1/ns/{ns}/descriptor`: brings the next one
+    OfferDescriptor(NamespaceId),
     /// `POST /v1/ns/{ns}/sessions`
     OpenSession(NamespaceId),
     /// `POST /v1/ns/{ns}/sessions/{session}/have`
@@ -103,6 +105,7 @@ impl Route {
             ("GET", ["namespaces"]) => Self::Namespaces,
             ("GET", ["checkpoint"]) => Self::Checkpoint,
             ("GET", ["ns", ns, "descriptor"]) => Self::Descriptor(ns.parse().ok()?),
+            ("POST", ["ns", ns, "descriptor"]) => Self::OfferDescriptor(ns.parse().ok()?),
             ("POST", ["ns", ns, "sessions"]) => Self::OpenSession(ns.parse().ok()?),
             ("POST", ["ns", ns, "sessions", session, verb]) => {
                 let (ns, session) = (ns.parse().ok()?, session.parse().ok()?);
@@ -179,7 +182,7 @@ impl Route {
             Self::Status => "/v1/status".into(),
             Self::Namespaces => "/v1/namespaces".into(),
             Self::Checkpoint => "/v1/checkpoint".into(),
-            Self::Descriptor(ns) => format!("/v1/ns/{ns}/descriptor"),
+            Self::Descriptor(ns) | Self::OfferDescriptor(ns) => format!("/v1/ns/{ns}/descriptor"),
             Self::OpenSession(ns) => format!("/v1/ns/{ns}/sessions"),
             Self::Have(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/have"),
             Self::Prove(ns, session) => format!("/v1/ns/{ns}/sessions/{session}/prove"),
@@ -217,6 +220,7 @@ impl Route {
             Self::Namespaces => "namespaces",
             Self::Checkpoint => "checkpoint",
             Self::Descriptor(_) => "descriptor",
+            Self::OfferDescriptor(_) => "offer_descriptor",
             Self::OpenSession(_) => "open_session",
             Self::Have(..) => "have",
             Self::Prove(..) => "prove",
@@ -267,6 +271,7 @@ impl Route {
             Self::Decide(_) => Access::Needs(Capability::Approve),
             Self::TendClock => Access::Needs(Capability::TendClock),
             Self::Descriptor(_) => Access::Needs(Capability::ReadDescriptor),
+            Self::OfferDescriptor(_) => Access::Needs(Capability::OfferDescriptor),
             Self::OpenSession(_)
             | Self::Have(..)
             | Self::Prove(..)
@@ -300,6 +305,7 @@ impl Route {
             | Self::ReportHead
             | Self::Lend => None,
             Self::Descriptor(ns)
+            | Self::OfferDescriptor(ns)
             | Self::OpenSession(ns)
             | Self::Have(ns, _)
             | Self::Prove(ns, _)
@@ -325,6 +331,7 @@ impl Route {
     pub fn body_max_bytes(&self) -> u64 {
         match self {
             Self::Enroll => u64::from(ENROLL_MAX_BYTES),
+            Self::OfferDescriptor(_) => u64::from(DESCRIPTOR_MAX_BYTES),
             Self::OpenSession(_)
             | Self::Retain(..)
             | Self::PlaceHold(..)
@@ -344,7 +351,7 @@ impl Route {
     }
 
     /// One route of each kind, for tests that iterate over the table.
-    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 33] {
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 34] {
         [
             Self::Identity,
             Self::Enroll,
@@ -352,6 +359,7 @@ impl Route {
             Self::Namespaces,
             Self::Checkpoint,
             Self::Descriptor(ns),
+            Self::OfferDescriptor(ns),
             Self::OpenSession(ns),
             Self::Have(ns, session),
             Self::Prove(ns, session),

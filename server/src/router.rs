@@ -71,6 +71,10 @@ async fn dispatch(
         Route::Tile(tile) => ledger::tile(repository, tile).await,
         Route::Statement(leaf) => ledger::statement(repository, leaf).await,
         Route::Descriptor(ns) => snapshot::descriptor(repository, ns, query.as_deref()).await,
+        Route::OfferDescriptor(ns) => {
+            let principal = authorized.principal()?.clone();
+            snapshot::offer_descriptor(repository, principal, ns, body).await
+        }
         Route::Snapshots(ns) => snapshot::list(repository, ns, query.as_deref()).await,
         Route::Record(ns, record) => {
             let principal = authorized.principal()?.clone();

@@ -382,6 +382,7 @@ async fn what_is_set_aside_is_bounded_stops_nothing_and_all_comes_at_fail_back()
     until("what stands behind them", is_here).await;
     let followed = || status(&replica, "office").followed_entries;
     until("the end", || followed() == primary.repository.ledger().head().size).await;
+    until("the end of the look", || status(&replica, "office").state == FollowState::Failing).await;
     let seen = status(&replica, "office");
     assert_eq!((seen.state, seen.pending_snapshots), (FollowState::Failing, 256), "{seen:?}");
     assert!(seen.trouble.contains("had moved here"), "{seen:?}");

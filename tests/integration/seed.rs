@@ -33,7 +33,7 @@ use crate::scrub::{flip_in_segments, reopen, scrub_config};
 const PACK: u64 = 1 << 20;
 
 /// Exports on a thread that may block, as a command does.
-async fn export_to(server: &TestServer, to: &Path, only: &[&str]) -> ExportReport {
+pub async fn export_to(server: &TestServer, to: &Path, only: &[&str]) -> ExportReport {
     try_export(server, to, only).await.unwrap()
 }
 
@@ -61,7 +61,7 @@ async fn import_from(
 }
 
 /// Imports with the right key.
-async fn carry(from: &Path, primary: &TestServer, replica: &TestServer) -> ImportReport {
+pub async fn carry(from: &Path, primary: &TestServer, replica: &TestServer) -> ImportReport {
     let key = primary.repository.keys().ledger_public();
     import_from(&replica.repository, from, Some(key)).await.unwrap()
 }

@@ -51,6 +51,17 @@ pub async fn descriptor(
     binary(blocking(repository, move |r| r.descriptor(&namespace, version)).await?)
 }
 
+/// `POST /v1/ns/{ns}/descriptor`
+pub async fn offer_descriptor(
+    repository: &Arc<Repository>,
+    principal: Principal,
+    namespace: NamespaceId,
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let bytes = body.whole().await?;
+    json(&blocking(repository, move |r| r.offer_descriptor(&principal, &namespace, &bytes)).await?)
+}
+
 /// `GET /v1/ns/{ns}/snapshots?after=N&source=LABEL`
 pub async fn list(
     repository: &Arc<Repository>,

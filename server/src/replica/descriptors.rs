@@ -40,16 +40,17 @@ impl Follower {
         Ok(here.map_or(first, |here| here.descriptor.clone()))
     }
 
-    /// Demands that a record goes by a descriptor that this server has, or gets now.
+    /// The descriptor that a record goes by, which this server must have, or gets now.
     pub(super) async fn demand_descriptor(
         &mut self,
         namespace: &NamespaceId,
         descriptor: DescriptorDigest,
-    ) -> Result<(), ReplicaError> {
+    ) -> Result<VerifiedDescriptor, ReplicaError> {
         for is_newest in [false, true] {
             let id = *namespace;
-            if self.here(move |r| r.has_descriptor(&id, &descriptor)).await? {
-                return Ok(());
+            let here = self.here(move |r| r.descriptor_with(&id, &descriptor)).await?;
+            if let Some(here) = here {
+                return Ok(here);
             }
             if !is_newest {
                 self.bring_descriptors(namespace).await?;
@@ -81,7 +82,9 @@ impl Follower {
                 Err(error) => return Err(error),
             }
         }
-        if is_here && self.here(move |r| r.has_descriptor(&namespace, &descriptor)).await? {
+        if is_here
+            && self.here(move |r| r.descriptor_with(&namespace, &descriptor)).await?.is_some()
+        {
             return Ok(false);
         }
         if here.descriptor.contents().version >= version {

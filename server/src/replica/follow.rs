@@ -369,7 +369,7 @@ impl Follower {
         namespace: &NamespaceId,
         digest: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
-        let descriptor = self.descriptor(row, namespace).await?;
+        self.descriptor(row, namespace).await?;
         let bytes = match self.records.remove(&digest) {
             Some(bytes) => bytes.to_vec(),
             None => self.source.record(namespace, &digest).await?.to_vec(),
@@ -378,8 +378,9 @@ impl Follower {
         if record.digest() != digest || record.body.namespace != *namespace {
             return Err(ReplicaError::Wrong("another record than the one asked for".into()));
         }
+        // The one that the record names: the newest may be of a later epoch.
+        let descriptor = self.demand_descriptor(namespace, record.body.descriptor).await?;
         record.verify(&descriptor).map_err(|error| ReplicaError::Wrong(error.to_string()))?;
-        self.demand_descriptor(namespace, record.body.descriptor).await?;
         Ok(bytes)
     }
 

@@ -193,6 +193,7 @@ impl Repository {
         record: &Record,
     ) -> Result<VerifiedDescriptor, ServerError> {
         let newest = &namespace.descriptor;
+        refuse_ended_epoch(newest, record)?;
         if newest.digest() == record.body.descriptor {
             return Ok(newest.clone());
         }
@@ -250,6 +251,7 @@ impl CommitTerms {
         let namespace = self.registry.standing(&self.principal, &self.namespace.row.namespace)?;
         // So may the descriptor: from the one on that does not name this server, nothing is taken.
         refuse_unless_primary(&namespace, &self.ledger_key)?;
+        refuse_ended_epoch(&namespace.descriptor, &self.record)?;
         let rule = namespace.row.policy.rule_for(&body.source);
         let lock = rule.new_lock(decision.moment(), body.lock_wanted).map_err(refused_wish)?;
         let record_bytes = u64::try_from(self.encoded.len()).unwrap_or(u64::MAX);
@@ -308,6 +310,21 @@ impl CommitTerms {
             ),
         ))
     }
+}
+
+/// From the descriptor on that begins an epoch, no record of an older one is taken.
+fn refuse_ended_epoch(newest: &VerifiedDescriptor, record: &Record) -> Result<(), ServerError> {
+    let epoch = newest.contents().epoch;
+    if record.body.epoch >= epoch {
+        return Ok(());
+    }
+    Err(ServerError::peer(
+        ErrorCode::EpochEnded,
+        format!(
+            "the namespace began epoch {epoch}: this machine needs its secret; run `strongroom \
+             key renew`, then the backup again"
+        ),
+    ))
 }
 
 /// The pins of a session that has ended protect nothing any more.

@@ -6,8 +6,8 @@
 //!
 //! A descriptor is taken if it is the authority's, the next version, and names the one that is
 //! here as the one before; nothing else about who brings it matters. It comes by command
-//! (`promote`, `demote`), or from a primary. One decision holds row and ledger entry. *Crash:
-//! before it or after it.* No version is ever replaced, and all are kept and served.
+//! (`promote`, `demote`), from a client, or from a primary. One decision holds row and ledger
+//! entry. *Crash: before it or after it.* No version is ever replaced, and all are kept and served.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,10 +16,11 @@ use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{DescriptorDigest, Label, NamespaceId, PrincipalId, PublicKey};
+use strongroom_protocol::message::DescriptorOffered;
 use strongroom_protocol::promotion::PromotionRequest;
 
 use crate::error::ServerError;
-use crate::registry::Namespace;
+use crate::registry::{Namespace, Principal};
 use crate::replica_rows::Enrolment;
 use crate::repository::Repository;
 use crate::repository::replication::Step;
@@ -73,23 +74,24 @@ impl Repository {
         self.store.get(Family::Descriptors, &key)?.ok_or_else(ServerError::not_found)
     }
 
-    /// Whether a namespace had this descriptor once, or has it now.
-    pub fn has_descriptor(
+    /// The descriptor with this digest, which a namespace had once or has now.
+    pub fn descriptor_with(
         &self,
         namespace: &NamespaceId,
         digest: &DescriptorDigest,
-    ) -> Result<bool, ServerError> {
+    ) -> Result<Option<VerifiedDescriptor>, ServerError> {
         let namespace = self.namespace(namespace)?;
         if namespace.descriptor.digest() == *digest {
-            return Ok(true);
+            return Ok(Some(namespace.descriptor.clone()));
         }
         let prefix = namespace.number.to_be_bytes();
-        let mut is_here = false;
+        let mut found = None;
         self.store.scan(Family::Descriptors, &prefix, None, &mut |_, encoded| {
-            is_here = VerifiedDescriptor::decode(encoded).is_ok_and(|one| one.digest() == *digest);
-            if is_here { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let one = VerifiedDescriptor::decode(encoded).ok();
+            found = one.filter(|one| one.digest() == *digest);
+            if found.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        Ok(is_here)
+        Ok(found)
     }
 
     /// What whoever keeps the authority key must know in order to move a namespace here.
@@ -145,6 +147,63 @@ impl Repository {
                 outcome => outcome.map(|_| version),
             }
         })
+    }
+
+    /// Takes a descriptor that a client brings. The same one again changes nothing.
+    ///
+    /// Who brings it proves nothing and need not: the authority signed it. It may not name other
+    /// servers, because a namespace moves by command; and it is taken where the namespace's backups
+    /// are taken, so that all versions are made in one order. That the authority signed two of one
+    /// version is entered in the ledger.
+    pub fn offer_descriptor(
+        self: &Arc<Self>,
+        principal: &Principal,
+        namespace: &NamespaceId,
+        encoded: &[u8],
+    ) -> Result<DescriptorOffered, ServerError> {
+        let refuse = |message: String| ServerError::peer(ErrorCode::BadDescriptor, message);
+        let descriptor = VerifiedDescriptor::decode_for(encoded, namespace, 0)
+            .map_err(|error| refuse(error.to_string()))?;
+        let (digest, version) = (descriptor.digest(), descriptor.contents().version);
+        let (repository, principal) = (self.clone(), principal.clone());
+        self.writer.decide(move |decision| {
+            let id = descriptor.namespace();
+            let here = repository.registry.standing(&principal, &id)?;
+            let key = descriptor_key(here.number, version);
+            let known = decision.store.get(Family::Descriptors, &key)?;
+            if known.is_some_and(|known| known == descriptor.encoded()) {
+                return Ok(Ok(DescriptorOffered { version, is_new: false }));
+            }
+            let ledger_key = repository.keys.ledger_public();
+            refuse_unless_primary(&here, &ledger_key)?;
+            let newest = here.descriptor.contents();
+            let is_newer = version > newest.version;
+            if is_newer && descriptor.contents().ledger_keys != newest.ledger_keys {
+                return Err(refuse(
+                    "descriptor: it names other servers; a namespace moves with `strongroomd \
+                     promote` and `demote` only"
+                        .into(),
+                ));
+            }
+            match repository.take(decision, principal.id, descriptor) {
+                Ok(is_new) => Ok(Ok(DescriptorOffered { version, is_new })),
+                // The authority signed it all the same, so the refusal is entered: an outcome.
+                Err(refusal @ ServerError::Peer(_)) => {
+                    if !is_newer {
+                        tracing::error!(
+                            namespace = %id, version,
+                            "ALARM: another descriptor of a version that is here was offered: \
+                             the authority key signed twice or was stolen"
+                        );
+                    }
+                    let event =
+                        Event::DescriptorRefused { ledger_key, descriptor: digest, version };
+                    decision.enter(principal.id, id, event);
+                    Ok(Err(refusal))
+                }
+                Err(error) => Err(error),
+            }
+        })?
     }
 
     /// Takes a descriptor that a primary has; refuses what cannot come after those that are here.
