@@ -49,7 +49,7 @@ async fn restored(access: &ReadAccess, record: RecordDigest) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("restored");
     let target = Target::Path(to.clone());
-    let options = RestoreOptions { target, overwrite: false, unverified: false };
+    let options = RestoreOptions::to(target);
     let summary = restore::restore(access, record, &options, &Monitor::hidden()).await.unwrap();
     assert!(summary.is_verified);
     std::fs::read(to).unwrap()
@@ -363,8 +363,7 @@ async fn a_fresh_machine_with_only_the_kit_restores_and_says_what_it_can_prove()
     let made = writer.backup("db", &day0).await.unwrap();
     let access = ReadAccess::with_kit(&writer.kit(), &server.connect(), false).await.unwrap();
     let to = folder.path().join("restored");
-    let options =
-        RestoreOptions { target: Target::Path(to.clone()), overwrite: false, unverified: false };
+    let options = RestoreOptions::to(Target::Path(to.clone()));
     let summary = restore::restore(&access, made.snapshot, &options, &Monitor::hidden()).await;
     let summary = summary.unwrap();
     assert!(std::fs::read(to).unwrap() == std::fs::read(&day0).unwrap());
