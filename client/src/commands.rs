@@ -29,8 +29,8 @@ use crate::files::walk::WalkOptions;
 use crate::key_commands;
 use crate::landing::Target;
 use crate::output::{
-    backup_text, details_text, enrolled_text, restore_text, row_text, shipped_text, status_text,
-    verify_text,
+    backup_text, details_text, enrolled_text, key_age_text, restore_text, row_text, shipped_text,
+    status_text, verify_text,
 };
 use crate::progress::Monitor;
 use crate::restore::{self, RestoreOptions};
@@ -279,9 +279,19 @@ async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
 }
 
 async fn status(output: &Output) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct StatusAndKeys {
+        #[serde(flatten)]
+        server: Status,
+        keys_made_seconds: u64,
+        keys_due_seconds: Option<u64>,
+    }
     let client = output.client().await?;
-    let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    output.emit(&status, || status_text(&status))
+    let server: Status = client.json(&Route::Status, "", None::<&()>).await?;
+    let profile = output.profile()?;
+    let (made, due) = (profile.keys_made_seconds(), profile.keys_due_seconds());
+    let status = StatusAndKeys { server, keys_made_seconds: made, keys_due_seconds: due };
+    output.emit(&status, || format!("{}{}\n", status_text(&status.server), key_age_text(made, due)))
 }
 
 fn read_token(text: &str) -> Result<Token, ClientError> {

@@ -26,6 +26,7 @@ use crate::promotion::PromotionRequest;
 use crate::receipt::Receipt;
 use crate::record::{KeyBlock, Record, RecordBody};
 use crate::role::Role;
+use crate::roll::RollRequest;
 use crate::route::Route;
 use crate::seed::{Manifest, PackTable};
 use crate::signature::SIGNATURE_BYTES;
@@ -41,7 +42,7 @@ pub struct Target {
 }
 
 /// All entry points.
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 22] = [
     Target { name: "catalogue", decode: decode_catalogue },
     Target { name: "certificate", decode: decode_certificate },
     Target { name: "checkpoint", decode: decode_checkpoint },
@@ -59,6 +60,7 @@ pub const TARGETS: [Target; 21] = [
     Target { name: "receipt", decode: decode_receipt },
     Target { name: "record", decode: decode_record },
     Target { name: "record_body", decode: decode_record_body },
+    Target { name: "roll_request", decode: decode_roll_request },
     Target { name: "route", decode: decode_route },
     Target { name: "seed_manifest", decode: decode_seed_manifest },
     Target { name: "seed_table", decode: decode_seed_table },
@@ -78,6 +80,11 @@ fn fixed_public_key() -> PublicKey {
 fn accept(data: &[u8], encoded: &[u8]) -> bool {
     assert!(data == encoded, "what was decoded encodes to other bytes");
     true
+}
+
+/// A request for new keys.
+pub fn decode_roll_request(data: &[u8]) -> bool {
+    RollRequest::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
 /// A catalogue.

@@ -147,6 +147,7 @@ fuzz! {
     receipt, 1;
     record, 1;
     record_body, 1;
+    roll_request, 1;
     route, 1;
     seed_manifest, 1;
     seed_table, 1;
