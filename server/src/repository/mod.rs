@@ -22,6 +22,7 @@
 //! | `replication.rs` | what the ledgers of primaries lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
+//! | `upkeep.rs` | what must happen now and then |
 
 pub mod clock;
 pub mod commit;
@@ -39,6 +40,7 @@ pub mod replicated;
 pub mod replication;
 pub mod retention;
 pub mod snapshots;
+mod upkeep;
 pub mod upload;
 mod waiting;
 
@@ -59,6 +61,7 @@ use crate::damage::KnownDamage;
 use crate::durable;
 use crate::error::ServerError;
 use crate::followers::Followers;
+use crate::guards::Guards;
 use crate::ledger::Ledger;
 use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
@@ -114,6 +117,7 @@ pub struct Repository {
     identification: Identification,
     config: Config,
     readers: Arc<Readers>,
+    guards: Guards,
     followers: Arc<Followers>,
     damage: KnownDamage,
     folder: PathBuf,
@@ -235,16 +239,17 @@ impl Repository {
             ledger,
             registry,
             sessions: Arc::new(sessions),
-            metrics,
             clock,
             retention_clock,
             keys,
             identification,
+            guards: Guards::new(&config.limits, &metrics),
             readers: Arc::new(Readers::default()),
             followers: Arc::new(Followers::default()),
             damage: KnownDamage::default(),
             folder: folder.to_path_buf(),
             config,
+            metrics,
             writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
@@ -285,6 +290,11 @@ impl Repository {
     /// Who streams envelopes now; each holds a thread.
     pub fn readers(&self) -> &Arc<Readers> {
         &self.readers
+    }
+
+    /// What bounds the harm that peers can do.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
     }
 
     /// How following each primary goes.
@@ -381,39 +391,6 @@ impl Repository {
             }
             Ok(())
         })
-    }
-
-    /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
-    /// gauges.
-    pub fn tick(&self) {
-        for session in self.sessions.reap(self.clock.monotonic()) {
-            self.metrics.hits_uncommitted.inc_by(session.hit_count());
-            if let Err(error) = self.settle_session(&session) {
-                tracing::warn!(%error, "what an ended session left was not counted");
-            }
-        }
-        self.show_usage();
-        if let Err(error) = self.mark_damage().and_then(|_| self.settle_damage()) {
-            tracing::warn!(%error, "damage was not written down");
-        }
-        if let Err(error) = self.keep_clock() {
-            tracing::warn!(%error, "the retention clock was not written");
-        }
-        self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
-        if let Ok(free) = self.store.free_bytes() {
-            self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-        }
-    }
-
-    fn show_usage(&self) {
-        for namespace in self.registry.namespaces() {
-            let Ok(usage) = self.usage(&namespace) else { continue };
-            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-            let name = [namespace.row.name.as_str()];
-            self.metrics.namespace_bytes.with_label_values(&name).set(gauge(usage.bytes));
-            let snapshots = self.metrics.namespace_snapshots.with_label_values(&name);
-            snapshots.set(gauge(usage.snapshots));
-        }
     }
 
     /// Seals what is unsealed and makes it durable, before an orderly end.
