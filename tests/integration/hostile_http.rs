@@ -48,7 +48,8 @@ async fn what_is_not_http_1_1_is_refused_and_closed() {
     for (what, bytes, reason) in cases {
         let before = refused(&server, reason);
         let mut raw = Raw::of(&server, &honest).await;
-        raw.send(&bytes).await.unwrap();
+        // It may be closed before all of it was said.
+        let _ = raw.send(&bytes).await;
         let said = String::from_utf8(raw.until_closed().await).unwrap();
         let is_refusal = said.is_empty() || said.starts_with("HTTP/1.1 4");
         assert!(is_refusal && !said.contains("ledger_key"), "{what}: {said}");
