@@ -46,4 +46,5 @@ mod ship;
 mod standing;
 mod trees;
 mod trees_hostile;
+mod trees_special;
 mod trust;
