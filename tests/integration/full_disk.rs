@@ -86,7 +86,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A server with a client, a security officer, and a snapshot.
+/// A server with a client, a security officer, an auditor, and a snapshot.
 struct Office {
     served: Served,
     kit: String,
@@ -100,10 +100,11 @@ impl Office {
         served.config = "segment = \"1MiB\"\ninbox_fold = \"64KiB\"\n".into();
         served.serve();
         let kit = served.set_up().to_str().unwrap().to_owned();
-        let token = served.token(None, "security-officer");
-        let officer = ["--profile", "officer", "enroll", "--token", &token];
-        let enrolled = served.client("home", &officer);
-        assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+        for role in ["security-officer", "audit"] {
+            let token = served.token(None, role);
+            let enrolled = served.client("home", &["--profile", role, "enroll", "--token", &token]);
+            assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+        }
         let dump = served.folder.path().join("dump").to_str().unwrap().to_owned();
         let office = Self { served, kit, dump };
         office.write(1, 1000);
@@ -120,7 +121,8 @@ impl Office {
     }
 
     fn hold(&self, verb: &str) -> Output {
-        let words = ["--profile", "officer", "hold", verb, "first", "--reason", "court case 7"];
+        let words =
+            ["--profile", "security-officer", "hold", verb, "first", "--reason", "court case 7"];
         self.served.client("home", &[&words[..], &["--namespace", "erp"]].concat())
     }
 
@@ -136,7 +138,8 @@ impl Office {
             let held = self.hold(verb);
             assert!(held.status.success(), "{}", text(&held.stderr));
         }
-        let audited = self.served.client("home", &["audit", "verify"]);
+        let audit = ["--profile", "audit", "audit", "verify"];
+        let audited = self.served.client("home", &audit);
         assert!(audited.status.success(), "{}", text(&audited.stderr));
         let server = program("strongroomd");
         let status = disk.done(&[server.to_str().unwrap(), "status", "--data", &disk.data]);
@@ -254,7 +257,8 @@ impl Office {
     }
 
     fn hold_once(&self, verb: &str) -> Output {
-        let words = ["--profile", "officer", "hold", verb, "first", "--reason", "court case 7"];
+        let words =
+            ["--profile", "security-officer", "hold", verb, "first", "--reason", "court case 7"];
         self.once(&[&words[..], &["--namespace", "erp"]].concat())
     }
 
