@@ -35,7 +35,7 @@ cargo bench --locked --workspace --no-run "${benches[@]/#/--bench=}" --bench=rep
 [ "$1" = bench-scaling ] || rm -f "$CARGO_TARGET_DIR/bench.json"
 began=$SECONDS
 for name in "${benches[@]}"; do
-  echo "== $name =="
+  echo "== $name, after $((SECONDS - began)) s =="
   cargo bench --locked --workspace --bench "$name" -- "${words[@]}"
 done
 # A short run's figures do not belong into the document.

@@ -6,7 +6,7 @@
 //! snapshot is made without it.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use strongroom_protocol::catalogue::{Entry, Hole, Kind, MAGIC};
 
 use crate::error::ClientError;
-use crate::feed::{Fed, Feed};
+use crate::feed::{Fed, Feed, fed_from};
 use crate::files::describe::{Described, OpenFile, OwnerNames, describe};
 use crate::files::store::{Growing, StoreReader};
 use crate::files::walk::{Problem, Step, Trouble, Walk, WalkOptions};
@@ -213,10 +213,7 @@ impl Collector {
 impl Feed for Collector {
     fn feed(&mut self, room: &mut [u8]) -> io::Result<Fed> {
         if let Some(catalogue) = &mut self.catalogue {
-            return Ok(match catalogue.read(room)? {
-                0 => Fed::End,
-                count => Fed::Bytes(count),
-            });
+            return fed_from(catalogue, room);
         }
         loop {
             if self.current.is_some()
