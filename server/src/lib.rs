@@ -28,6 +28,7 @@ pub mod stop;
 pub mod successor;
 pub mod tls;
 
+pub mod admission;
 pub mod auth;
 pub mod handler;
 
@@ -37,6 +38,7 @@ pub mod repository;
 pub mod scrub;
 pub mod seed;
 
+pub mod guards;
 pub mod ledger;
 pub mod lock;
 pub mod readers;
@@ -55,6 +57,11 @@ pub mod rows;
 pub mod server_keys;
 pub mod store;
 
+pub mod body_budget;
+pub mod hits;
+pub mod refusals;
+pub mod slow_peer;
+
 pub mod clock;
 pub mod clock_state;
 pub mod config;
@@ -66,3 +73,4 @@ pub mod followers;
 pub mod keyed_tasks;
 pub mod lent;
 pub mod metrics;
+pub mod units;

@@ -17,7 +17,7 @@ use strongroom_protocol::route::Route;
 use strongroom_protocol::vouch::ServerTls;
 use tokio::time::timeout;
 
-use crate::answering::answer_on;
+use crate::answering::{Manner, answer_on};
 use crate::dial::{DialError, Dialled, dial};
 use crate::feeds::{FeedProgress, FeedRow};
 use crate::handler::Peer;
@@ -59,7 +59,8 @@ pub async fn keep_lent(
         let [random] = random_bytes::<1>().unwrap_or([0]);
         let idle = IDLE.mul_f64(1.0 + f64::from(random) / 255.0);
         // It may end in the middle of an answer; whoever asked sees that, and asks again.
-        answer_on(repository, stream, &peer, idle, stop.clone()).await;
+        let manner = Manner::of_principals(idle);
+        answer_on(repository, stream, &peer, manner, stop.clone()).await;
         drop(lent);
         Ok::<(), String>(())
     };
