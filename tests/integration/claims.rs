@@ -17,15 +17,15 @@ use strongroom_protocol::token::Token;
 use crate::harness::{TestServer, program};
 use crate::programs::{Served, text};
 
-/// All files below a folder, but for what is built and what is hidden.
+/// All files below a folder, but for what is built and what git keeps.
 pub fn below(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            below(&path, files);
-        } else {
+        let name = path.file_name().unwrap();
+        if !path.is_dir() {
             files.push(path);
+        } else if name != "target" && name != ".git" {
+            below(&path, files);
         }
     }
 }
