@@ -7,18 +7,21 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
 };
 use strongroom_protocol::id::TlsKeyDigest;
 use zeroize::Zeroizing;
 
+use crate::clock;
 use crate::error::ClientError;
 
 /// Which server key a connection accepts.
@@ -111,7 +114,7 @@ impl fmt::Debug for TlsIdentity {
 pub fn client_config(identity: &TlsIdentity, pin: Pin) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(provider());
     let verifier = Arc::new(PinVerifier { pin, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(WallTime))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(bug)?
         .dangerous()
@@ -121,6 +124,18 @@ pub fn client_config(identity: &TlsIdentity, pin: Pin) -> Result<ClientConfig, C
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts; but
+/// rustls' own reader panics where the clock stands before 1970.
+#[derive(Debug)]
+struct WallTime;
+
+impl TimeProvider for WallTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = u64::try_from(clock::wall_ms()).unwrap_or(0);
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(since)))
+    }
 }
 
 /// BLAKE3 of the SubjectPublicKeyInfo in a certificate.
