@@ -20,7 +20,8 @@
 //! * `prune`, `retention`: what is kept, and for how long;
 //! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `part_cli`, `retention_cli`, `output`,
 //!   `audit_text`, `terminal`, `commands`, `file_commands`, `audit_commands`, `key_commands`,
-//!   `retention_commands`: the command line.
+//!   `retention_commands`: the command line;
+//! * `fuzzing`: entry points for fuzzers, which nothing else calls.
 
 pub mod budget;
 pub mod clock;
@@ -107,6 +108,8 @@ pub mod part_cli;
 pub mod retention_cli;
 pub mod retention_commands;
 pub mod terminal;
+
+pub mod fuzzing;
 
 #[cfg(test)]
 mod vectors;

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::client::Resumption;
@@ -14,6 +15,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
 };
@@ -21,6 +23,7 @@ use strongroom_protocol::id::TlsKeyDigest;
 use strongroom_protocol::roll::POINT_BYTES;
 use zeroize::Zeroizing;
 
+use crate::clock;
 use crate::error::ClientError;
 
 /// Which server key a connection accepts.
@@ -141,7 +144,7 @@ pub fn client_config_of(
 ) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(provider());
     let verifier = Arc::new(PinVerifier { pin, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_details(provider, Arc::new(WallTime))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(bug)?
         .dangerous()
@@ -151,6 +154,18 @@ pub fn client_config_of(
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts; but
+/// rustls' own reader panics where the clock stands before 1970.
+#[derive(Debug)]
+struct WallTime;
+
+impl TimeProvider for WallTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = u64::try_from(clock::wall_ms()).unwrap_or(0);
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(since)))
+    }
 }
 
 /// BLAKE3 of the SubjectPublicKeyInfo in a certificate.

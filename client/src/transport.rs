@@ -295,7 +295,9 @@ impl Client {
             match connection.send(route, "", body.clone()).await {
                 Ok(response) => {
                     let body = response.into_body();
-                    return Ok(AnswerStream { client: self.clone(), connection, body });
+                    let (waited, received) = (Duration::ZERO, 0);
+                    let client = self.clone();
+                    return Ok(AnswerStream { client, connection, body, waited, received });
                 }
                 Err(ClientError::Unreachable(_)) if !fresh => fresh = true,
                 Err(error) => return Err(error),
@@ -341,12 +343,27 @@ pub struct AnswerStream {
     client: Client,
     connection: Connection,
     body: Incoming,
+    /// How long it was waited for; the pauses of whoever reads do not count.
+    waited: Duration,
+    received: u64,
 }
 
 impl AnswerStream {
     /// The next piece, or nothing at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        next_part(&mut self.body, self.client.shared.endpoint.timeouts.idle).await
+        let timeouts = self.client.shared.endpoint.timeouts;
+        let since = Moment::now();
+        let part = next_part(&mut self.body, timeouts.idle).await?;
+        self.waited = self.waited.saturating_add(since.elapsed());
+        let length = part.as_ref().map_or(0, Bytes::len);
+        self.received = self.received.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        // One that drips would never be silent for long enough.
+        let rate = timeouts.stream_min_bytes_per_second.max(1);
+        let patience = timeouts.idle.saturating_add(Duration::from_secs(self.received / rate));
+        if part.is_some() && self.waited > patience {
+            return Err(ClientError::Unreachable("the answer comes too slowly".into()));
+        }
+        Ok(part)
     }
 
     /// Gives the connection back after the end was seen.

@@ -15,9 +15,10 @@ use strongroom_protocol::id::{
     DescriptorDigest, Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, SessionId, SessionNonce, TlsKeyDigest, TokenId,
 };
+use strongroom_protocol::lend;
 use strongroom_protocol::merkle::{empty_root, leaf_hash, node_hash};
 use strongroom_protocol::node::{self, Child};
-use strongroom_protocol::policy::Quota;
+use strongroom_protocol::policy::{Policy, Quota};
 use strongroom_protocol::promotion::PromotionRequest;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
@@ -40,17 +41,19 @@ pub fn of(name: &str) -> Seeds {
     match name {
         "catalogue" => catalogues(),
         "certificate" => one("good", certificate().encode()),
-        "checkpoint" => one("good", checkpoint().into_bytes()),
-        "descriptor" => descriptors(),
+        "checkpoint" | "checkpoint_signed" => one("good", checkpoint().into_bytes()),
+        "descriptor" | "descriptor_signed" => descriptors(),
         "enroll_request" => enroll_requests(),
         "entry" => entries(),
         "envelope" => envelopes(),
         "frames" => frames(),
         "hex_bytes" => named([("empty", "".into()), ("some", "00ff17a5".into())]),
         "key_block" => one("good", key_block().encode()),
+        "lend_proof" => one("good", lend::prove(&fixed_key(), &[1; 32]).into_bytes()),
         "merkle" => proofs(),
         "name" => names(),
         "node" => nodes(),
+        "policy" => policies(),
         "promotion" => one("good", promotion().encode()),
         "receipt" => one("good", receipt().encode()),
         "record" => one("good", record().encode()),
@@ -59,6 +62,7 @@ pub fn of(name: &str) -> Seeds {
         "route" => routes(),
         "seed_manifest" => one("good", seed_manifest()),
         "seed_table" => one("good", seed_table()),
+        "tile" => tiles(),
         "token" => tokens(),
         _ => Vec::new(),
     }
@@ -449,6 +453,28 @@ fn routes() -> Seeds {
     let routes = Route::examples(NamespaceId([1; 32]), SessionId([2; 16]), RecordDigest([3; 32]));
     let text = |route: &Route| format!("{} {}", route.method(), route.path()).into_bytes();
     routes.iter().map(|route| (route.name().to_owned(), text(route))).collect()
+}
+
+fn policies() -> Seeds {
+    let rule = RetentionRule {
+        mode: RetentionMode::Compliance,
+        minimum_seconds: 86_400,
+        default_seconds: 30 * 86_400,
+        maximum_seconds: 3650 * 86_400,
+        after_date_seconds: 0,
+    };
+    let plain = Policy::of_rule(rule);
+    let mut rich = plain.clone();
+    let class: Label = "medical".parse().unwrap();
+    rich.classes.insert(class.clone(), RetentionRule { after_date_seconds: 86_400, ..rule });
+    rich.sources.insert(label(), class);
+    rich.quota = Quota { bytes: 1 << 40, snapshots: 1000 };
+    vec![("plain".into(), plain.encode()), ("rich".into(), rich.encode())]
+}
+
+fn tiles() -> Seeds {
+    let paths = [("hashes", "0/000"), ("part", "3/x123/456.p/7"), ("entries", "entries/x001/234")];
+    named(paths.map(|(name, path)| (name, path.to_owned())))
 }
 
 fn tokens() -> Seeds {

@@ -308,7 +308,8 @@ impl CommitTerms {
             ErrorCode::OutOfSequence,
             format!(
                 "the newest snapshot of {} has number {last}; another run of this client was \
-                 faster, run the backup again",
+                 faster: run the backup again; if this machine runs no other, another machine has \
+                 a copy of its profile and needs one of its own (docs/operations.md, 9)",
                 body.source
             ),
         ))
