@@ -33,6 +33,7 @@ pub mod feeding;
 mod filter;
 pub mod importing;
 pub mod pending;
+mod presence;
 pub mod primaries;
 pub mod proposals;
 pub mod quota;
@@ -69,6 +70,7 @@ use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
 use crate::repository::clock::last_retention_seconds;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::repository::presence::require_whole;
 use crate::retention_clock::RetentionClock;
 use crate::rows::SeenRow;
 use crate::server_keys::{ServerKeys, random_bytes};
@@ -158,6 +160,7 @@ impl Repository {
             decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
             Ok(())
         })?;
+        made.ledger.save_head()?;
         // Written last: a folder without it is a failed `init`, and is refused by `open`.
         durable::write(&folder.join(IDENTIFICATION_FILE), text.as_bytes())?;
         Ok(made)
@@ -181,13 +184,7 @@ impl Repository {
     /// Reads what a data folder says of itself.
     pub fn identify(folder: &Path) -> Result<Identification, ServerError> {
         let path: PathBuf = folder.join(IDENTIFICATION_FILE);
-        if !path.exists() {
-            return Err(ServerError::Operator(format!(
-                "{}: not a data folder; make one with: strongroomd init --data {} --host NAME",
-                folder.display(),
-                folder.display()
-            )));
-        }
+        require_whole(folder, &path)?;
         let text = String::from_utf8_lossy(&durable::read(&path)?).into_owned();
         toml::from_str(&text)
             .map_err(|error| ServerError::Operator(format!("{}: {error}", path.display())))
