@@ -14,8 +14,8 @@ FUZZ_SECONDS ?= 600
 
 .PHONY: help build demo drill-replica test man completions deb test-deb bench bench-quick \
   bench-scaling campaign-crash campaign-fuzz campaign-fuzz-guided campaign-kills \
-  campaign-replica-kills campaign-locks netem-replica \
-  campaign-mutants fmt clean
+  campaign-replica-kills campaign-locks campaign-faults campaign-power campaign-terms \
+  campaign-mutants netem-replica fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -35,6 +35,9 @@ help:
 	@echo 'make campaign-replica-kills primary and replica are killed, KILLS=200 times; SEED=1'
 	@echo 'make netem-replica  a replica over lines that the kernel emulates (root, ip, tc); DUMPS='
 	@echo 'make campaign-locks the repository against a model of it, OPS=1000000 operations; SEED=1'
+	@echo 'make campaign-faults each call of the disk fails in turn, POINTS=600 of them; SEED=1'
+	@echo 'make campaign-power  power cuts of DAYS=5 recorded days, CUTS=50 in each; SEED=1'
+	@echo 'make campaign-terms  the server is told to end TERMS=100 times under backups; SEED=1'
 	@echo 'make campaign-mutants changes of pure sources that no test notices (cargo-mutants)'
 	@echo 'make fmt            formats the sources'
 	@echo 'make clean          removes what was built'
@@ -91,7 +94,8 @@ bench bench-quick bench-scaling:
 	@scripts/bench.sh $@
 
 # Folders in memory where there is room: what is looked for is not what a disk does.
-campaign-crash campaign-fuzz campaign-kills campaign-replica-kills campaign-locks:
+campaign-crash campaign-fuzz campaign-kills campaign-replica-kills campaign-locks \
+  campaign-faults campaign-power campaign-terms:
 	@scripts/bootstrap.sh build
 	@scripts/campaign.sh $@
 

@@ -16,11 +16,11 @@ set -- "${1:-bench}"
 case $1 in
   bench)
     size_mb=2048 words=() report=(write)
-    benches=(end_to_end crowd segments part replica index budget peers)
+    benches=(end_to_end crowd segments part trees replica index budget peers)
     ;;
   bench-quick)
     size_mb=200 words=(quick) report=()
-    benches=(end_to_end crowd segments part replica index budget)
+    benches=(end_to_end crowd segments part trees replica index budget)
     ;;
   bench-scaling) size_mb=2048 words=() report=() benches=(scaling) ;;
   *) echo "usage: $0 bench|bench-quick|bench-scaling" >&2; exit 2 ;;
@@ -35,7 +35,7 @@ cargo bench --locked --workspace --no-run "${benches[@]/#/--bench=}" --bench=rep
 [ "$1" = bench-scaling ] || rm -f "$CARGO_TARGET_DIR/bench.json"
 began=$SECONDS
 for name in "${benches[@]}"; do
-  echo "== $name =="
+  echo "== $name, after $((SECONDS - began)) s =="
   cargo bench --locked --workspace --bench "$name" -- "${words[@]}"
 done
 # A short run's figures do not belong into the document.

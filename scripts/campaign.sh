@@ -7,6 +7,9 @@
 #   scripts/campaign.sh campaign-kills         KILLS=1000 SEED=1
 #   scripts/campaign.sh campaign-replica-kills KILLS=200 SEED=1
 #   scripts/campaign.sh campaign-locks         OPS=1000000 SEED=1
+#   scripts/campaign.sh campaign-faults        POINTS=600 SEED=1
+#   scripts/campaign.sh campaign-power         DAYS=5 CUTS=50 SEED=1
+#   scripts/campaign.sh campaign-terms         TERMS=100 SEED=1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} SEED=${SEED:-1}
@@ -103,5 +106,14 @@ case ${1:-} in
     in_memory
     OPS=${OPS:-1000000} integration promises_hold_whatever_happens
     ;;
+  campaign-faults)
+    in_memory
+    POINTS=${POINTS:-600} integration when_any_call_of_the_disk_fails
+    ;;
+  campaign-power)
+    in_memory
+    DAYS=${DAYS:-5} CUTS=${CUTS:-50} integration is_lost_by_a_power_cut
+    ;;
+  campaign-terms) TERMS=${TERMS:-100} integration orders_to_end_at_random_moments ;;
   *) usage ;;
 esac

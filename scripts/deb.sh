@@ -49,7 +49,7 @@ libraries_of() { # program
 }
 
 lay_out() { # package, section of its pages
-  local package=$1 section=$2 doc=usr/share/doc/$1 page
+  local package=$1 section=$2 doc=usr/share/doc/$1 page maintainer
   mkdir -p "$stage/usr/bin"
   strip --strip-unneeded -o "$stage/usr/bin/$package" "$bin/$package"
   chmod 0755 "$stage/usr/bin/$package"
@@ -62,7 +62,12 @@ lay_out() { # package, section of its pages
     "usr/share/fish/vendor_completions.d/$package.fish"
   put 0644 deploy/debian/copyright "$doc/copyright"
   put_packed "$work/licences/$package" "$doc/third-party-licences.gz"
-  put_packed CHANGELOG.md "$doc/changelog.gz"
+  put_packed CHANGELOG.md "$doc/NEWS.gz"
+  # Debian's own form of it, with the version that is packed.
+  maintainer=$(sed -n 's/^Maintainer: //p' "deploy/debian/$package.control")
+  printf '%s (%s) stable; urgency=medium\n\n  * See NEWS.gz.\n\n -- %s  %s\n' "$package" \
+    "$version" "$maintainer" "$(date -R -d "@$SOURCE_DATE_EPOCH")" >"$work/changelog"
+  put_packed "$work/changelog" "$doc/changelog.gz"
   for page in deployment operations retention security; do
     put_packed "docs/$page.md" "$doc/$page.md.gz"
   done

@@ -21,17 +21,15 @@ use crate::durable;
 use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
 use crate::file_commands;
-use crate::files::collect::TreeOptions;
-use crate::files::exclude::Excludes;
 use crate::files::restore::TreeRestoreOptions;
 use crate::files::select::Selection;
-use crate::files::walk::WalkOptions;
 use crate::key_commands;
 use crate::landing::Target;
 use crate::output::{
     backup_text, details_text, enrolled_text, restore_text, row_text, shipped_text, status_text,
     verify_text,
 };
+use crate::part_cli;
 use crate::progress::Monitor;
 use crate::restore::{self, RestoreOptions};
 use crate::retention_commands;
@@ -153,21 +151,17 @@ fn source_of(options: &mut Backup) -> Result<Source, ClientError> {
     if !options.command.is_empty() {
         return Ok(Source::Command(std::mem::take(&mut options.command)));
     }
+    if !options.part.is_empty() {
+        return part_cli::parse(&options.part).map(Source::Set);
+    }
     let paths = std::mem::take(&mut options.paths);
     match paths.as_slice() {
         [] => Err(ClientError::Usage(
-            "nothing to back up: give a PATH, --stdin, or a command after --".into(),
+            "nothing to back up: give a PATH, --stdin, --part, or a command after --".into(),
         )),
         // One file alone is the same whatever folder it lies in.
         [path] if path.is_file() => Ok(Source::File(path.clone())),
-        _ => Ok(Source::Tree(TreeOptions {
-            walk: WalkOptions {
-                paths,
-                excludes: Excludes::parse(&options.exclude)?,
-                one_file_system: options.one_file_system,
-            },
-            special: options.special,
-        })),
+        _ => Ok(Source::Tree(std::mem::take(&mut options.tree).of_paths(paths)?)),
     }
 }
 

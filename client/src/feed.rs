@@ -35,6 +35,14 @@ pub trait Feed: Send {
     fn feed(&mut self, room: &mut [u8]) -> io::Result<Fed>;
 }
 
+/// What a catalogue that is read to its end gives next.
+pub fn fed_from(catalogue: &mut impl Read, room: &mut [u8]) -> io::Result<Fed> {
+    Ok(match catalogue.read(room)? {
+        0 => Fed::End,
+        count => Fed::Bytes(count),
+    })
+}
+
 /// One file or stream: a catalogue of one entry.
 pub struct SingleFeed {
     reader: Box<dyn Read + Send>,
@@ -52,10 +60,7 @@ impl SingleFeed {
 impl Feed for SingleFeed {
     fn feed(&mut self, room: &mut [u8]) -> io::Result<Fed> {
         if let Some(catalogue) = &mut self.catalogue {
-            return Ok(match catalogue.read(room)? {
-                0 => Fed::End,
-                count => Fed::Bytes(count),
-            });
+            return fed_from(catalogue, room);
         }
         let count = self.reader.read(room)?;
         if count > 0 {

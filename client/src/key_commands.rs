@@ -296,7 +296,8 @@ async fn print_kit(output: &Output, kit: &Path, folder: &Path) -> Result<(), Cli
     let connect = output.connect()?;
     let kit = Box::pin(reprint::renewed(&read_kit(kit)?, &connect, clock::today())).await?;
     let stem = format!("recovery-kit-{}", kit.namespace_name);
-    let files = Written::put(folder, &stem, &text_of(kit.to_text())?, &text_of(kit.to_html())?)?;
+    let (text, page) = (kit.to_text().map_err(usage)?, kit.to_html().map_err(usage)?);
+    let files = Written::put(folder, &stem, &text, &page)?;
     output.emit(&files, || {
         format!(
             "recovery kit: {} (text) and {} (to print)\nIts floors are today's: descriptor \
@@ -356,7 +357,7 @@ fn join(output: &Output, files: &[PathBuf], to: &Path) -> Result<(), ClientError
         shares.push((name.clone(), Share::parse(&name, text).map_err(usage)?));
     }
     let kit = shares::join(&shares).map_err(usage)?;
-    durable::create(to, text_of(kit.to_text())?.as_bytes())?;
+    durable::create(to, kit.to_text().map_err(usage)?.as_bytes())?;
     let summary = Joined { kit: to, namespace: kit.namespace };
     output.emit(&summary, || {
         format!(
@@ -401,12 +402,6 @@ fn changed(descriptor: &VerifiedDescriptor, is_published: bool) -> Changed {
 fn recipients_text(recipients: &[String]) -> String {
     let lines: String = recipients.iter().map(|recipient| format!("  {recipient}\n")).collect();
     format!("recipients:\n{lines}")
-}
-
-fn text_of(
-    text: Result<Zeroizing<String>, crate::kit::KitError>,
-) -> Result<Zeroizing<String>, ClientError> {
-    text.map_err(usage)
 }
 
 fn usage(error: impl std::fmt::Display) -> ClientError {

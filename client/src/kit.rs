@@ -31,6 +31,9 @@ pub const KIT_MAX_BYTES: usize = 64 * 1024;
 /// Most server addresses of a kit.
 const SERVERS_MAX: usize = 16;
 
+/// How a kit and its shares look on paper.
+pub(crate) const PAGE_STYLE: &str = include_str!("kit.css");
+
 const HEADING: &str = "\
 # STRONGROOM RECOVERY KIT
 #
@@ -166,6 +169,7 @@ impl Kit {
         let _ = write!(
             *page,
             include_str!("kit.html"),
+            style = PAGE_STYLE,
             name = name,
             created = created,
             code = *code,

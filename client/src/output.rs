@@ -59,6 +59,15 @@ pub fn backup_text(summary: &BackupSummary) -> String {
         end_text(summary.locked_until_seconds),
         summary.mode.name(),
     );
+    for part in &summary.parts {
+        text.push_str(&format!(
+            "part {}: {} in {} files ({})\n",
+            part.name,
+            HumanBytes(part.plaintext_bytes),
+            HumanCount(part.file_count),
+            part.kind.replace('_', " "),
+        ));
+    }
     if let Some(tree) = &summary.tree {
         text.push_str(&format!(
             "{} files, {} folders, {} others; {} excluded, {} pipes, devices or sockets skipped\n",

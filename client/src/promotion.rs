@@ -17,6 +17,7 @@ use strongroom_protocol::promotion::PromotionRequest;
 
 use crate::error::ClientError;
 use crate::kit::Kit;
+use crate::offer::next_after;
 
 /// What is signed; the object that `--json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,12 +80,12 @@ pub fn prepare(kit: &Kit, request: &[u8], file: PathBuf) -> Result<Prepared, Cli
             newest.version
         )));
     }
-    let version = newest.version.checked_add(1).ok_or_else(|| refused(&"no version is left"))?;
+    let next = next_after(&verified.descriptor).map_err(|_| refused(&"no version is left"))?;
     let dropped = newest.ledger_keys.iter().copied().filter(|key| *key != ledger_key);
     let summary = Promotion {
         namespace: kit.namespace,
         namespace_name: request.namespace_name,
-        version,
+        version: next.version,
         ledger_key,
         addresses: request.addresses,
         snapshots: request.snapshots,
@@ -92,13 +93,7 @@ pub fn prepare(kit: &Kit, request: &[u8], file: PathBuf) -> Result<Prepared, Cli
         dropped_ledger_keys: dropped.collect(),
         file,
     };
-    let next = Descriptor {
-        version,
-        previous: verified.descriptor.digest(),
-        ledger_keys: vec![ledger_key],
-        ..newest.clone()
-    };
-    Ok(Prepared { next, summary })
+    Ok(Prepared { next: Descriptor { ledger_keys: vec![ledger_key], ..next }, summary })
 }
 
 impl Prepared {

@@ -22,7 +22,7 @@ use vsss_rs::Gf256;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::keys::{RandomError, random_bytes};
-use crate::kit::{Kit, KitError, PublicFields, escaped, qr_code};
+use crate::kit::{Kit, KitError, PAGE_STYLE, PublicFields, escaped, qr_code};
 
 const FORMAT_VERSION: u32 = 1;
 const MAGIC: &[u8; 4] = b"SRKS";
@@ -211,6 +211,7 @@ impl Share {
         let _ = write!(
             *page,
             include_str!("share.html"),
+            style = PAGE_STYLE,
             name = self.public.namespace_name,
             created = self.public.created,
             number = self.number,

@@ -123,6 +123,21 @@ pub const LIST_MAX_COUNT: u32 = 1000;
 /// A session that declares at most this many bytes of envelopes is a small one.
 pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
 
+// --- Connections ----------------------------------------------------------------------------
+
+/// One connection in so many is for handshakes and for keys that are not enrolled.
+pub const STRANGER_SHARE: u32 = 8;
+/// Longest head of a request: its first line and its headers.
+pub const HEAD_MAX_BYTES: u32 = 16 * 1024;
+/// Most headers of a request.
+pub const HEADERS_MAX: u32 = 64;
+/// Least memory for bodies of requests: a share of it holds an envelope, and more is read.
+pub const BODY_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// A principal's bodies take this part of the memory for bodies at most.
+pub const BODY_SHARE: u64 = 4;
+/// A refusal of one kind is entered in the ledger once in so many seconds for each principal.
+pub const REFUSED_ENTRY_SECONDS: u64 = 60;
+
 // --- Replication ----------------------------------------------------------------------------
 
 /// Most primaries that a server follows.

@@ -273,3 +273,20 @@ pub enum AdminAnswer {
         message: String,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gc::Reaped;
+
+    #[test]
+    fn what_a_cycle_reaped_is_read_as_it_was_written() {
+        let mut report = CycleReport::default();
+        report.reaped.insert(7, Reaped { count: 3, bytes: 4000 });
+        let text = serde_json::to_string(&AdminAnswer::Collected { report: report.clone() });
+        match serde_json::from_str(&text.unwrap()).unwrap() {
+            AdminAnswer::Collected { report: read } => assert_eq!(read, report),
+            other => panic!("{other:?}"),
+        }
+    }
+}

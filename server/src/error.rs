@@ -4,6 +4,7 @@
 //! is logged once, where the request ends, and reaches the peer as `internal` with a request id.
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 
 use strongroom_protocol::codec::DecodeError;
 use strongroom_protocol::error::ErrorCode;
@@ -95,6 +96,33 @@ impl ServerError {
     /// A failed file operation.
     pub fn file(what: impl Into<String>, source: std::io::Error) -> Self {
         Self::File { what: what.into(), source }
+    }
+
+    /// What to do about an error that ends the program, where its own words do not say it.
+    pub fn advice(&self) -> &'static str {
+        let (kind, words) = match self {
+            Self::File { source, .. } => (Some(source.kind()), ""),
+            Self::Store(StoreError::File { cause, .. }) => (Some(cause.kind()), ""),
+            Self::Store(StoreError::Engine { cause, .. }) => (None, &**cause),
+            Self::Store(StoreError::Poisoned(cause)) => (None, &**cause),
+            Self::Store(StoreError::RowInvalid { .. }) => (None, "Corruption"),
+            _ => return "",
+        };
+        let is = |wanted: ErrorKind, text: &str| kind == Some(wanted) || words.contains(text);
+        if is(ErrorKind::PermissionDenied, "Permission denied")
+            || is(ErrorKind::ReadOnlyFilesystem, "Read-only file system")
+        {
+            "; the user that runs strongroomd must own the data folder and all in it, and be able \
+             to write there"
+        } else if is(ErrorKind::StorageFull, "No space left") {
+            "; make room on that file system, then start again"
+        } else if words.contains("Corruption") || words.contains("No such file") {
+            "; keep the data folder as it is, and restore the whole folder or go on from a replica"
+        } else if words.contains("IO error") {
+            "; look at the disk (dmesg, SMART), then start again"
+        } else {
+            ""
+        }
     }
 
     /// Whether something stored cannot be read back, which says nothing about anything else.

@@ -27,6 +27,7 @@ pub mod router;
 pub mod stop;
 pub mod tls;
 
+pub mod admission;
 pub mod auth;
 pub mod handler;
 
@@ -36,6 +37,7 @@ pub mod repository;
 pub mod scrub;
 pub mod seed;
 
+pub mod guards;
 pub mod ledger;
 pub mod lock;
 pub mod readers;
@@ -53,6 +55,11 @@ pub mod rows;
 pub mod server_keys;
 pub mod store;
 
+pub mod body_budget;
+pub mod hits;
+pub mod refusals;
+pub mod slow_peer;
+
 pub mod clock;
 pub mod clock_state;
 pub mod config;
@@ -64,3 +71,4 @@ pub mod followers;
 pub mod keyed_tasks;
 pub mod lent;
 pub mod metrics;
+pub mod units;

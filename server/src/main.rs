@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("strongroomd: {error}");
+            eprintln!("strongroomd: {error}{}", error.advice());
             ExitCode::FAILURE
         }
     }

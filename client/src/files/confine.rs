@@ -139,20 +139,11 @@ impl Confined {
 
     /// Opens a regular file that has no other name; nothing where there is none.
     pub fn present_file(&mut self, path: &[u8]) -> io::Result<Option<File>> {
-        let (folder, name) = match self.place(path) {
-            Ok(place) => place,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
         // What is no regular file is not opened: a device could mind.
-        let stat = match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        if !is_plain(&stat) {
+        if !self.look(path)?.is_some_and(|stat| is_plain(&stat)) {
             return Ok(None);
         }
+        let (folder, name) = self.place(path)?;
         let Ok(file) = openat(&folder, name, PRESENT, Mode::empty()) else { return Ok(None) };
         let is_still = is_plain(&fstat(&file)?);
         Ok(is_still.then(|| File::from(file)))

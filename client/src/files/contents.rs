@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use strongroom_protocol::catalogue::{Entry, Kind, compare_paths};
+use strongroom_protocol::id::to_hex;
 
 use crate::error::ClientError;
 use crate::files::select::{Pick, Plan, Selected, Selection};
@@ -51,7 +52,7 @@ impl FileRow {
         let is_text = std::str::from_utf8(&entry.path).is_ok();
         Self {
             path: text(&entry.path),
-            path_hex: (!is_text).then(|| hex(&entry.path)),
+            path_hex: (!is_text).then(|| to_hex(&entry.path)),
             kind: name_of(entry.kind),
             size_bytes: entry.size_bytes,
             data_bytes: entry.data_bytes,
@@ -189,10 +190,6 @@ fn name_of(kind: Kind) -> &'static str {
         Kind::BlockDevice => "block_device",
         Kind::Socket => "socket",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

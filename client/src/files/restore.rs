@@ -205,10 +205,7 @@ impl<'a> Site<'a> {
             };
             let Some(stat) = there else { continue };
             let is_dir = FileType::from_raw_mode(stat.st_mode).is_dir();
-            if (is_folder && is_dir) || (self.options.replace && is_dir == is_folder) {
-                continue;
-            }
-            if self.options.replace && !is_dir {
+            if (is_folder && is_dir) || (self.options.replace && !is_dir) {
                 continue;
             }
             count = count.saturating_add(1);

@@ -16,7 +16,7 @@ use strongroom_protocol::limits::CONTROL_MAX_BYTES;
 use strongroom_protocol::route::Route;
 use tokio::time::timeout;
 
-use crate::answering::answer_on;
+use crate::answering::{Manner, answer_on};
 use crate::dial::{Dialled, dial};
 use crate::feeds::{FeedProgress, FeedRow};
 use crate::handler::Peer;
@@ -57,7 +57,8 @@ pub async fn keep_lent(
         let [random] = random_bytes::<1>().unwrap_or([0]);
         let idle = IDLE.mul_f64(1.0 + f64::from(random) / 255.0);
         // It may end in the middle of an answer; whoever asked sees that, and asks again.
-        answer_on(repository, stream, &peer, idle, stop.clone()).await;
+        let manner = Manner::of_principals(idle);
+        answer_on(repository, stream, &peer, manner, stop.clone()).await;
         drop(lent);
         Ok::<(), String>(())
     };

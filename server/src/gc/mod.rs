@@ -62,7 +62,7 @@ mod usage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use strongroom_protocol::retention::Moment;
 
 use self::marks::{Marks, alarm};
@@ -130,6 +130,7 @@ pub struct CycleReport {
     /// Envelopes that were quarantined.
     pub quarantined_count: u64,
     /// What was reaped, by the number of the namespace.
+    #[serde(deserialize_with = "by_number")]
     pub reaped: BTreeMap<u32, Reaped>,
     /// Envelopes that were copied out of sparse segments.
     pub moved_count: u64,
@@ -141,6 +142,13 @@ pub struct CycleReport {
     pub dropped_bytes: u64,
     /// Bytes that were to come back: of empty segments, and what is dead in sparse ones.
     pub promised_bytes: u64,
+}
+
+/// JSON has texts for keys, and inside a tagged answer serde does not take them for numbers.
+fn by_number<'de, D: Deserializer<'de>>(reader: D) -> Result<BTreeMap<u32, Reaped>, D::Error> {
+    let rows = BTreeMap::<String, Reaped>::deserialize(reader)?;
+    let number = |text: &str| text.parse().map_err(serde::de::Error::custom);
+    rows.into_iter().map(|(key, row)| Ok((number(&key)?, row))).collect()
 }
 
 impl Collector {

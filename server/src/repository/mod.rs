@@ -22,6 +22,7 @@
 //! | `replication.rs` | what the ledgers of primaries lead to here |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
+//! | `upkeep.rs` | what must happen now and then |
 
 pub mod clock;
 pub mod commit;
@@ -32,6 +33,7 @@ pub mod feeding;
 mod filter;
 pub mod importing;
 pub mod pending;
+mod presence;
 pub mod primaries;
 pub mod proposals;
 pub mod quota;
@@ -39,6 +41,7 @@ pub mod replicated;
 pub mod replication;
 pub mod retention;
 pub mod snapshots;
+mod upkeep;
 pub mod upload;
 mod waiting;
 
@@ -59,6 +62,7 @@ use crate::damage::KnownDamage;
 use crate::durable;
 use crate::error::ServerError;
 use crate::followers::Followers;
+use crate::guards::Guards;
 use crate::ledger::Ledger;
 use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
@@ -66,6 +70,7 @@ use crate::readers::Readers;
 use crate::registry::{Namespace, Registry};
 use crate::repository::clock::last_retention_seconds;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
+use crate::repository::presence::require_whole;
 use crate::retention_clock::RetentionClock;
 use crate::rows::SeenRow;
 use crate::server_keys::{ServerKeys, random_bytes};
@@ -114,6 +119,7 @@ pub struct Repository {
     identification: Identification,
     config: Config,
     readers: Arc<Readers>,
+    guards: Guards,
     followers: Arc<Followers>,
     damage: KnownDamage,
     folder: PathBuf,
@@ -154,6 +160,7 @@ impl Repository {
             decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
             Ok(())
         })?;
+        made.ledger.save_head()?;
         // Written last: a folder without it is a failed `init`, and is refused by `open`.
         durable::write(&folder.join(IDENTIFICATION_FILE), text.as_bytes())?;
         Ok(made)
@@ -177,13 +184,7 @@ impl Repository {
     /// Reads what a data folder says of itself.
     pub fn identify(folder: &Path) -> Result<Identification, ServerError> {
         let path: PathBuf = folder.join(IDENTIFICATION_FILE);
-        if !path.exists() {
-            return Err(ServerError::Operator(format!(
-                "{}: not a data folder; make one with: strongroomd init --data {} --host NAME",
-                folder.display(),
-                folder.display()
-            )));
-        }
+        require_whole(folder, &path)?;
         let text = String::from_utf8_lossy(&durable::read(&path)?).into_owned();
         toml::from_str(&text)
             .map_err(|error| ServerError::Operator(format!("{}: {error}", path.display())))
@@ -235,16 +236,17 @@ impl Repository {
             ledger,
             registry,
             sessions: Arc::new(sessions),
-            metrics,
             clock,
             retention_clock,
             keys,
             identification,
+            guards: Guards::new(&config.limits, &metrics),
             readers: Arc::new(Readers::default()),
             followers: Arc::new(Followers::default()),
             damage: KnownDamage::default(),
             folder: folder.to_path_buf(),
             config,
+            metrics,
             writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
@@ -285,6 +287,11 @@ impl Repository {
     /// Who streams envelopes now; each holds a thread.
     pub fn readers(&self) -> &Arc<Readers> {
         &self.readers
+    }
+
+    /// What bounds the harm that peers can do.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
     }
 
     /// How following each primary goes.
@@ -381,39 +388,6 @@ impl Repository {
             }
             Ok(())
         })
-    }
-
-    /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
-    /// gauges.
-    pub fn tick(&self) {
-        for session in self.sessions.reap(self.clock.monotonic()) {
-            self.metrics.hits_uncommitted.inc_by(session.hit_count());
-            if let Err(error) = self.settle_session(&session) {
-                tracing::warn!(%error, "what an ended session left was not counted");
-            }
-        }
-        self.show_usage();
-        if let Err(error) = self.mark_damage().and_then(|_| self.settle_damage()) {
-            tracing::warn!(%error, "damage was not written down");
-        }
-        if let Err(error) = self.keep_clock() {
-            tracing::warn!(%error, "the retention clock was not written");
-        }
-        self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
-        if let Ok(free) = self.store.free_bytes() {
-            self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-        }
-    }
-
-    fn show_usage(&self) {
-        for namespace in self.registry.namespaces() {
-            let Ok(usage) = self.usage(&namespace) else { continue };
-            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-            let name = [namespace.row.name.as_str()];
-            self.metrics.namespace_bytes.with_label_values(&name).set(gauge(usage.bytes));
-            let snapshots = self.metrics.namespace_snapshots.with_label_values(&name);
-            snapshots.set(gauge(usage.snapshots));
-        }
     }
 
     /// Seals what is unsealed and makes it durable, before an orderly end.

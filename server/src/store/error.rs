@@ -71,6 +71,23 @@ pub enum StoreError {
         /// The newest version that this program reads.
         known: u32,
     },
+    /// The data folder was written by a program from before this version's layout.
+    #[error(
+        "data folder has schema version {found}, this program knows {known}: use the program that \
+         wrote it, or make a new folder and have it follow this one as a replica"
+    )]
+    SchemaOlder {
+        /// The version found.
+        found: u32,
+        /// The only version that this program reads.
+        known: u32,
+    },
+    /// The data folder has rows that this program does not know.
+    #[error("data folder has rows of a family {family}, unknown to this program: use a newer one")]
+    FamilyUnknown {
+        /// The name of the family.
+        family: String,
+    },
     /// One of the two databases is there without the other.
     #[error("{}: {problem}; restore the data folder as a whole, or from a replica", path.display())]
     Halved {

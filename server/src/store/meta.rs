@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use rocksdb::properties::LIVE_SST_FILES_SIZE;
 use rocksdb::{
-    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, ReadOptions, WriteBatch,
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions,
+    Options, ReadOptions, WriteBatch,
 };
 
 use super::engine;
@@ -98,6 +99,7 @@ impl Meta {
         poison: &Arc<Poison>,
         observer: &Arc<dyn Observer>,
     ) -> Result<Meta, StoreError> {
+        refuse_unknown_families(path)?;
         let families = Family::ALL.map(|family| {
             ColumnFamilyDescriptor::new(family.name(), engine::family_options(family, cache))
         });
@@ -224,6 +226,19 @@ impl Meta {
     /// Handle of a family; all of them are made at open.
     pub(super) fn family(&self, family: Family) -> Result<&ColumnFamily, StoreError> {
         self.db.cf_handle(family.name()).ok_or(StoreError::Invalid("family is not open"))
+    }
+}
+
+/// A newer program may have families that this one does not know. (A folder that cannot be listed
+/// is new, or is refused when it is opened.)
+fn refuse_unknown_families(path: &Path) -> Result<(), StoreError> {
+    let known = |name: &String| {
+        name == DEFAULT_COLUMN_FAMILY_NAME || Family::ALL.iter().any(|family| family.name() == name)
+    };
+    let there = DB::list_cf(&Options::default(), path).unwrap_or_default();
+    match there.into_iter().find(|name| !known(name)) {
+        Some(family) => Err(StoreError::FamilyUnknown { family }),
+        None => Ok(()),
     }
 }
 

@@ -18,7 +18,9 @@
 //!   does not.
 //! * A catalogue row without its file, or whose file has another size, number or last slot, is
 //!   loss of acknowledged data. The store refuses to open and names the segment, and leaves
-//!   `chunks/` and `staging/` as they are: they may be needed to repair it.
+//!   `chunks/` and `staging/` as they are: they may be needed to repair it. So the comparison is
+//!   made twice, the first time by a look that writes nothing: an engine that may write deletes
+//!   files that its own list lacks, and in half a copy that list can be an older one.
 //!
 //! A new folder is made in the order meta, schema version, chunks: a crash in between leaves a
 //! folder without `chunks/`, and no rows, which the next open completes. `chunks/` without `meta/`
@@ -42,7 +44,7 @@ use super::schema::{
     COUNTER_NEXT_SEGMENT, COUNTER_SCHEMA_VERSION, Family, SCHEMA_VERSION, SegmentRow, SegmentState,
     SlotId, row_invalid,
 };
-use super::segments::{LiveSegment, Segments, segment_file};
+use super::segments::{LiveSegment, Segments, list_unopened, segment_file};
 use super::statistics::Gauges;
 use super::table::ROW_BYTES;
 
@@ -94,6 +96,9 @@ pub(super) fn open(
     check_schema(&meta)?;
     let catalogue = read_catalogue(&meta)?;
     check_files(&chunks, &catalogue)?;
+    if !catalogue.is_empty() {
+        compare(&chunks, &catalogue, &list_unopened(&chunks, cache)?)?;
+    }
     let mut report = OpenReport { created, ..OpenReport::default() };
     report.staged_files_wiped = wipe_staging(&staging)?;
     let segments = Arc::new(Segments::open(&chunks, &staging, cache, poison, observer)?);
@@ -145,7 +150,7 @@ fn check_schema(meta: &Meta) -> Result<(), StoreError> {
         found if found > SCHEMA_VERSION => {
             Err(StoreError::SchemaNewer { found, known: SCHEMA_VERSION })
         }
-        _ => Err(row_invalid(Family::Counters, COUNTER_SCHEMA_VERSION, "unknown version")),
+        found => Err(StoreError::SchemaOlder { found, known: SCHEMA_VERSION }),
     }
 }
 
@@ -187,7 +192,7 @@ fn check_files(chunks: &Path, catalogue: &[(u32, SegmentRow)]) -> Result<(), Sto
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 format!("file is missing (it had {} bytes)", row.file_bytes)
             }
-            Err(error) => format!("file can't be examined: {error}"),
+            Err(error) => return Err(StoreError::file("examine segment", &file, error)),
         };
         return Err(StoreError::SegmentBroken { segment: *segment, file, problem });
     }

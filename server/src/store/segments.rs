@@ -210,15 +210,7 @@ impl Segments {
     /// Every file that is part of the database, from the engine's own list: no file is opened. (The
     /// list has a number of entries too, but it is 0 until the file was opened.)
     pub(super) fn live(&self) -> Result<Vec<LiveSegment>, StoreError> {
-        let files =
-            self.db.live_files().map_err(|error| StoreError::engine("list segments", &error))?;
-        let segments = files.into_iter().map(|file| LiveSegment {
-            first: file.start_key.as_deref().and_then(SlotId::from_key),
-            last: file.end_key.as_deref().and_then(SlotId::from_key),
-            file_number: file_number(&file.name),
-            file_bytes: file.size as u64,
-        });
-        Ok(segments.collect())
+        list(&self.db)
     }
 
     /// Removes a segment's file from the database and verifies that it is gone.
@@ -262,6 +254,25 @@ impl Segments {
             _ => Err(StoreError::Invalid("engine did not name the ingested file")),
         }
     }
+}
+
+/// Every file that is part of the database in `folder`, which is neither opened for writing nor
+/// changed.
+pub(super) fn list_unopened(folder: &Path, cache: &Cache) -> Result<Vec<LiveSegment>, StoreError> {
+    let db = DB::open_for_read_only(&engine::chunks_options(cache), folder, false)
+        .map_err(|error| StoreError::engine("look into chunks", &error))?;
+    list(&db)
+}
+
+fn list(db: &DB) -> Result<Vec<LiveSegment>, StoreError> {
+    let files = db.live_files().map_err(|error| StoreError::engine("list segments", &error))?;
+    let segments = files.into_iter().map(|file| LiveSegment {
+        first: file.start_key.as_deref().and_then(SlotId::from_key),
+        last: file.end_key.as_deref().and_then(SlotId::from_key),
+        file_number: file_number(&file.name),
+        file_bytes: file.size as u64,
+    });
+    Ok(segments.collect())
 }
 
 /// Path of file `number` of the database in `folder`.
