@@ -11,11 +11,11 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/snap/bin
 CARGO := cargo
 LOCKED := --locked
 FUZZ_SECONDS ?= 600
-FUZZ_TARGETS = $(basename $(notdir $(wildcard protocol/fuzz/fuzz_targets/*.rs)))
 
 .PHONY: help build demo drill-replica test man completions deb test-deb bench bench-quick \
-  bench-scaling campaign-fuzz campaign-kills campaign-replica-kills campaign-locks netem-replica \
-  campaign-faults campaign-power campaign-terms campaign-mutants fmt clean
+  bench-scaling campaign-crash campaign-fuzz campaign-fuzz-guided campaign-kills \
+  campaign-replica-kills campaign-locks campaign-faults campaign-power campaign-terms \
+  campaign-mutants netem-replica fmt clean
 
 help:
 	@echo 'make build          the binaries strongroomd and strongroom, in release mode'
@@ -28,7 +28,9 @@ help:
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
 	@echo 'make bench-scaling  throughput by cores, clients, connections, sizes; half an hour'
-	@echo 'make campaign-fuzz  every decoder, FUZZ_SECONDS=600 for each target'
+	@echo 'make campaign-crash server and clients are killed KILLS=1000 times, real programs; SEED=1'
+	@echo 'make campaign-fuzz  every decoder, FUZZ_ITERATIONS=100000000 inputs each; FUZZ_SEED='
+	@echo 'make campaign-fuzz-guided  the same under libFuzzer, FUZZ_SECONDS=600 for each target'
 	@echo 'make campaign-kills the server is killed KILLS=1000 times at random moments; SEED=1'
 	@echo 'make campaign-replica-kills primary and replica are killed, KILLS=200 times; SEED=1'
 	@echo 'make netem-replica  a replica over lines that the kernel emulates (root, ip, tc); DUMPS='
@@ -91,27 +93,18 @@ bench bench-quick bench-scaling:
 	@scripts/bootstrap.sh build demo
 	@scripts/bench.sh $@
 
-# With nightly and cargo-fuzz: coverage-guided. Without: the same entry points on stable.
-campaign-fuzz:
-	@scripts/bootstrap.sh build
-	@if $(CARGO) +nightly fuzz --version >/dev/null 2>&1; then set -e; \
-	  for target in $(FUZZ_TARGETS); do \
-	    echo "fuzz: $$target, $(FUZZ_SECONDS) s"; \
-	    found=$(CARGO_TARGET_DIR)/fuzz-corpus/$$target; mkdir -p $$found; \
-	    (cd protocol && $(CARGO) +nightly fuzz run $$target $$found fuzz/corpus/$$target -- \
-	      -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=512 -max_len=65536); \
-	  done; \
-	else \
-	  seed=$$(date +%s); echo "fuzz: no nightly toolchain with cargo-fuzz; on stable, seed $$seed"; \
-	  FUZZ_SEED=$$seed FUZZ_ITERATIONS=$${FUZZ_ITERATIONS:-50000000} \
-	    $(CARGO) test --release -p strongroom-protocol --test fuzz $(LOCKED) -- --nocapture; \
-	fi
-
 # Folders in memory where there is room: what is looked for is not what a disk does.
-campaign-kills campaign-replica-kills campaign-locks campaign-faults campaign-power \
-  campaign-terms:
+campaign-crash campaign-fuzz campaign-kills campaign-replica-kills campaign-locks campaign-faults \
+  campaign-power campaign-terms:
 	@scripts/bootstrap.sh build
 	@scripts/campaign.sh $@
+
+# Coverage-guided, with the address sanitizer. KEEP=1 keeps what leads to new code.
+campaign-fuzz-guided:
+	@scripts/bootstrap.sh build
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { \
+	  echo 'campaign-fuzz-guided needs a nightly toolchain and cargo install cargo-fuzz'; exit 1; }
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/campaign.sh $@
 
 netem-replica:
 	@scripts/bootstrap.sh build

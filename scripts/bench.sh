@@ -16,11 +16,11 @@ set -- "${1:-bench}"
 case $1 in
   bench)
     size_mb=2048 words=() report=(write)
-    benches=(end_to_end crowd segments part replica index budget peers)
+    benches=(end_to_end crowd segments part trees replica index budget peers)
     ;;
   bench-quick)
     size_mb=200 words=(quick) report=()
-    benches=(end_to_end crowd segments part replica index budget)
+    benches=(end_to_end crowd segments part trees replica index budget)
     ;;
   bench-scaling) size_mb=2048 words=() report=() benches=(scaling) ;;
   *) echo "usage: $0 bench|bench-quick|bench-scaling" >&2; exit 2 ;;

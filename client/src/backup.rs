@@ -39,6 +39,7 @@ use crate::error::ClientError;
 use crate::files::collect::Collected;
 use crate::history;
 use crate::keys::{EpochKeys, PlaintextKeys};
+use crate::parts::PartRead;
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::profile::{ConnectOptions, Profile};
 use crate::progress::Monitor;
@@ -129,8 +130,10 @@ pub struct BackupSummary {
     pub changed_while_read: bool,
     /// Everything that was to be read was read as it was.
     pub is_complete: bool,
-    /// Files of a tree; nothing for a single file or stream.
+    /// Files of a tree or a set; nothing for a single file or stream.
     pub tree: Option<Collected>,
+    /// Parts of a set, in the order in which they were read.
+    pub parts: Vec<PartRead>,
     /// How often the source was read again because a session was lost.
     pub restart_count: u32,
     /// The server was asked nothing, because it was caught lying before.
@@ -279,6 +282,7 @@ impl<'a> Writer<'a> {
             changed_while_read: end.changed,
             is_complete: committed.body.complete,
             tree: end.tree,
+            parts: end.parts,
             restart_count,
             distrusted,
             recovered_snapshot: self.recovered.take(),

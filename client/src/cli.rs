@@ -1,5 +1,6 @@
 //! The command line of `strongroom`: what can be typed. What it does is in `commands`.
 
+use std::ffi::OsString;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use strongroom_protocol::id::Label;
 use crate::arguments::{parse_percent, parse_range};
 use crate::audit_cli::Audit;
 use crate::key_cli::{Key, NewKeys};
-use crate::options::{Global, Reading, Until};
+use crate::options::{Global, Reading, TreeChoice, Until};
 use crate::retention_cli::{Clock, Decision, Hold, PolicyCommand, Prune, Retain};
 
 /// Streams backups into a hardened repository that cannot read them and will not delete them.
@@ -97,13 +98,22 @@ Examples:
   pg_dump -Fp erp | strongroom backup erp --stdin     (a failing pg_dump goes unseen: prefer --)
   strongroom backup erp /var/backups/erp.sql --retain 90d --tag nightly
   strongroom backup files /srv/attachments /etc/erp --exclude '*.tmp' --exclude /srv/old
+  strongroom backup erp --retain 1y --part db -- pg_dump -Fc -Z0 erp --part files /srv/attachments
+  strongroom backup erp --part db --folder-command -- pg_dump -Fd -Z0 -j4 -f {} erp
 
 One file is stored under its own name, folders under their whole paths. A pattern without / names
 files and folders wherever they are, one with / the whole path; * stays within one name, ** does
 not. What cannot be read, vanishes or changes meanwhile is told; the snapshot has the rest, and the
 exit code is 3.
 
-Only a command that exits with 0 makes a snapshot. Its standard input is empty.";
+Only a command that exits with 0 makes a snapshot. Its standard input is empty.
+
+Parts make one snapshot, or none. They are read in the order given: the dump first, then the files,
+so that what the dump refers to is there; their names must rise in the alphabet. A part is NAME and
+PATH... with --exclude, --one-file-system and --special of its own; or --stdin; or -- COMMAND, up to
+the next --part. With --folder-command the command leaves its dump in a folder, which stands for {}
+in it, is made below --scratch FOLDER (else TMPDIR or /var/tmp), and is removed afterwards. In the
+snapshot a part is a folder of its name; a command's output is NAME/dump, and NAME stands for it.";
 
 const SHIP_EXAMPLES: &str = "\
 It runs until it is stopped. A file is taken when it was renamed into FOLDER, or has not changed
@@ -119,6 +129,7 @@ Examples:
   strongroom restore 3fa9c2 --to - --identity key.txt | psql erp
   strongroom restore latest --to . --kit kit.txt --server replica.example:7443
   strongroom restore files@latest srv/attachments/2026 --to /tmp/back --kit kit.txt
+  strongroom restore erp@latest db --to - --kit kit.txt | pg_restore -d erp   (a part of a set)
 
 One file goes to --to, or into it where it is a folder; folders come back below it, under their
 whole paths. A restore of folders that was broken off goes on when it is run again.
@@ -176,18 +187,23 @@ pub struct Backup {
     /// Word to find the snapshot by; sealed; may be repeated
     #[arg(long)]
     pub tag: Vec<String>,
-    /// Leave out what the pattern names; may be repeated
-    #[arg(long, conflicts_with_all = ["stdin", "command"], value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// Stay on the file systems of the paths
-    #[arg(long, conflicts_with_all = ["stdin", "command"])]
-    pub one_file_system: bool,
-    /// Back up pipes and devices too
-    #[arg(long, conflicts_with_all = ["stdin", "command"])]
-    pub special: bool,
+    /// What of folders is backed up.
+    #[command(flatten)]
+    pub tree: TreeChoice,
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "COUNT")]
     pub threads: Option<usize>,
+    /// Begin a part of a set, one snapshot of all of them or none: NAME [--folder-command] --
+    /// COMMAND, NAME PATH... or NAME --stdin. What follows belongs to parts, so options of the
+    /// whole stand before; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME ...",
+        num_args = 1..,
+        allow_hyphen_values = true,
+        conflicts_with_all = ["paths", "stdin", "command", "TreeChoice"]
+    )]
+    pub part: Vec<OsString>,
     /// Command and arguments whose standard output is the dump
     #[arg(last = true)]
     pub command: Vec<String>,
@@ -346,6 +362,14 @@ mod tests {
         let cli = parse("strongroom backup erp --json -- pg_dump -Fp --file=- erp").unwrap();
         let Command::Backup(backup) = cli.command else { panic!("not a backup") };
         assert_eq!(backup.command, ["pg_dump", "-Fp", "--file=-", "erp"]);
+        let line = "strongroom backup erp --json --part db -- cat -n --part files /srv --quiet";
+        let cli = parse(line).unwrap();
+        assert!(cli.global.json && !cli.global.quiet);
+        let Command::Backup(backup) = cli.command else { panic!("not a backup") };
+        assert_eq!(
+            backup.part.join(std::ffi::OsStr::new(" ")),
+            "db -- cat -n --part files /srv --quiet"
+        );
         for bad in [
             "strongroom backup",
             "strongroom backup ERP --stdin",
@@ -353,6 +377,10 @@ mod tests {
             "strongroom backup erp --stdin -- cat",
             "strongroom backup erp a.sql --retain 5",
             "strongroom backup erp --stdin --exclude x",
+            "strongroom backup erp /srv --part db -- cat",
+            "strongroom backup erp --exclude x --part files /srv",
+            "strongroom backup erp --part=db -- cat",
+            "strongroom backup erp --part",
             "strongroom diff erp@latest",
             "strongroom restore erp",
             "strongroom verify erp --sample 0",

@@ -21,17 +21,15 @@ use crate::durable;
 use crate::enroll::{self, EnrollOptions};
 use crate::error::{ClientError, ExitCode};
 use crate::file_commands;
-use crate::files::collect::TreeOptions;
-use crate::files::exclude::Excludes;
 use crate::files::restore::TreeRestoreOptions;
 use crate::files::select::Selection;
-use crate::files::walk::WalkOptions;
 use crate::key_commands;
 use crate::landing::Target;
 use crate::output::{
-    backup_text, details_text, enrolled_text, restore_text, row_text, shipped_text, status_text,
-    verify_text,
+    backup_text, details_text, enrolled_text, key_age_text, restore_text, row_text, shipped_text,
+    status_text, verify_text,
 };
+use crate::part_cli;
 use crate::progress::Monitor;
 use crate::restore::{self, RestoreOptions};
 use crate::retention_commands;
@@ -76,7 +74,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
         Command::Key(command) => Box::pin(key_commands::run(&output, command)).await,
         Command::Ship(options) => ship_files(&output, options).await,
         Command::List(options) => list(&output, options).await,
-        Command::Diff(options) => file_commands::diff(&output, options).await,
+        Command::Diff(options) => Box::pin(file_commands::diff(&output, options)).await,
         Command::Show(options) => show(&output, options).await,
         Command::Verify(options) => verify(&output, options).await,
         Command::Forget(options) => forget(&output, options).await,
@@ -153,21 +151,17 @@ fn source_of(options: &mut Backup) -> Result<Source, ClientError> {
     if !options.command.is_empty() {
         return Ok(Source::Command(std::mem::take(&mut options.command)));
     }
+    if !options.part.is_empty() {
+        return part_cli::parse(&options.part).map(Source::Set);
+    }
     let paths = std::mem::take(&mut options.paths);
     match paths.as_slice() {
         [] => Err(ClientError::Usage(
-            "nothing to back up: give a PATH, --stdin, or a command after --".into(),
+            "nothing to back up: give a PATH, --stdin, --part, or a command after --".into(),
         )),
         // One file alone is the same whatever folder it lies in.
         [path] if path.is_file() => Ok(Source::File(path.clone())),
-        _ => Ok(Source::Tree(TreeOptions {
-            walk: WalkOptions {
-                paths,
-                excludes: Excludes::parse(&options.exclude)?,
-                one_file_system: options.one_file_system,
-            },
-            special: options.special,
-        })),
+        _ => Ok(Source::Tree(std::mem::take(&mut options.tree).of_paths(paths)?)),
     }
 }
 
@@ -279,9 +273,19 @@ async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
 }
 
 async fn status(output: &Output) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct StatusAndKeys {
+        #[serde(flatten)]
+        server: Status,
+        keys_made_seconds: u64,
+        keys_due_seconds: Option<u64>,
+    }
     let client = output.client().await?;
-    let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    output.emit(&status, || status_text(&status))
+    let server: Status = client.json(&Route::Status, "", None::<&()>).await?;
+    let profile = output.profile()?;
+    let (made, due) = (profile.keys_made_seconds(), profile.keys_due_seconds());
+    let status = StatusAndKeys { server, keys_made_seconds: made, keys_due_seconds: due };
+    output.emit(&status, || format!("{}{}\n", status_text(&status.server), key_age_text(made, due)))
 }
 
 fn read_token(text: &str) -> Result<Token, ClientError> {

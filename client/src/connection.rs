@@ -42,8 +42,10 @@ pub struct Timeouts {
     pub commit: Duration,
     /// Between two pieces of an answer's body.
     pub idle: Duration,
-    /// Slowest upload that is waited for, in bytes per second.
-    pub upload_min_bytes_per_second: u64,
+    /// Slowest upload or answer that is waited for, in bytes per second.
+    pub min_bytes_per_second: u64,
+    /// Slowest stream of envelopes that is waited for, in bytes per second; several share a line.
+    pub stream_min_bytes_per_second: u64,
 }
 
 impl Default for Timeouts {
@@ -53,8 +55,16 @@ impl Default for Timeouts {
             answer: Duration::from_secs(60),
             commit: Duration::from_secs(900),
             idle: Duration::from_secs(60),
-            upload_min_bytes_per_second: 32 * 1024,
+            min_bytes_per_second: 32 * 1024,
+            stream_min_bytes_per_second: 1024,
         }
+    }
+}
+
+impl Timeouts {
+    /// `base`, and what so many bytes take on the slowest line that is waited for.
+    fn patience_for(&self, base: Duration, bytes: u64) -> Duration {
+        base.saturating_add(Duration::from_secs(bytes / self.min_bytes_per_second.max(1)))
     }
 }
 
@@ -189,7 +199,7 @@ impl Connection {
             return Ok(response);
         }
         let status = response.status();
-        let body = read_body(response, u64::from(CONTROL_MAX_BYTES), self.timeouts.idle).await?;
+        let body = read_body(response, u64::from(CONTROL_MAX_BYTES), self.timeouts).await?;
         match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(error) => Err(ClientError::Server(Box::new(error))),
             Err(_) => Err(ClientError::Protocol(format!("{} answers {status}", route.name()))),
@@ -205,7 +215,7 @@ impl Connection {
         answer_max_bytes: u64,
     ) -> Result<Bytes, ClientError> {
         let response = self.send(route, query, body).await?;
-        read_body(response, answer_max_bytes, self.timeouts.idle).await
+        read_body(response, answer_max_bytes, self.timeouts).await
     }
 
     async fn handshake(
@@ -250,8 +260,7 @@ impl Connection {
             Route::Commit(..) => self.timeouts.commit,
             _ => self.timeouts.answer,
         };
-        let rate = self.timeouts.upload_min_bytes_per_second.max(1);
-        base.saturating_add(Duration::from_secs(body_bytes / rate))
+        self.timeouts.patience_for(base, body_bytes)
     }
 }
 
@@ -272,7 +281,20 @@ pub async fn next_part(body: &mut Incoming, idle: Duration) -> Result<Option<Byt
     }
 }
 
+/// Reads an answer of at most `max_bytes`. Also one that never stops coming ends.
 async fn read_body(
+    response: Response<Incoming>,
+    max_bytes: u64,
+    timeouts: Timeouts,
+) -> Result<Bytes, ClientError> {
+    let whole = read_whole(response, max_bytes, timeouts.idle);
+    match timeout(timeouts.patience_for(timeouts.answer, max_bytes), whole).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(ClientError::Unreachable("the answer comes too slowly".into())),
+    }
+}
+
+async fn read_whole(
     response: Response<Incoming>,
     max_bytes: u64,
     idle: Duration,
@@ -292,10 +314,7 @@ async fn read_body(
 fn handshake_error(address: &str, error: &std::io::Error) -> Option<ClientError> {
     let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     match tls {
-        rustls::Error::InvalidCertificate(_) => Some(ClientError::Untrusted(format!(
-            "{address}: the server's TLS key is not the pinned one; do not go on before its \
-             operator explains why (a new key needs a new token)"
-        ))),
+        rustls::Error::InvalidCertificate(_) => Some(ClientError::WrongKey(address.to_owned())),
         _ => None,
     }
 }

@@ -105,7 +105,7 @@ impl Export {
         Ok(())
     }
 
-    fn to_text(&self) -> Result<Zeroizing<String>, ClientError> {
+    pub(crate) fn to_text(&self) -> Result<Zeroizing<String>, ClientError> {
         let fields = Fields {
             version: FORMAT_VERSION,
             namespace_name: self.namespace_name.as_ref().map(ToString::to_string),
@@ -120,7 +120,7 @@ impl Export {
         text.map(Zeroizing::new).map_err(|_| damaged("cannot be written"))
     }
 
-    fn parse(text: &str) -> Result<Self, ClientError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ClientError> {
         let fields: Fields = toml::from_str(text).map_err(|_| damaged("not an export"))?;
         if fields.version != FORMAT_VERSION {
             return Err(damaged("of another version of strongroom"));

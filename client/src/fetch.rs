@@ -283,6 +283,7 @@ impl Walker {
             at = end;
         }
         let opened = fetcher.nodes(level, &nodes, totals).await?;
+        opened.iter().try_for_each(|children| refuse_empty(children))?;
         for child in opened.into_iter().flatten().rev() {
             self.frontier.push_front((level.saturating_sub(1), child));
         }
@@ -355,6 +356,20 @@ fn undelivered(digest: &SealedDigest) -> ClientError {
         "the server breaks off before chunk or node {digest} each time: its copy is damaged or \
          gone; restore another snapshot or from a replica, and tell the operator"
     ))
+}
+
+/// Nothing stands for no bytes beside something: so a walk ends, because it meets no more chunks
+/// than the stream has bytes. (An empty stream is one chunk, below nodes of one child.)
+fn refuse_empty(children: &[NodeChild]) -> Result<(), ClientError> {
+    let is_empty = |child: &&NodeChild| child.plaintext_bytes == 0;
+    match children.iter().find(is_empty).filter(|_| children.len() > 1) {
+        None => Ok(()),
+        Some(child) => Err(ClientError::Untrusted(format!(
+            "chunk or node {}: the node above it says that it has no bytes, and it is not alone: \
+             the writer was broken or hostile; restore another snapshot",
+            child.digest
+        ))),
+    }
 }
 
 fn surplus() -> ClientError {

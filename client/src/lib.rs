@@ -6,19 +6,22 @@
 //! * `keys`, `age_file`, `kit`, `shares`, `passphrase`, `namespace`: secrets, and how a namespace
 //!   begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
-//! * `tls`, `connection`, `transport`: requests to a pinned server;
+//! * `tls`, `connection`, `follow`, `transport`: requests to a pinned server, whose key may change;
+//! * `rolling`: own keys that take the place of older ones;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
 //!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
-//! * `progress`, `feed`, `files`, `source`, `reader`, `cache_writer`, `pipeline`, `window`,
-//!   `session`, `challenge`, `uploader`, `commit`, `backup`: making a snapshot;
+//! * `progress`, `feed`, `files`, `running`, `scratch`, `parts`, `source`, `reader`,
+//!   `cache_writer`, `pipeline`, `window`, `session`, `challenge`, `uploader`, `commit`, `backup`:
+//!   making a snapshot;
 //! * `fetch`, `unsealer`, `stream`, `landing`, `restore`, `snapshot`: listing snapshots and getting
 //!   them back;
 //! * `ledger_reader`, `ledger_words`, `proof_file`, `audit`: reading a ledger and proving from it;
 //! * `offer`, `recipients`, `epoch`, `export`, `reprint`: the life of keys after that;
 //! * `prune`, `retention`: what is kept, and for how long;
-//! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `retention_cli`, `output`,
+//! * `arguments`, `options`, `cli`, `audit_cli`, `key_cli`, `part_cli`, `retention_cli`, `output`,
 //!   `audit_text`, `terminal`, `commands`, `file_commands`, `audit_commands`, `key_commands`,
-//!   `retention_commands`: the command line.
+//!   `retention_commands`: the command line;
+//! * `fuzzing`: entry points for fuzzers, which nothing else calls.
 
 pub mod budget;
 pub mod clock;
@@ -39,6 +42,8 @@ pub mod sealer;
 pub mod tree;
 
 pub mod connection;
+pub mod follow;
+pub mod rolling;
 pub mod tls;
 pub mod transport;
 
@@ -62,9 +67,12 @@ pub mod challenge;
 pub mod commit;
 pub mod feed;
 pub mod files;
+pub mod parts;
 pub mod pipeline;
 pub mod progress;
 pub mod reader;
+pub mod running;
+pub mod scratch;
 pub mod session;
 pub mod source;
 pub mod uploader;
@@ -96,9 +104,12 @@ pub mod key_cli;
 pub mod key_commands;
 pub mod options;
 pub mod output;
+pub mod part_cli;
 pub mod retention_cli;
 pub mod retention_commands;
 pub mod terminal;
+
+pub mod fuzzing;
 
 #[cfg(test)]
 mod vectors;

@@ -6,6 +6,10 @@ use clap::Args;
 use strongroom_protocol::retention::LockWanted;
 
 use crate::arguments::{parse_date, parse_duration};
+use crate::error::ClientError;
+use crate::files::collect::TreeOptions;
+use crate::files::exclude::Excludes;
+use crate::files::walk::WalkOptions;
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -62,6 +66,33 @@ impl Until {
             (_, _, true) => LockWanted::Forever,
             _ => LockWanted::Default,
         }
+    }
+}
+
+/// What of folders is backed up.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TreeChoice {
+    /// Leave out what the pattern names; may be repeated
+    #[arg(long, conflicts_with_all = ["stdin", "command"], value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Stay on the file systems of the paths
+    #[arg(long, conflicts_with_all = ["stdin", "command"])]
+    pub one_file_system: bool,
+    /// Back up pipes and devices too
+    #[arg(long, conflicts_with_all = ["stdin", "command"])]
+    pub special: bool,
+}
+
+impl TreeChoice {
+    /// The same of these paths.
+    pub fn of_paths(self, paths: Vec<PathBuf>) -> Result<TreeOptions, ClientError> {
+        let walk = WalkOptions {
+            base: None,
+            paths,
+            excludes: Excludes::parse(&self.exclude)?,
+            one_file_system: self.one_file_system,
+        };
+        Ok(TreeOptions { walk, special: self.special })
     }
 }
 

@@ -187,7 +187,11 @@ impl From<ReadOutcome> for Report {
     fn from(outcome: ReadOutcome) -> Self {
         match outcome {
             ReadOutcome::End { run_count, data_bytes } => Self::End { run_count, data_bytes },
-            ReadOutcome::Failed(error) => Self::Failed(ClientError::file("read the source", error)),
+            // A source that knows more than what the system said of it says it.
+            ReadOutcome::Failed(error) => Self::Failed(match error.downcast::<ClientError>() {
+                Ok(error) => error,
+                Err(error) => ClientError::file("read the source", error),
+            }),
         }
     }
 }

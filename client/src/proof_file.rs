@@ -154,7 +154,7 @@ impl ProofFile {
         Ok(told.proven)
     }
 
-    fn decode_text(text: &str) -> Result<Self, ClientError> {
+    pub(crate) fn decode_text(text: &str) -> Result<Self, ClientError> {
         let no_proof = || untrusted("it is not a ledger proof");
         let (_, rest) = text.split_once(BEGIN).ok_or_else(no_proof)?;
         let (lines, _) = rest.split_once(END).ok_or_else(no_proof)?;
@@ -163,7 +163,7 @@ impl ProofFile {
         Self::decode(&bytes).map_err(|error| untrusted(&error.to_string()))
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_magic(MAGIC);
         out.raw(&self.ledger_key.0).count(self.leaves.len());
         for leaf in &self.leaves {
@@ -176,7 +176,7 @@ impl ProofFile {
         out.finish()
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
         reader.magic(MAGIC)?;
         let ledger_key = PublicKey(reader.array()?);

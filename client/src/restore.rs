@@ -25,6 +25,7 @@ use crate::fetch::sum;
 use crate::files::restore::{TreeRestoreOptions, TreeRestored, restore_tree};
 use crate::files::select::{only_file, range_of};
 use crate::landing::{Landing, Target};
+use crate::parts::PART_WORD;
 use crate::progress::Monitor;
 use crate::stream::{OpenTree, Part};
 use crate::trust::{Freshness, ReadAccess};
@@ -120,7 +121,12 @@ pub async fn restore(
     let since = Moment::now();
     let opened = access.open_record(snapshot, options.unverified).await?;
     let tree = OpenTree::open(access.fetcher(&opened), opened.level(), opened.root()).await?;
-    let restored = restore_opened(&tree, snapshot, &opened.record.body.source, options, monitor);
+    let place = Place {
+        snapshot,
+        source: &opened.record.body.source,
+        is_set: opened.key_block.private.command.first().is_some_and(|word| word == PART_WORD),
+    };
+    let restored = restore_opened(&tree, &place, options, monitor);
     let restored = Box::pin(restored).await?;
     let totals = sum(tree.totals, restored.totals);
     let body = &opened.record.body;
@@ -152,13 +158,21 @@ struct Restored {
     tree: Option<TreeRestored>,
 }
 
+/// What of a record says how its tree is restored.
+struct Place<'a> {
+    snapshot: RecordDigest,
+    source: &'a Label,
+    /// It has parts.
+    is_set: bool,
+}
+
 async fn restore_opened(
     tree: &OpenTree,
-    snapshot: RecordDigest,
-    source: &Label,
+    place: &Place<'_>,
     options: &RestoreOptions,
     monitor: &Monitor,
 ) -> Result<Restored, ClientError> {
+    let Place { snapshot, source, is_set } = *place;
     if !tree.is_tree {
         if options.tree.selection.only().is_some() {
             return Err(ClientError::Usage(
@@ -176,7 +190,7 @@ async fn restore_opened(
             }
         };
     }
-    if let Some(mut entry) = only_file(&tree.catalogue, &options.tree.selection)? {
+    if let Some(mut entry) = only_file(&tree.catalogue, &options.tree.selection, is_set)? {
         if let Some(range) = &options.range {
             entry = piece_of(entry, range)?;
         }

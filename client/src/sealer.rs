@@ -300,7 +300,7 @@ fn checked<'a>(
 }
 
 /// Takes a chunk's payload apart: the padding must be of exactly the right length, and zeros.
-fn body_of(payload: &[u8]) -> Result<Body<'_>, UnsealError> {
+pub(crate) fn body_of(payload: &[u8]) -> Result<Body<'_>, UnsealError> {
     let ([codec, length @ ..], rest) =
         payload.split_first_chunk::<BODY_PREFIX_BYTES>().ok_or(UnsealError::Padding)?;
     let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|_| UnsealError::Padding)?;

@@ -1,41 +1,27 @@
-//! What is backed up: a file, a tree of files, a stream, or the standard output of a command.
+//! What is backed up: a file, a tree of files, a stream, the standard output of a command, or a set
+//! of such parts.
 //!
-//! A command runs in a process group of its own. Its standard error passes through and its end is
-//! kept; its standard output is the dump. Only exit code 0 makes a snapshot, and the code is known
-//! only after the output has ended, so [`SourceGuard::finish`] stands between the last byte and
-//! the record. Whoever drops the guard before that ends the whole process group: a failed backup
-//! leaves no dump running.
+//! Only exit code 0 of a command makes a snapshot, and the code is known only after its output has
+//! ended, so [`SourceGuard::finish`] stands between the last byte and the record. Whoever drops the
+//! guard before that ends the command.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
 use strongroom_protocol::catalogue::{Entry, Kind};
-use strongroom_protocol::limits::STDERR_MAX_BYTES;
 
 use crate::budget::SMALL_SOURCE_BYTES;
-use crate::clock::Moment;
 use crate::error::ClientError;
 use crate::feed::{Feed, SingleFeed};
 use crate::files::collect::{Collected, Collector, TreeOptions, size_if_small};
 use crate::files::describe::OwnerNames;
-
-/// How often a command that closed its output is asked whether it has ended.
-const WAIT_STEP: Duration = Duration::from_millis(10);
-/// How long standard error is waited for after the command ended.
-const STDERR_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a process group has between the request to end and the order.
-const KILL_PATIENCE: Duration = Duration::from_millis(500);
+use crate::parts::{PartRead, PartSet, SetFeed, SetGuard};
+use crate::running::RunningCommand;
 
 /// What to back up.
 pub enum Source {
@@ -47,6 +33,8 @@ pub enum Source {
     Stream(Box<dyn Read + Send>),
     /// Program and arguments, whose standard output is the dump.
     Command(Vec<String>),
+    /// Several of these as one.
+    Set(PartSet),
 }
 
 /// A source that is being read.
@@ -55,7 +43,7 @@ pub struct OpenSource {
     pub content: Content,
     /// Size where it is known before reading, in bytes.
     pub size_hint: Option<u64>,
-    /// Program and arguments, for the sealed part of the record.
+    /// Program and arguments, or the parts as they were typed, for the sealed part of the record.
     pub command: Vec<String>,
     /// Paths, for the sealed part of the record.
     pub paths: Vec<String>,
@@ -69,6 +57,8 @@ pub enum Content {
     Single(Box<dyn Read + Send>, Box<Entry>),
     /// Many files.
     Tree(Box<Collector>),
+    /// Part after part.
+    Set(Box<SetFeed>),
 }
 
 impl Content {
@@ -79,6 +69,10 @@ impl Content {
             Self::Tree(mut collector) => {
                 collector.cut_above(u64::from(cut_above_bytes));
                 collector
+            }
+            Self::Set(mut feed) => {
+                feed.cut_above(u64::from(cut_above_bytes));
+                feed
             }
         }
     }
@@ -91,8 +85,10 @@ pub struct SourceEnd {
     pub standard_error: Vec<u8>,
     /// A file changed while it was read.
     pub changed: bool,
-    /// What was read of a tree.
+    /// What was read of a tree, or of all parts.
     pub tree: Option<Collected>,
+    /// What each part of a set was.
+    pub parts: Vec<PartRead>,
 }
 
 impl SourceEnd {
@@ -117,14 +113,14 @@ pub enum SourceGuard {
     Tree(Arc<Mutex<Collected>>),
     /// A command must exit with 0.
     Command(RunningCommand),
+    /// All of the parts must be there.
+    Set(SetGuard),
 }
 
 impl Source {
     /// Standard input of this process.
     pub fn stdin() -> Result<Self, ClientError> {
-        let fail = |error| ClientError::file("open standard input", error);
-        let descriptor = io::stdin().as_fd().try_clone_to_owned().map_err(fail)?;
-        Ok(Self::Stream(Box::new(File::from(descriptor))))
+        Ok(Self::Stream(Box::new(standard_input()?)))
     }
 
     /// Opens the source, once: a stream or command is gone then, a file stays and can be opened
@@ -144,12 +140,17 @@ impl Source {
                 })
             }
             Self::Command(command) => start_command(command),
+            Self::Set(set) => open_set(set),
         }
     }
 
     /// Whether the source can be read a second time.
     pub fn can_restart(&self) -> bool {
-        matches!(self, Self::File(_) | Self::Tree(_))
+        match self {
+            Self::File(_) | Self::Tree(_) => true,
+            Self::Stream(_) | Self::Command(_) => false,
+            Self::Set(set) => set.can_restart(),
+        }
     }
 }
 
@@ -167,67 +168,25 @@ impl SourceGuard {
                 let tree = Some(std::mem::take(&mut *collected.lock()));
                 Ok(SourceEnd { tree, ..SourceEnd::default() })
             }
-            Self::Command(running) => running.finish().await,
-        }
-    }
-}
-
-/// A command whose output is the dump.
-pub struct RunningCommand {
-    program: String,
-    child: Child,
-    ended: bool,
-    tail: Arc<Mutex<Tail>>,
-    stderr_thread: Option<JoinHandle<()>>,
-}
-
-impl RunningCommand {
-    async fn finish(&mut self) -> Result<SourceEnd, ClientError> {
-        let status = loop {
-            let fail = |error| ClientError::file(format!("wait for {}", self.program), error);
-            if let Some(status) = self.child.try_wait().map_err(fail)? {
-                break status;
+            Self::Command(running) => {
+                let standard_error = running.finish().await?;
+                Ok(SourceEnd { standard_error, ..SourceEnd::default() })
             }
-            tokio::time::sleep(WAIT_STEP).await;
-        };
-        self.ended = true;
-        let since = Moment::now();
-        let is_reading = |thread: &JoinHandle<()>| !thread.is_finished();
-        while self.stderr_thread.as_ref().is_some_and(is_reading)
-            && since.elapsed() < STDERR_PATIENCE
-        {
-            tokio::time::sleep(WAIT_STEP).await;
-        }
-        if !status.success() {
-            return Err(ClientError::DumpFailed(failure_of(&self.program, status)));
-        }
-        let standard_error = self.tail.lock().bytes.iter().copied().collect();
-        Ok(SourceEnd { standard_error, ..SourceEnd::default() })
-    }
-
-    /// Ends the process group: first asks, then orders.
-    fn end(&mut self) {
-        let group = Pid::from_child(&self.child);
-        let since = Moment::now();
-        // Errors mean that the group has gone, which is what is wanted.
-        let _ = kill_process_group(group, Signal::TERM);
-        while since.elapsed() < KILL_PATIENCE {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
+            Self::Set(guard) => {
+                let read = guard.finish()?;
+                let (tree, parts) = (Some(read.files), read.parts);
+                let standard_error = read.standard_error;
+                Ok(SourceEnd { standard_error, changed: false, tree, parts })
             }
-            std::thread::sleep(WAIT_STEP);
         }
-        let _ = kill_process_group(group, Signal::KILL);
-        let _ = self.child.wait();
     }
 }
 
-impl Drop for RunningCommand {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end();
-        }
-    }
+/// Standard input of this process.
+pub fn standard_input() -> Result<File, ClientError> {
+    let fail = |error| ClientError::file("open standard input", error);
+    let descriptor = io::stdin().as_fd().try_clone_to_owned().map_err(fail)?;
+    Ok(File::from(descriptor))
 }
 
 fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
@@ -263,88 +222,33 @@ fn open_file(path: &Path) -> Result<OpenSource, ClientError> {
 }
 
 fn open_tree(options: &TreeOptions) -> Result<OpenSource, ClientError> {
-    let whole = |path: &PathBuf| {
-        let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-        whole.to_string_lossy().into_owned()
-    };
     let size_hint = size_if_small(options, SMALL_SOURCE_BYTES)?;
     let collector = Collector::begin(options)?;
     Ok(OpenSource {
         size_hint,
         command: Vec::new(),
-        paths: options.walk.paths.iter().map(whole).collect(),
+        paths: options.walk.whole_paths(),
         guard: SourceGuard::Tree(collector.collected()),
         content: Content::Tree(Box::new(collector)),
     })
 }
 
+fn open_set(set: &mut PartSet) -> Result<OpenSource, ClientError> {
+    let (command, paths) = (set.typed().to_vec(), set.whole_paths());
+    let (feed, guard) = SetFeed::begin(set)?;
+    let content = Content::Set(Box::new(feed));
+    Ok(OpenSource { content, size_hint: None, command, paths, guard: SourceGuard::Set(guard) })
+}
+
 fn start_command(command: &[String]) -> Result<OpenSource, ClientError> {
-    let Some((program, arguments)) = command.split_first() else {
-        return Err(ClientError::Usage("no command after --".into()));
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| ClientError::DumpFailed(format!("cannot run {program}: {error}")))?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let tail = Arc::new(Mutex::new(Tail::default()));
-    let stderr_thread = stderr.map(|stderr| pass_through(stderr, tail.clone()));
     // From here on a failure drops the guard, which ends the command.
-    let guard =
-        RunningCommand { program: program.clone(), child, ended: false, tail, stderr_thread };
-    let stdout = stdout.ok_or_else(|| ClientError::Bug("command without output".into()))?;
+    let (guard, stdout) = RunningCommand::start(command)?;
     Ok(OpenSource {
         content: Content::Single(Box::new(stdout), Box::new(Entry::empty(Kind::Stream))),
         size_hint: None,
         command: command.to_vec(),
         paths: Vec::new(),
         guard: SourceGuard::Command(guard),
-    })
-}
-
-fn failure_of(program: &str, status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("dump command {program} exited with code {code}"),
-        (None, Some(signal)) => format!("dump command {program} was ended by signal {signal}"),
-        (None, None) => format!("dump command {program} failed"),
-    }
-}
-
-/// The last bytes of a text.
-#[derive(Default)]
-struct Tail {
-    bytes: VecDeque<u8>,
-}
-
-impl Tail {
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend(bytes);
-        let max = usize::try_from(STDERR_MAX_BYTES).unwrap_or(usize::MAX);
-        let excess = self.bytes.len().saturating_sub(max);
-        self.bytes.drain(..excess);
-    }
-}
-
-fn pass_through(mut stderr: ChildStderr, tail: Arc<Mutex<Tail>>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        loop {
-            match stderr.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(count) => {
-                    let bytes = buffer.get(..count).unwrap_or(&[]);
-                    // Where our own standard error is closed there is nobody to tell.
-                    let _ = io::stderr().write_all(bytes);
-                    tail.lock().push(bytes);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
     })
 }
 
@@ -356,11 +260,12 @@ fn state_of(file: &File) -> io::Result<(u64, i64, i64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn reader_of(source: &mut OpenSource) -> &mut dyn Read {
         match &mut source.content {
             Content::Single(reader, _) => reader,
-            Content::Tree(_) => panic!("a tree"),
+            Content::Tree(_) | Content::Set(_) => panic!("many files"),
         }
     }
 
@@ -378,11 +283,6 @@ mod tests {
         let (bytes, end) = run("echo dump; echo warning >&2");
         assert_eq!(bytes, b"dump\n");
         assert_eq!(end.unwrap().standard_error, b"warning\n");
-        let mut tail = Tail::default();
-        tail.push(&[1; 100_000]);
-        tail.push(&[2; 10]);
-        assert_eq!(tail.bytes.len(), 65_536);
-        assert_eq!(tail.bytes.back(), Some(&2));
     }
 
     #[test]

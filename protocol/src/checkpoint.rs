@@ -80,12 +80,15 @@ impl Checkpoint {
     }
 
     /// The text that is signed.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("{}\n{}\n{}\n", self.origin, self.size, STANDARD.encode(self.root))
     }
 
+    /// Reads a note, and the signatures of its form under it; checks none.
     #[expect(clippy::type_complexity)]
-    fn parse(note: &str) -> Result<(Self, Vec<(&str, [u8; 4], Signature)>), CheckpointError> {
+    pub(crate) fn parse(
+        note: &str,
+    ) -> Result<(Self, Vec<(&str, [u8; 4], Signature)>), CheckpointError> {
         const FORM: CheckpointError = CheckpointError::Form;
         if u32::try_from(note.len()).map_or(true, |length| length > CHECKPOINT_MAX_BYTES) {
             return Err(FORM);

@@ -158,7 +158,7 @@ impl Descriptor {
         out
     }
 
-    fn signed_part(&self) -> Vec<u8> {
+    pub(crate) fn signed_part(&self) -> Vec<u8> {
         let (codec, level) = match self.codec {
             Codec::None => (0, 0),
             Codec::Zstd(level) => (1, level),
@@ -181,7 +181,8 @@ impl Descriptor {
         out.finish()
     }
 
-    fn decode_signed_part(bytes: &[u8]) -> Result<Self, DecodeError> {
+    /// Reads what the signature is over; it is not checked.
+    pub(crate) fn decode_signed_part(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
         reader.magic(MAGIC)?;
         let authority = PublicKey(reader.array()?);

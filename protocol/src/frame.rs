@@ -60,6 +60,11 @@ impl FrameDecoder {
         Ok(Some(self.arrived.split_to(length).freeze()))
     }
 
+    /// Bytes of an envelope that has not arrived whole.
+    pub fn waiting_bytes(&self) -> usize {
+        self.arrived.len()
+    }
+
     /// Moves what has not arrived whole to a buffer of its own, so that envelopes which are kept
     /// for a while give their memory back when they go.
     pub fn detach(&mut self) {

@@ -3,7 +3,9 @@
 //! Each takes any bytes, must not panic, and answers whether they were accepted. What is accepted
 //! must encode to the very same bytes, which also bounds what a decoder can build from an input.
 //! Signatures and check sums that a fuzzer cannot guess are made here with fixed keys, so that it
-//! gets past them. Nothing but `protocol/fuzz/` and `protocol/tests/fuzz/` calls this file.
+//! gets past them: targets whose names end in `signed` do so, at the price of a signature for each
+//! input, beside one of the same decoder that costs none. Nothing but the `fuzz/` and `tests/fuzz/`
+//! folders of this crate and of the client calls this file.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,56 +15,101 @@ use crate::catalogue;
 use crate::certificate::WriterCertificate;
 use crate::checkpoint::Checkpoint;
 use crate::codec::{DecodeError, Reader};
-use crate::descriptor::{DescriptorError, VerifiedDescriptor};
+use crate::descriptor::{Descriptor, DescriptorError, VerifiedDescriptor};
 use crate::entry::Entry;
 use crate::envelope::{Envelope, clear_of_chunk, clear_of_node};
 use crate::frame::{FrameDecoder, prefix};
 use crate::id::{ChunkId, Label, PrincipalId, PublicKey, SealedDigest};
+use crate::lend;
 use crate::limits::PROOF_HASHES_MAX;
 use crate::merkle::{Hash, verify_consistency, verify_inclusion};
 use crate::message::HexBytes;
 use crate::node;
+use crate::policy::Policy;
 use crate::promotion::PromotionRequest;
 use crate::receipt::Receipt;
 use crate::record::{KeyBlock, Record, RecordBody};
 use crate::role::Role;
+use crate::roll::RollRequest;
 use crate::route::Route;
 use crate::seed::{Manifest, PackTable};
 use crate::signature::SIGNATURE_BYTES;
+use crate::tile::Tile;
 use crate::token::{EnrollRequest, Token};
 
-/// A decoder and its name, which is also that of its fuzz target and of its corpus folder.
+/// A decoder, its name, and what it may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// The name.
+    /// Its name, which is also that of its fuzz target and of its corpus folder.
     pub name: &'static str,
     /// Whether the decoder accepts the bytes.
     pub decode: fn(&[u8]) -> bool,
+    /// Most memory that it may have at once.
+    pub memory: Memory,
+    /// An input costs as much as so many of the others, because keys or signatures are made.
+    pub cost: u64,
+}
+
+/// Memory that an entry point may have at once, the encoding that it compares with included: it
+/// grows with the input and with nothing that the input says.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// For any input.
+    pub fixed_bytes: u64,
+    /// For each byte of the input.
+    pub per_byte: u64,
+}
+
+impl Memory {
+    /// The bound for an input of `length` bytes.
+    pub fn bound(&self, length: usize) -> u64 {
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        self.fixed_bytes.saturating_add(self.per_byte.saturating_mul(length))
+    }
+}
+
+impl Target {
+    /// An entry point that costs what reading costs.
+    pub const fn new(name: &'static str, decode: fn(&[u8]) -> bool, per_byte: u64) -> Self {
+        let memory = Memory { fixed_bytes: 1024, per_byte };
+        Self { name, decode, memory, cost: 1 }
+    }
+
+    /// One that makes or checks a signature for an input.
+    pub const fn signing(name: &'static str, decode: fn(&[u8]) -> bool, per_byte: u64) -> Self {
+        Self { cost: 100, ..Self::new(name, decode, per_byte) }
+    }
 }
 
 /// All entry points.
-pub const TARGETS: [Target; 21] = [
-    Target { name: "catalogue", decode: decode_catalogue },
-    Target { name: "certificate", decode: decode_certificate },
-    Target { name: "checkpoint", decode: decode_checkpoint },
-    Target { name: "descriptor", decode: decode_descriptor },
-    Target { name: "enroll_request", decode: decode_enroll_request },
-    Target { name: "entry", decode: decode_entry },
-    Target { name: "envelope", decode: decode_envelope },
-    Target { name: "frames", decode: decode_frames },
-    Target { name: "hex_bytes", decode: decode_hex_bytes },
-    Target { name: "key_block", decode: decode_key_block },
-    Target { name: "merkle", decode: decode_merkle },
-    Target { name: "name", decode: decode_name },
-    Target { name: "node", decode: decode_node },
-    Target { name: "promotion", decode: decode_promotion },
-    Target { name: "receipt", decode: decode_receipt },
-    Target { name: "record", decode: decode_record },
-    Target { name: "record_body", decode: decode_record_body },
-    Target { name: "route", decode: decode_route },
-    Target { name: "seed_manifest", decode: decode_seed_manifest },
-    Target { name: "seed_table", decode: decode_seed_table },
-    Target { name: "token", decode: decode_token },
+pub const TARGETS: [Target; 27] = [
+    Target::new("catalogue", decode_catalogue, 16),
+    Target::new("certificate", decode_certificate, 8),
+    Target::new("checkpoint", decode_checkpoint, 16),
+    Target::signing("checkpoint_signed", decode_checkpoint_signed, 16),
+    Target::new("descriptor", decode_descriptor, 8),
+    Target::signing("descriptor_signed", decode_descriptor_signed, 8),
+    Target::new("enroll_request", decode_enroll_request, 8),
+    Target::new("entry", decode_entry, 8),
+    Target::new("envelope", decode_envelope, 8),
+    Target::new("frames", decode_frames, 8),
+    Target::new("hex_bytes", decode_hex_bytes, 8),
+    Target::new("key_block", decode_key_block, 16),
+    Target::signing("lend_proof", decode_lend_proof, 8),
+    Target::new("merkle", decode_merkle, 8),
+    Target::new("name", decode_name, 8),
+    Target::new("node", decode_node, 8),
+    Target::new("policy", decode_policy, 16),
+    Target::new("promotion", decode_promotion, 8),
+    Target::new("receipt", decode_receipt, 8),
+    Target::new("record", decode_record, 8),
+    Target::new("record_body", decode_record_body, 8),
+    Target::new("roll_request", decode_roll_request, 8),
+    Target::new("route", decode_route, 8),
+    Target::new("seed_manifest", decode_seed_manifest, 8),
+    Target::new("seed_table", decode_seed_table, 8),
+    Target::new("tile", decode_tile, 8),
+    Target::new("token", decode_token, 8),
 ];
 
 /// The key that stands for a namespace's authority and for a ledger. It guards nothing.
@@ -75,9 +122,14 @@ fn fixed_public_key() -> PublicKey {
 }
 
 /// Accepts, after the check that all decoders share.
-fn accept(data: &[u8], encoded: &[u8]) -> bool {
+pub fn accept(data: &[u8], encoded: &[u8]) -> bool {
     assert!(data == encoded, "what was decoded encodes to other bytes");
     true
+}
+
+/// A request for new keys.
+pub fn decode_roll_request(data: &[u8]) -> bool {
+    RollRequest::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
 /// A catalogue.
@@ -90,8 +142,18 @@ pub fn decode_certificate(data: &[u8]) -> bool {
     WriterCertificate::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
-/// A checkpoint note. Further signatures may stand under it, so only its text is compared.
+/// A checkpoint note, as it is read before a signature is looked at. Signatures of others may stand
+/// under it, so only its text is compared.
 pub fn decode_checkpoint(data: &[u8]) -> bool {
+    let Ok(note) = std::str::from_utf8(data) else { return false };
+    let Ok((checkpoint, _)) = Checkpoint::parse(note) else { return false };
+    let text = checkpoint.text();
+    assert!(note.starts_with(&format!("{text}\n")), "the text of a checkpoint has two forms");
+    true
+}
+
+/// The same with its signature, by a ledger key that is known.
+pub fn decode_checkpoint_signed(data: &[u8]) -> bool {
     let Ok(note) = std::str::from_utf8(data) else { return false };
     let Ok(checkpoint) = Checkpoint::verify(note, &[fixed_public_key()]) else { return false };
     let again = checkpoint.sign(&fixed_key());
@@ -103,8 +165,13 @@ pub fn decode_checkpoint(data: &[u8]) -> bool {
     true
 }
 
-/// The signed part of a descriptor; the authority's key in it is replaced and its signature made.
+/// The signed part of a descriptor, as it is read before its signature is checked.
 pub fn decode_descriptor(data: &[u8]) -> bool {
+    Descriptor::decode_signed_part(data).is_ok_and(|value| accept(data, &value.signed_part()))
+}
+
+/// The same with its signature: the authority's key in it is replaced and the signature made.
+pub fn decode_descriptor_signed(data: &[u8]) -> bool {
     let mut bytes = data.to_vec();
     if let Some(authority) = bytes.get_mut(4..36) {
         authority.copy_from_slice(&fixed_public_key().0);
@@ -202,6 +269,16 @@ pub fn decode_key_block(data: &[u8]) -> bool {
     KeyBlock::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
+/// The header that proves whose a lent connection is: one text for one key and connection.
+pub fn decode_lend_proof(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let exporter = [1; 32];
+    if lend::check(&fixed_public_key(), &exporter, text).is_err() {
+        return false;
+    }
+    accept(data, lend::prove(&fixed_key(), &exporter).as_bytes())
+}
+
 /// A proof: kind u8 (0 inclusion, 1 consistency), index or old size u64, size u64, leaf or old
 /// root, root, `u32 n`, n hashes. What verifies must not verify for another first hash.
 pub fn decode_merkle(data: &[u8]) -> bool {
@@ -249,6 +326,11 @@ pub fn decode_node(data: &[u8]) -> bool {
     children.is_ok_and(|children| accept(payload, &node::encode(&children)))
 }
 
+/// A namespace's policy.
+pub fn decode_policy(data: &[u8]) -> bool {
+    Policy::decode(data).is_ok_and(|value| accept(data, &value.encode()))
+}
+
 /// A request to promote a server; nothing of it is verified.
 pub fn decode_promotion(data: &[u8]) -> bool {
     PromotionRequest::decode(data).is_ok_and(|value| accept(data, &value.encode()))
@@ -289,6 +371,12 @@ pub fn decode_seed_manifest(data: &[u8]) -> bool {
 /// The table of a pack.
 pub fn decode_seed_table(data: &[u8]) -> bool {
     PackTable::decode(data).is_ok_and(|value| accept(data, &value.encode()))
+}
+
+/// The path of a tile, after `tile/`.
+pub fn decode_tile(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    Tile::parse(text).is_some_and(|tile| accept(data, tile.path().as_bytes()))
 }
 
 /// The fields of an enrolment token, as bytes without their check sum; also the text as it is.

@@ -94,6 +94,13 @@ pub const ADDRESS_MAX_BYTES: u32 = 512;
 /// Longest enrolment request.
 pub const ENROLL_MAX_BYTES: u32 = DESCRIPTOR_MAX_BYTES + 4096;
 
+/// Longest request for new keys.
+pub const ROLL_MAX_BYTES: u32 = 512;
+/// Longest ECDSA signature of P-256 in DER, with room.
+pub const ECDSA_SIGNATURE_MAX_BYTES: u32 = 80;
+/// Most of its own former signing keys that a profile keeps.
+pub const FORMER_KEYS_MAX: u32 = 64;
+
 // --- Requests -------------------------------------------------------------------------------
 
 /// Longest JSON body of a control request.
@@ -123,6 +130,21 @@ pub const LIST_MAX_COUNT: u32 = 1000;
 /// A session that declares at most this many bytes of envelopes is a small one.
 pub const SMALL_SESSION_MAX_BYTES: u64 = 32 * 1024 * 1024;
 
+// --- Connections ----------------------------------------------------------------------------
+
+/// One connection in so many is for handshakes and for keys that are not enrolled.
+pub const STRANGER_SHARE: u32 = 8;
+/// Longest head of a request: its first line and its headers.
+pub const HEAD_MAX_BYTES: u32 = 16 * 1024;
+/// Most headers of a request.
+pub const HEADERS_MAX: u32 = 64;
+/// Least memory for bodies of requests: a share of it holds an envelope, and more is read.
+pub const BODY_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// A principal's bodies take this part of the memory for bodies at most.
+pub const BODY_SHARE: u64 = 4;
+/// A refusal of one kind is entered in the ledger once in so many seconds for each principal.
+pub const REFUSED_ENTRY_SECONDS: u64 = 60;
+
 // --- Replication ----------------------------------------------------------------------------
 
 /// Most primaries that a server follows.
@@ -133,6 +155,8 @@ pub const FEEDS_MAX: u32 = 64;
 pub const LENT_CONNECTIONS_MAX: u32 = 16;
 /// Most namespaces that a primary is narrowed to.
 pub const PRIMARY_FILTER_MAX: u32 = 256;
+/// Most versions of a namespace's descriptor whose places in a primary's ledger are noted.
+pub const DESCRIPTORS_NOTED_MAX: u32 = 4096;
 /// A replica makes no namespace beyond so many, whatever its primaries say they have.
 pub const REPLICA_NAMESPACES_MAX: u32 = 4096;
 

@@ -50,6 +50,23 @@ pub trait Clock: Send + Sync {
     fn reading(&self) -> Reading;
 }
 
+/// Measures how long this server waits for a peer: by the machine's own clock, because peers wait
+/// in real time also where a test turns the clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Begins now.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Since it began.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 /// The machine's clocks.
 #[derive(Debug)]
 pub struct SystemClock {

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
-use strongroom_protocol::limits::{HAVE_MAX_COUNT, LENT_CONNECTIONS_MAX};
+use strongroom_protocol::limits::{BODY_BYTES_MIN, HAVE_MAX_COUNT, LENT_CONNECTIONS_MAX};
 use strongroom_protocol::policy::{Policy, Quota};
 use strongroom_protocol::retention::{RetentionMode, RetentionRule};
 
 use crate::durable;
 use crate::error::ServerError;
+use crate::slow_peer::Floor;
+pub use crate::units::{Period, Size};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize)]
@@ -35,6 +37,8 @@ pub struct Config {
     pub replica: ReplicaConfig,
     /// Lending connections to servers that follow this one.
     pub feed: FeedConfig,
+    /// How long keys are used.
+    pub keys: KeysConfig,
     /// Limits against hostile or broken peers.
     pub limits: LimitConfig,
 }
@@ -95,6 +99,16 @@ pub struct ScrubConfig {
     pub pace: f64,
 }
 
+/// How long keys are used.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// This server's TLS key is replaced after so long; 0 is never.
+    pub tls_age: Period,
+    /// A client's keys of this age do nothing any more but be rolled over; 0 is no bound.
+    pub principal_age: Period,
+}
+
 /// Lending connections to servers that follow this one.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -153,6 +167,10 @@ pub struct TimeOfDay {
 pub struct LimitConfig {
     /// Connections at a time.
     pub connections: u32,
+    /// Connections that a principal may have at a time.
+    pub connections_per_principal: u32,
+    /// A connection whose key is not enrolled ends after this.
+    pub stranger: Period,
     /// Sessions that a principal may hold at a time.
     pub sessions_per_principal: u32,
     /// A session ends when it is silent for so long.
@@ -163,26 +181,28 @@ pub struct LimitConfig {
     pub head: Period,
     /// A body must bring bytes at least this often.
     pub body_idle: Period,
+    /// A body must bring, and an answer be taken at, so many bytes a second; 0 is no bound.
+    pub rate_min: Size,
+    /// Over this time of waiting.
+    pub rate_window: Period,
+    /// A request may take so long in all, and its answer as long again.
+    pub request: Period,
+    /// Memory for bodies of requests; a principal gets a quarter of it.
+    pub body_bytes: Size,
+    /// "Have" answers that a principal may leave without a commit, a day.
+    pub hits_uncommitted: u64,
     /// "Have" questions a second that a session may ask on average, in digests.
     pub have_per_second: u32,
     /// How long a shutdown waits for requests under way.
     pub shutdown: Period,
 }
 
-/// A period of time, written `90s`, `30d`, `10years`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Period(pub Duration);
-
-/// A number of bytes, written `256MiB` or `1GiB`, or without a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Size(pub u64);
-
 const DAY: u64 = 24 * 3600;
 const DAY_MINUTES: u64 = 24 * 60;
 /// Least bytes a second: with less, a connection of several is silent for longer than peers wait.
 const RATE_MIN: u64 = 64 << 10;
+/// The least rate of peers may not be set higher.
+const RATE_FLOOR_MAX: u64 = 1 << 20;
 
 impl Default for Config {
     fn default() -> Self {
@@ -195,6 +215,7 @@ impl Default for Config {
             scrub: ScrubConfig::default(),
             replica: ReplicaConfig::default(),
             feed: FeedConfig::default(),
+            keys: KeysConfig::default(),
             limits: LimitConfig::default(),
         }
     }
@@ -256,15 +277,30 @@ impl Default for FeedConfig {
     }
 }
 
+impl Default for KeysConfig {
+    /// Clients roll their keys over after a year, less a month: two years are for those that were
+    /// off for long.
+    fn default() -> Self {
+        Self { tls_age: Period::seconds(365 * DAY), principal_age: Period::seconds(2 * 365 * DAY) }
+    }
+}
+
 impl Default for LimitConfig {
     fn default() -> Self {
         Self {
             connections: 1024,
+            connections_per_principal: 64,
+            stranger: Period::seconds(30),
             sessions_per_principal: 8,
             lease: Period::seconds(600),
             handshake: Period::seconds(10),
             head: Period::seconds(75),
             body_idle: Period::seconds(60),
+            rate_min: Size(16 << 10),
+            rate_window: Period::seconds(120),
+            request: Period::seconds(6 * 3600),
+            body_bytes: Size(256 << 20),
+            hits_uncommitted: 1_000_000_000,
             have_per_second: 500_000,
             shutdown: Period::seconds(20),
         }
@@ -288,16 +324,8 @@ impl Config {
         if config.store.segment.0 < 1 << 20 || config.store.segment.0 > 4 << 30 {
             return Err("store.segment: must be between 1MiB and 4GiB".into());
         }
-        let limits = &config.limits;
-        let periods = [limits.lease, limits.handshake, limits.head, limits.body_idle];
-        if periods.iter().any(|period| period.0 < Duration::from_secs(1)) {
-            return Err("limits: lease, handshake, head and body_idle need at least 1s".into());
-        }
         if config.store.idle_seal.0 < Duration::from_secs(1) {
             return Err("store.idle_seal: needs at least 1s".into());
-        }
-        if limits.have_per_second < HAVE_MAX_COUNT {
-            return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
         }
         if config.gc.interval.0 < Duration::from_secs(60) {
             return Err("gc.interval: needs at least 1m".into());
@@ -314,14 +342,52 @@ impl Config {
         if !(0.01..=1.0).contains(&config.scrub.pace) {
             return Err("scrub.pace: must be between 0.01 and 1".into());
         }
+        let ages = [config.keys.tls_age, config.keys.principal_age];
+        if ages.iter().any(|age| (1..DAY).contains(&age.0.as_secs())) {
+            return Err(
+                "keys: tls_age and principal_age must be 0, for none, or at least 1d".into()
+            );
+        }
         config.replica.check()?;
         if config.feed.connections == 0 || config.feed.connections > LENT_CONNECTIONS_MAX {
             return Err("feed.connections: must be between 1 and 16".into());
         }
-        if config.limits.connections == 0 || config.limits.sessions_per_principal == 0 {
-            return Err("limits: connections and sessions_per_principal must not be 0".into());
-        }
+        config.limits.check()?;
         Ok(config)
+    }
+}
+
+impl LimitConfig {
+    /// The least rate of bodies and answers.
+    pub fn floor(&self) -> Floor {
+        Floor { bytes_per_second: self.rate_min.0, window: self.rate_window.0 }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let periods = [self.lease, self.handshake, self.stranger, self.head, self.body_idle];
+        let more = [self.rate_window, self.request];
+        if periods.iter().chain(&more).any(|period| period.0 < Duration::from_secs(1)) {
+            return Err("limits: lease, handshake, stranger, head, body_idle, rate_window and \
+                        request need at least 1s"
+                .into());
+        }
+        if self.have_per_second < HAVE_MAX_COUNT {
+            return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
+        }
+        let counts =
+            [self.connections, self.connections_per_principal, self.sessions_per_principal];
+        if counts.contains(&0) || self.hits_uncommitted == 0 {
+            return Err("limits: connections, connections_per_principal, sessions_per_principal \
+                        and hits_uncommitted must not be 0"
+                .into());
+        }
+        if self.rate_min.0 > RATE_FLOOR_MAX {
+            return Err("limits.rate_min: at most 1MiB, or honest lines are cut off".into());
+        }
+        if self.body_bytes.0 < BODY_BYTES_MIN {
+            return Err("limits.body_bytes: needs at least 16MiB".into());
+        }
+        Ok(())
     }
 }
 
@@ -423,41 +489,6 @@ impl RetentionConfig {
     }
 }
 
-impl Period {
-    /// So many seconds.
-    pub const fn seconds(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-}
-
-impl TryFrom<String> for Period {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        humantime::parse_duration(&text).map(Self).map_err(|error| {
-            format!("\"{text}\" is not a period such as 90s, 30d, 10years: {error}")
-        })
-    }
-}
-
-impl TryFrom<String> for Size {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        let bad = || format!("\"{text}\" is not a size such as 512KiB, 256MiB, 1GiB");
-        let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (digits, unit) = text.split_at(digits_end);
-        let shift = match unit.trim() {
-            "" | "B" => 0,
-            "KiB" => 10,
-            "MiB" => 20,
-            "GiB" => 30,
-            "TiB" => 40,
-            _ => return Err(bad()),
-        };
-        let count: u64 = digits.parse().map_err(|_| bad())?;
-        count.checked_mul(1 << shift).map(Self).ok_or_else(bad)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -473,6 +504,8 @@ mod tests {
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
+        assert!(Config::parse("[keys]\ntls_age = \"23h\"").is_err());
+        assert!(Config::parse("[keys]\ntls_age = \"0s\"").is_ok());
         assert!(Config::parse("[scrub]\ninterval = \"1s\"").is_err());
         assert!(Config::parse("[scrub]\npace = 2").is_err());
         assert!(Config::parse("[replica]\nconnections = 17").is_err());
@@ -480,6 +513,18 @@ mod tests {
         assert!(Config::parse("[replica]\nbytes_per_second = \"1KiB\"").is_err());
         assert!(Config::parse("[replica]\npatience = \"1ms\"").is_err());
         assert!(Config::parse("[store]\nsegment = \"12 parsecs\"").is_err());
+        for limit in [
+            "connections = 0",
+            "connections_per_principal = 0",
+            "stranger = \"0s\"",
+            "rate_window = \"1ms\"",
+            "rate_min = \"2MiB\"",
+            "request = \"0s\"",
+            "body_bytes = \"1MiB\"",
+            "hits_uncommitted = 0",
+        ] {
+            assert!(Config::parse(&format!("[limits]\n{limit}")).is_err(), "{limit}");
+        }
     }
 
     #[test]

@@ -25,8 +25,10 @@ pub mod listener;
 pub mod probes;
 pub mod router;
 pub mod stop;
+pub mod successor;
 pub mod tls;
 
+pub mod admission;
 pub mod auth;
 pub mod handler;
 
@@ -36,6 +38,7 @@ pub mod repository;
 pub mod scrub;
 pub mod seed;
 
+pub mod guards;
 pub mod ledger;
 pub mod lock;
 pub mod readers;
@@ -48,10 +51,16 @@ pub mod damage;
 pub mod noted;
 pub mod pace;
 pub mod pause;
+pub mod principal_row;
 pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;
 pub mod store;
+
+pub mod body_budget;
+pub mod hits;
+pub mod refusals;
+pub mod slow_peer;
 
 pub mod clock;
 pub mod clock_state;
@@ -64,3 +73,4 @@ pub mod followers;
 pub mod keyed_tasks;
 pub mod lent;
 pub mod metrics;
+pub mod units;

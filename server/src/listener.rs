@@ -1,25 +1,29 @@
 //! The accept loop for clients: limits, deadlines, one task a connection.
 //!
-//! A connection that does not finish its handshake in time is dropped. What the handshake showed
-//! (the client's pin, the exporter) goes with every request of the connection.
+//! A connection is a stranger's until its handshake has shown a key that is enrolled, and strangers
+//! have little room and little time (`admission.rs`). What the handshake showed (the client's pin,
+//! the exporter) goes with every request of the connection.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use prometheus::IntGauge;
 use rustix::net::sockopt;
 use rustls::ServerConfig;
 use strongroom_protocol::token::EXPORTER_LABEL;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::answering::answer_on;
+use crate::admission::{Admission, Place, Stranger};
+use crate::answering::{Manner, answer_on};
 use crate::handler::Peer;
+use crate::refusals::Reason;
 use crate::repository::Repository;
 use crate::server_keys::pin_of_certificate;
+use crate::slow_peer::Taken;
 use crate::stop::Stop;
 
 /// A connection that is silent for so long is probed,
@@ -28,8 +32,6 @@ const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_STEP: Duration = Duration::from_secs(15);
 /// and given up after so many probes without an answer.
 const KEEP_ALIVE_COUNT: u32 = 4;
-/// One place in so many is for handshakes and for keys that are not enrolled.
-const STRANGER_SHARE: usize = 8;
 
 /// Serves until `stop` says so, then lets requests under way finish within the configured time.
 pub async fn run(
@@ -39,10 +41,8 @@ pub async fn run(
     mut stop: Stop,
 ) {
     let limits = repository.config().limits.clone();
-    let places = usize::try_from(limits.connections).unwrap_or(usize::MAX);
-    let places = places.min(Semaphore::MAX_PERMITS);
-    let strangers = Arc::new(Semaphore::new((places / STRANGER_SHARE).max(1)));
-    let places = Arc::new(Semaphore::new(places));
+    let admission = Admission::new(limits.connections, limits.connections_per_principal);
+    let admission = Arc::new(admission);
     let acceptor = TlsAcceptor::from(tls);
     let mut connections = JoinSet::new();
     loop {
@@ -51,8 +51,8 @@ pub async fn run(
             () = stop.wait() => break,
         };
         while connections.try_join_next().is_some() {}
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: waiting is all that helps.
                 tracing::warn!(%error, "accept failed");
@@ -60,22 +60,25 @@ pub async fn run(
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            refuse(&repository, "too_many_connections");
-            continue;
-        };
         // Until its key is known, a connection holds one of the few places for strangers, so that
         // strangers cannot keep those out who belong here.
-        let Ok(stranger) = strangers.clone().try_acquire_owned() else {
-            refuse(&repository, "too_many_strangers");
-            continue;
+        let stranger = tokio::select! {
+            stranger = admission.enter(address.ip()) => stranger,
+            () = stop.wait() => break,
         };
-        let (repository, acceptor, stop) = (repository.clone(), acceptor.clone(), stop.clone());
+        let Some(stranger) = stranger else { break };
+        let arrival = Arrival {
+            repository: repository.clone(),
+            admission: admission.clone(),
+            acceptor: acceptor.clone(),
+            stop: stop.clone(),
+        };
         connections.spawn(async move {
-            let _place = place;
-            repository.metrics().connections.inc();
-            connection(&repository, &acceptor, stream, stranger, stop).await;
-            repository.metrics().connections.dec();
+            let open = Open::begin(&arrival.repository);
+            if let Err(reason) = arrival.serve(stream, stranger).await {
+                arrival.repository.metrics().refusals.count(reason);
+            }
+            drop(open);
         });
     }
     drop(listener);
@@ -85,32 +88,79 @@ pub async fn run(
     }
 }
 
-async fn connection(
-    repository: &Arc<Repository>,
-    acceptor: &TlsAcceptor,
-    stream: TcpStream,
-    stranger: OwnedSemaphorePermit,
+/// What one connection needs.
+struct Arrival {
+    repository: Arc<Repository>,
+    admission: Arc<Admission>,
+    acceptor: TlsAcceptor,
     stop: Stop,
-) {
-    let limits = &repository.config().limits;
-    if stream.set_nodelay(true).is_err() || notice_silent_ends(&stream).is_err() {
-        return refuse(repository, "socket");
+}
+
+/// A connection that is counted; dropping it ends that.
+struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
     }
-    let stream = match tokio::time::timeout(limits.handshake.0, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "handshake failed");
-            return refuse(repository, "handshake");
+}
+
+impl Open {
+    fn begin(repository: &Repository) -> Self {
+        let gauge = repository.metrics().connections.clone();
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Arrival {
+    /// From the first byte to the last; says why it was refused, if it was.
+    async fn serve(&self, stream: TcpStream, mut stranger: Stranger) -> Result<(), Reason> {
+        let limits = &self.repository.config().limits;
+        let time_up = tokio::time::sleep(limits.stranger.0);
+        if stream.set_nodelay(true).is_err() || notice_silent_ends(&stream).is_err() {
+            return Err(Reason::Socket);
         }
-        Err(_) => return refuse(repository, "handshake_timeout"),
-    };
-    let Some(peer) = peer_of(&stream) else { return refuse(repository, "no_client_key") };
-    let stranger = match repository.registry().principal(&peer.tls_key) {
-        Some(_) => None,
-        None => Some(stranger),
-    };
-    answer_on(repository, TokioIo::new(stream), &peer, limits.head.0, stop).await;
-    drop(stranger);
+        let shaking_hands = tokio::time::timeout(limits.handshake.0, self.acceptor.accept(stream));
+        let stream = tokio::select! {
+            shaken = shaking_hands => shaken.map_err(|_| Reason::HandshakeTime)?,
+            () = stranger.displaced() => return Err(Reason::Displaced),
+        };
+        let stream = stream.map_err(|error| {
+            tracing::debug!(%error, "handshake failed");
+            Reason::Handshake
+        })?;
+        let peer = peer_of(&stream).ok_or(Reason::NoClientKey)?;
+        let refusals = self.repository.metrics().refusals.clone();
+        let stream = TokioIo::new(Taken::new(stream, limits.floor(), refusals));
+        if let Some(place) = self.place_of(&peer)? {
+            drop(stranger);
+            let manner = Manner::of_principals(limits.head.0);
+            answer_on(&self.repository, stream, &peer, manner, self.stop.clone()).await;
+            drop(place);
+            return Ok(());
+        }
+        let manner = Manner::of_strangers(limits.head.0);
+        let answering = answer_on(&self.repository, stream, &peer, manner, self.stop.clone());
+        let mut answering = std::pin::pin!(answering);
+        let reason = tokio::select! {
+            () = answering.as_mut() => return Ok(()),
+            () = stranger.displaced() => Reason::Displaced,
+            () = time_up => Reason::StrangerTime,
+        };
+        // It may have been enrolled meanwhile, over this very connection.
+        let place = self.place_of(&peer)?.ok_or(reason)?;
+        drop(stranger);
+        answering.await;
+        drop(place);
+        Ok(())
+    }
+
+    /// A place among principals, for a key that is enrolled.
+    fn place_of(&self, peer: &Peer) -> Result<Option<Place>, Reason> {
+        let principal = self.repository.registry().principal(&peer.tls_key);
+        principal.map(|principal| self.admission.admit(principal.id)).transpose()
+    }
 }
 
 /// Has the system ask the other end now and then whether it is there, so that a connection whose
@@ -128,8 +178,4 @@ fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
     let tls_key = pin_of_certificate(certificate)?;
     let exporter = session.export_keying_material([0; 32], EXPORTER_LABEL, None).ok()?;
     Some(Peer { tls_key, exporter })
-}
-
-fn refuse(repository: &Repository, reason: &str) {
-    repository.metrics().connections_refused.with_label_values(&[reason]).inc();
 }

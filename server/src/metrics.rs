@@ -8,6 +8,7 @@ use prometheus::{
 };
 
 use crate::error::ServerError;
+use crate::refusals::Refusals;
 
 /// The metrics.
 #[derive(Debug)]
@@ -31,8 +32,12 @@ pub struct Metrics {
     pub sessions: IntGauge,
     /// Connections open.
     pub connections: IntGauge,
-    /// Handshakes and connections that failed or were refused, by reason.
-    pub connections_refused: IntCounterVec,
+    /// Connections and requests that were refused, by reason.
+    pub refusals: Refusals,
+    /// Requests that are being answered.
+    pub requests_in_flight: IntGauge,
+    /// Memory that bodies of requests take.
+    pub body_bytes: IntGauge,
     /// Snapshots committed.
     pub commits: IntCounter,
     /// Time to seal a segment, in seconds.
@@ -263,12 +268,10 @@ impl Metrics {
         )?;
         let sessions = gauge(r, "sessions", "Sessions that hold a lease")?;
         let connections = gauge(r, "connections", "Connections open")?;
-        let connections_refused = counters(
-            r,
-            "connections_refused_total",
-            "Connections that failed or were refused",
-            &["reason"],
-        )?;
+        let help = "Connections and requests that were refused";
+        let refusals = Refusals::new(counters(r, "refusals_total", help, &["reason"])?);
+        let requests_in_flight = gauge(r, "requests_in_flight", "Requests being answered")?;
+        let body_bytes = gauge(r, "body_bytes", "Memory that bodies of requests take")?;
         let commits = counter(r, "commits_total", "Snapshots committed")?;
         let seal_seconds = histogram(r, "seal_seconds", "Time to seal a segment")?;
         let meta_batch_seconds =
@@ -294,7 +297,9 @@ impl Metrics {
             hits_uncommitted,
             sessions,
             connections,
-            connections_refused,
+            refusals,
+            requests_in_flight,
+            body_bytes,
             commits,
             seal_seconds,
             meta_batch_seconds,

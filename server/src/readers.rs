@@ -54,6 +54,11 @@ impl Readers {
         Ok(ReadingPlace { readers: self.clone(), principal })
     }
 
+    /// Streams now.
+    pub fn count(&self) -> usize {
+        self.places.lock().values().sum()
+    }
+
     /// An empty piece.
     pub fn piece(self: &Arc<Self>) -> Piece {
         let idle = self.idle_pieces.lock().pop();

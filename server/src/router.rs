@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use hyper::Request;
 use hyper::body::Incoming;
+use prometheus::IntGauge;
 use strongroom_protocol::id::to_hex;
 use strongroom_protocol::route::Route;
+use tokio::time::timeout;
 
-use crate::auth::authorize;
+use crate::auth::{Authorized, authorize, refuse_expired};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
-    Answer, Peer, RequestBody, binary, blocking, clock, json, ledger, lend, refused, retention,
-    session, snapshot,
+    Answer, Peer, RequestBody, bad_request, binary, blocking, clock, json, ledger, lend, refused,
+    retention, session, snapshot,
 };
+use crate::refusals::Reason;
 use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
@@ -27,8 +30,10 @@ pub async fn serve(
     let request_id = to_hex(&random_bytes::<8>()?);
     let began = repository.clock().monotonic();
     let route = Route::parse(request.method().as_str(), request.uri().path());
+    let metrics = repository.metrics();
+    let _in_flight = InFlight::begin(&metrics.requests_in_flight);
     let outcome = match route {
-        Some(route) => dispatch(&repository, &peer, route, request).await,
+        Some(route) => within_time(&repository, &peer, route, request).await,
         None => Err(ServerError::not_found()),
     };
     let route_name = route.map_or("unknown", |route| route.name());
@@ -37,13 +42,54 @@ pub async fn serve(
         Err(error) => {
             let refusal = error.refusal();
             log_refusal(&request_id, route_name, &peer, &error, &refusal);
+            if let Some(reason) = Reason::of_code(refusal.code) {
+                metrics.refusals.count(reason);
+            }
             (refusal.code.name(), refused(refusal, &request_id))
         }
     };
     let elapsed = repository.clock().monotonic().saturating_sub(began);
-    repository.metrics().request_done(route_name, code, elapsed);
+    metrics.request_done(route_name, code, elapsed);
     tracing::debug!(request_id, route = route_name, code, ?elapsed, "request done");
     answer
+}
+
+/// Whether whoever is asking may, with a key of that age.
+fn admit(repository: &Repository, peer: &Peer, route: &Route) -> Result<Authorized, ServerError> {
+    let (registry, now_ms) = (repository.registry(), repository.clock().wall_ms());
+    let authorized = authorize(registry, &peer.tls_key, route)?;
+    refuse_expired(registry, &authorized, route, &repository.config().keys, now_ms)?;
+    Ok(authorized)
+}
+
+/// A request that is counted; dropping it ends that, also where the connection ends before it.
+struct InFlight<'a>(&'a IntGauge);
+
+impl<'a> InFlight<'a> {
+    fn begin(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+async fn within_time(
+    repository: &Arc<Repository>,
+    peer: &Peer,
+    route: Route,
+    request: Request<Incoming>,
+) -> Result<Answer, ServerError> {
+    let time = repository.config().limits.request.0;
+    let outcome = timeout(time, dispatch(repository, peer, route, request)).await;
+    outcome.unwrap_or_else(|_| {
+        repository.metrics().refusals.count(Reason::RequestTime);
+        Err(bad_request("the request took longer than any may"))
+    })
 }
 
 async fn dispatch(
@@ -52,18 +98,21 @@ async fn dispatch(
     route: Route,
     request: Request<Incoming>,
 ) -> Result<Answer, ServerError> {
-    let authorized = authorize(repository.registry(), &peer.tls_key, &route)?;
+    let authorized = admit(repository, peer, &route)?;
     if route == Route::Lend {
         return lend::lend(repository, (peer, authorized.principal()?), request).await;
     }
     let query = request.uri().query().map(str::to_owned);
-    let idle = repository.config().limits.body_idle.0;
-    let body = RequestBody::new(request.into_body(), route.body_max_bytes(), idle)?;
+    let who = authorized.principal().ok().map(|principal| principal.id);
+    let body = RequestBody::new(repository, who, request.into_body(), route.body_max_bytes())?;
     match route {
         // Has its answer already: it takes the connection, not a body.
         Route::Lend => Err(ServerError::not_found()),
         Route::Identity => json(&repository.identity()),
         Route::Enroll => snapshot::enroll(repository, peer, body).await,
+        Route::RollKeys => {
+            snapshot::roll_keys(repository, (peer, authorized.principal()?), body).await
+        }
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
         Route::Namespaces => json(&repository.namespaces()),
         Route::Checkpoint => binary(repository.ledger().head().note),

@@ -210,6 +210,13 @@ impl Sessions {
         of_namespace.map(|held| held.stored_bytes()).sum()
     }
 
+    /// Answers "have" that live sessions of a principal were given.
+    pub fn hits_of(&self, principal: &PrincipalId) -> u64 {
+        let live = self.live.lock();
+        let own = live.values().filter(|held| held.terms.principal == *principal);
+        own.map(|held| held.hit_count()).sum()
+    }
+
     /// Number of moves so far.
     pub fn move_count(&self) -> u64 {
         self.move_count.load(Ordering::SeqCst)

@@ -309,10 +309,14 @@ const LIARS: [&str; 3] = [
     "/usr/lib/faketime/libfaketimeMT.so.1",
 ];
 
+pub fn faketime_library() -> Option<&'static str> {
+    LIARS.into_iter().find(|path| Path::new(path).exists())
+}
+
 /// The real program: with the real clocks, with a wall clock ten years ahead, and with real ones.
 #[test]
 fn the_real_program_is_not_moved_by_a_wall_clock_ten_years_ahead() {
-    let Some(library) = LIARS.into_iter().find(|path| Path::new(path).exists()) else {
+    let Some(library) = faketime_library() else {
         eprintln!("skipped: libfaketime is not installed");
         return;
     };

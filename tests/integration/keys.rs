@@ -1,6 +1,7 @@
 //! The life of keys: descriptors that are published, recipients, epochs, exports.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use strongroom_client::age_file::{self, generate_identity};
@@ -93,6 +94,8 @@ async fn a_descriptor_is_made_by_the_authority_and_brought_by_whoever_reads_the_
         actor.client().request(&route, "", Body::from(bytes)).await.map(drop)
     };
     for (what, bytes) in refused {
+        // One entry a minute: `refused_descriptors_are_entered_once_a_minute`.
+        server.clock.advance(Duration::from_secs(60));
         let outcome = send(&writer, bytes).await;
         assert!(outcome.is_err(), "{what}");
         refused_with(outcome, ErrorCode::BadDescriptor);

@@ -56,7 +56,7 @@ async fn restored(access: &ReadAccess, record: RecordDigest) -> Vec<u8> {
 }
 
 /// Enrols a machine that has nothing, with the kit.
-async fn new_machine(server: &TestServer, kit: Kit) -> Actor {
+pub async fn new_machine(server: &TestServer, kit: Kit) -> Actor {
     let home = tempfile::tempdir().unwrap();
     let folder = ProfileFolder::new(home.path(), "default").unwrap();
     let options = EnrollOptions {

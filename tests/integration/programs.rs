@@ -52,7 +52,7 @@ impl Served {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if ["principals", "clock", "replica", "scrub"].contains(verb) {
+        if ["principals", "clock", "replica", "scrub", "gc", "tls"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {
@@ -87,11 +87,11 @@ impl Served {
             .spawn()
             .unwrap();
         self.process = Some(process);
-        for _ in 0..1200 {
+        for _ in 0..6000 {
             if self.probe("/readyz").is_some_and(|answer| answer.contains("200 OK")) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(10));
         }
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         panic!("server is not ready: {log}");

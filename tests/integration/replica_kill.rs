@@ -23,14 +23,14 @@ const QUICK: &str = "segment = \"1MiB\"\n[replica]\npoll_interval = \"20ms\"\n\
                      patience = \"2s\"\nbytes_per_second = \"12MiB\"\n";
 
 /// What a seed and a number choose.
-struct Dice([u8; 32]);
+pub struct Dice([u8; 32]);
 
 impl Dice {
-    fn of(seed: u64, number: u64) -> Self {
+    pub fn of(seed: u64, number: u64) -> Self {
         Self(*blake3::hash(&[seed.to_le_bytes(), number.to_le_bytes()].concat()).as_bytes())
     }
 
-    fn byte(&self, index: usize) -> u64 {
+    pub fn byte(&self, index: usize) -> u64 {
         u64::from(self.0[index])
     }
 }

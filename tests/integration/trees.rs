@@ -102,7 +102,7 @@ fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 #[track_caller]
-fn assert_same(one: &Path, other: &Path) {
+pub fn assert_same(one: &Path, other: &Path) {
     let (one, other) = (seen(one), seen(other));
     let names = |items: &BTreeMap<PathBuf, Item>| items.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&one), names(&other));
@@ -124,16 +124,16 @@ fn copy(item: &Item) -> Item {
     }
 }
 
-fn tree_of(folder: &Path) -> TreeOptions {
+pub fn tree_of(folder: &Path) -> TreeOptions {
     let walk = WalkOptions { paths: vec![folder.to_path_buf()], ..WalkOptions::default() };
     TreeOptions { walk, special: true }
 }
 
-async fn back_up(writer: &mut Actor, options: TreeOptions) -> BackupSummary {
+pub async fn back_up(writer: &mut Actor, options: TreeOptions) -> BackupSummary {
     writer.backup_from("files", Source::Tree(options)).await.unwrap()
 }
 
-async fn restore_to(
+pub async fn restore_to(
     writer: &Actor,
     snapshot: RecordDigest,
     target: &Path,
@@ -152,11 +152,11 @@ async fn restore_to(
 }
 
 /// Where a folder that was backed up lies below a target.
-fn below(target: &Path, folder: &Path) -> PathBuf {
+pub fn below(target: &Path, folder: &Path) -> PathBuf {
     target.join(folder.strip_prefix("/").unwrap())
 }
 
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
@@ -478,7 +478,7 @@ fn a_killed_restore_goes_on() {
 }
 
 /// A path longer than a catalogue holds: nobody can read it, whoever runs this.
-fn make_path_that_is_too_long(root: &Path) {
+pub fn make_path_that_is_too_long(root: &Path) {
     let mut folder = openat(CWD, root, OFlags::DIRECTORY, Mode::empty()).unwrap();
     for _ in 0..90 {
         let name = "d".repeat(200);

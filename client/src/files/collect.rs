@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, statat};
 use serde::Serialize;
 use strongroom_protocol::catalogue::{Entry, Hole, Kind, MAGIC};
+use strongroom_protocol::limits::PATH_MAX_BYTES;
 
 use crate::error::ClientError;
 use crate::feed::{Fed, Feed, fed_from};
@@ -67,6 +68,25 @@ impl Collected {
         self.unreadable_count == 0 && self.vanished_count == 0 && self.changed_count == 0
     }
 
+    /// Adds what was read of another tree.
+    pub fn add(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.file_count, other.file_count),
+            (&mut self.directory_count, other.directory_count),
+            (&mut self.other_count, other.other_count),
+            (&mut self.skipped_count, other.skipped_count),
+            (&mut self.excluded_count, other.excluded_count),
+            (&mut self.unreadable_count, other.unreadable_count),
+            (&mut self.vanished_count, other.vanished_count),
+            (&mut self.changed_count, other.changed_count),
+        ];
+        for (sum, count) in pairs {
+            *sum = sum.saturating_add(count);
+        }
+        let room = PROBLEMS_MAX.saturating_sub(self.problems.len());
+        self.problems.extend(other.problems.iter().take(room).cloned());
+    }
+
     fn note(&mut self, problem: &Problem) {
         tracing::warn!("{problem}");
         let count = match problem.trouble {
@@ -81,17 +101,43 @@ impl Collected {
     }
 }
 
-/// Reads a tree, as a feed of both streams.
+/// A catalogue that is being written, and the length of the data stream so far.
+#[derive(Default)]
+pub struct Written {
+    /// The catalogue.
+    pub growing: Growing,
+    /// Bytes of the data stream.
+    pub data_bytes: u64,
+}
+
+impl Written {
+    /// The start of a catalogue.
+    pub fn begin() -> io::Result<Self> {
+        let mut written = Self::default();
+        written.growing.push(MAGIC)?;
+        Ok(written)
+    }
+
+    /// Ends the catalogue, which is read then.
+    pub fn finish(self) -> io::Result<StoreReader> {
+        Ok(self.growing.finish()?.bytes())
+    }
+}
+
+/// Reads a tree, as a feed of both streams, or as a part of one.
 pub struct Collector {
     walk: Walk,
     names: OwnerNames,
     special: bool,
+    /// Folder of the catalogue that the tree is put in; empty for a catalogue of its own.
+    place: Vec<u8>,
     /// A file longer than this begins a chunk, in bytes.
     cut_above_bytes: u64,
     current: Option<Box<OpenFile>>,
-    data_bytes: u64,
     links: Links,
-    growing: Growing,
+    written: Written,
+    /// Everything was met.
+    is_over: bool,
     catalogue: Option<StoreReader>,
     collected: Arc<Mutex<Collected>>,
 }
@@ -99,18 +145,26 @@ pub struct Collector {
 impl Collector {
     /// Begins to read a tree.
     pub fn begin(options: &TreeOptions) -> Result<Self, ClientError> {
-        let mut growing = Growing::default();
         let fail = |error| ClientError::file("keep the catalogue", error);
-        growing.push(MAGIC).map_err(fail)?;
+        Self::go_on(options, &[], Written::begin().map_err(fail)?)
+    }
+
+    /// Begins to read a tree into the folder `place` of a catalogue that was begun.
+    pub fn go_on(
+        options: &TreeOptions,
+        place: &[u8],
+        written: Written,
+    ) -> Result<Self, ClientError> {
         Ok(Self {
             walk: Walk::begin(&options.walk)?,
             names: OwnerNames::load(),
             special: options.special,
+            place: place.to_vec(),
             cut_above_bytes: u64::MAX,
             current: None,
-            data_bytes: 0,
             links: Links::default(),
-            growing,
+            written,
+            is_over: false,
             catalogue: None,
             collected: Arc::default(),
         })
@@ -126,7 +180,31 @@ impl Collector {
         self.collected.clone()
     }
 
-    /// Goes on to the next file that has bytes; nothing at the end.
+    /// The next of the data stream; nothing when all files were read.
+    pub fn next_data(&mut self, room: &mut [u8]) -> io::Result<Option<Fed>> {
+        loop {
+            if self.current.is_some()
+                && let Some(fed) = self.read_current(room)?
+            {
+                return Ok(Some(fed));
+            }
+            if self.is_over {
+                return Ok(None);
+            }
+            if self.current.is_none()
+                && let Some(fed) = self.advance()?
+            {
+                return Ok(Some(fed));
+            }
+        }
+    }
+
+    /// What was written of the catalogue when all files were read.
+    pub fn into_written(self) -> Written {
+        self.written
+    }
+
+    /// Goes on to the next file that has bytes, or to the end.
     fn advance(&mut self) -> io::Result<Option<Fed>> {
         while let Some(step) = self.walk.next() {
             let found = match step {
@@ -136,19 +214,21 @@ impl Collector {
                     continue;
                 }
             };
+            if !self.is_short_enough(&found.path) {
+                let trouble = Trouble::Unreadable(io::Error::other("its path is too long"));
+                self.collected.lock().note(&Problem { path: found.path, trouble });
+                continue;
+            }
             match describe(&found, &self.names, self.special) {
-                Ok(Described::Whole(entry)) => self.keep(&entry)?,
+                Ok(Described::Whole(entry)) => self.keep(entry)?,
                 Ok(Described::File(file)) => {
                     if let Some(link) = self.links.find(&file) {
-                        self.keep(&link)?;
+                        self.keep(link)?;
                         continue;
                     }
                     let is_long = file.entry.size_bytes > self.cut_above_bytes;
                     self.current = Some(file);
-                    if is_long {
-                        return Ok(Some(Fed::Boundary));
-                    }
-                    return Ok(None);
+                    return Ok(is_long.then_some(Fed::Boundary));
                 }
                 Ok(Described::Skipped) => self.collected.lock().skipped_count += 1,
                 Err(trouble) => {
@@ -157,13 +237,31 @@ impl Collector {
             }
         }
         self.collected.lock().excluded_count = self.walk.excluded_count;
-        let store = std::mem::take(&mut self.growing).finish()?;
-        self.catalogue = Some(store.bytes());
-        Ok(Some(Fed::Catalogue))
+        self.is_over = true;
+        Ok(None)
+    }
+
+    /// A path gets longer by the place that it is put in.
+    fn is_short_enough(&self, path: &[u8]) -> bool {
+        let length = path.len().saturating_add(self.place.len()).saturating_add(1);
+        self.place.is_empty() || u32::try_from(length).is_ok_and(|length| length <= PATH_MAX_BYTES)
+    }
+
+    /// A path of the tree as a path of the catalogue.
+    fn placed(&self, path: Vec<u8>) -> Vec<u8> {
+        match (self.place.is_empty(), path.is_empty()) {
+            (true, _) => path,
+            (_, true) => self.place.clone(),
+            _ => [self.place.as_slice(), path.as_slice()].join(&b'/'),
+        }
     }
 
     /// Writes an entry.
-    fn keep(&mut self, entry: &Entry) -> io::Result<()> {
+    fn keep(&mut self, mut entry: Entry) -> io::Result<()> {
+        entry.path = self.placed(entry.path);
+        if entry.kind == Kind::HardLink {
+            entry.link_target = self.placed(entry.link_target);
+        }
         let mut collected = self.collected.lock();
         let count = match entry.kind {
             Kind::File | Kind::HardLink => &mut collected.file_count,
@@ -171,7 +269,7 @@ impl Collector {
             _ => &mut collected.other_count,
         };
         *count = count.saturating_add(1);
-        self.growing.push(&entry.encode())
+        self.written.growing.push(&entry.encode())
     }
 
     /// Reads on in the current file; nothing at its end.
@@ -181,7 +279,7 @@ impl Collector {
             Ok(0) => {}
             Ok(count) => {
                 let length = u64::try_from(count).unwrap_or(u64::MAX);
-                self.data_bytes = self.data_bytes.saturating_add(length);
+                self.written.data_bytes = self.written.data_bytes.saturating_add(length);
                 return Ok(Some(Fed::Bytes(count)));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -199,13 +297,13 @@ impl Collector {
         let Some(file) = self.current.take() else { return Ok(None) };
         let inode = file.inode;
         let (mut entry, is_changed) = file.finish()?;
-        entry.data_offset = self.data_bytes.saturating_sub(entry.data_bytes);
+        entry.data_offset = self.written.data_bytes.saturating_sub(entry.data_bytes);
         if is_changed {
             let (path, trouble) = (entry.path.clone(), Trouble::Changed);
             self.collected.lock().note(&Problem { path, trouble });
         }
-        self.keep(&entry)?;
         self.links.remember(inode, &entry);
+        self.keep(entry)?;
         Ok(None)
     }
 }
@@ -215,18 +313,11 @@ impl Feed for Collector {
         if let Some(catalogue) = &mut self.catalogue {
             return fed_from(catalogue, room);
         }
-        loop {
-            if self.current.is_some()
-                && let Some(fed) = self.read_current(room)?
-            {
-                return Ok(fed);
-            }
-            if self.current.is_none()
-                && let Some(fed) = self.advance()?
-            {
-                return Ok(fed);
-            }
+        if let Some(fed) = self.next_data(room)? {
+            return Ok(fed);
         }
+        self.catalogue = Some(std::mem::take(&mut self.written).finish()?);
+        Ok(Fed::Catalogue)
     }
 }
 

@@ -11,6 +11,9 @@ use crate::error::ClientError;
 use crate::files::store::{Entries, Store};
 use crate::files::walk::{path_below_base, shown};
 
+/// Name of a stream in the folder of its part of a set.
+pub const STREAM_NAME: &str = "dump";
+
 /// Bytes that nobody wants between bytes that are wanted cost less than another question, up to so
 /// many.
 const GAP_BYTES: u64 = 32 * 1024;
@@ -183,16 +186,31 @@ pub fn range_of(entry: &Entry) -> Range<u64> {
     entry.data_offset..entry.data_offset.saturating_add(entry.data_bytes)
 }
 
-/// The entry of the one path that was named, where it is a file.
-pub fn only_file(store: &Arc<Store>, selection: &Selection) -> Result<Option<Entry>, ClientError> {
+/// The entry of the one path that was named, where it is a file. In a set, the name of a part that
+/// is one stream stands for it.
+pub fn only_file(
+    store: &Arc<Store>,
+    selection: &Selection,
+    is_set: bool,
+) -> Result<Option<Entry>, ClientError> {
     let Some(path) = selection.only() else { return Ok(None) };
-    let mut entries = store.entries();
+    let stream = [path, STREAM_NAME.as_bytes()].join(&b'/');
+    let may_be_part = is_set && !path.contains(&b'/');
+    let (mut entries, mut found) = (store.entries(), None);
     while let Some(entry) = entries.next_entry()? {
-        if entry.path == path {
-            return Ok(Some(entry).filter(|e| matches!(e.kind, Kind::File | Kind::HardLink)));
+        let is_file = matches!(entry.kind, Kind::File | Kind::HardLink);
+        if entry.path == path && entry.kind != Kind::Directory {
+            return Ok(Some(entry).filter(|_| is_file));
         }
+        if entry.path == path || !may_be_part || !is_within(&entry.path, path) {
+            continue;
+        }
+        if found.is_some() || entry.path != stream || !is_file {
+            return Ok(None);
+        }
+        found = Some(entry);
     }
-    Ok(None)
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -260,9 +278,31 @@ mod tests {
         assert_eq!(ends(&["a/two", "c"]), [(10, 15), (100_015, 100_022)]);
         assert_eq!(plan(&["a/two", "c"]).data_bytes, 12);
         assert!(Plan::make(&store, &selection(&["a/three"])).is_err());
-        let only = only_file(&store, &selection(&["c"])).unwrap().unwrap();
+        let only = only_file(&store, &selection(&["c"]), false).unwrap().unwrap();
         assert_eq!(range_of(&only), 100_015..100_022);
-        assert_eq!(only_file(&store, &selection(&["a"])).unwrap(), None);
+        assert_eq!(only_file(&store, &selection(&["a"]), true).unwrap(), None);
+    }
+
+    #[test]
+    fn a_part_that_is_one_stream_stands_for_it() {
+        let store = store(&[
+            entry(Kind::Directory, "db"),
+            file("db/dump", 0, 10),
+            entry(Kind::Directory, "files"),
+            file("files/dump", 10, 5),
+            file("files/other", 15, 5),
+            entry(Kind::Directory, "x"),
+            entry(Kind::Directory, "x/db"),
+            file("x/db/dump", 20, 5),
+        ]);
+        let only = |path: &str, is_set: bool| {
+            only_file(&store, &selection(&[path]), is_set).unwrap().map(|entry| entry.path)
+        };
+        assert_eq!(only("db", true), Some(b"db/dump".to_vec()));
+        assert_eq!(only("db/dump", false), Some(b"db/dump".to_vec()));
+        for (path, is_set) in [("db", false), ("files", true), ("x/db", true), ("x", true)] {
+            assert_eq!(only(path, is_set), None, "{path}");
+        }
     }
 
     #[test]

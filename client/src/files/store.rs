@@ -107,7 +107,8 @@ pub struct StoreReader {
 impl Read for StoreReader {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
         if self.taken == self.buffer.len() {
-            self.buffer.resize(STEP_BYTES, 0);
+            let step = usize::try_from(self.left()).unwrap_or(STEP_BYTES).min(STEP_BYTES);
+            self.buffer.resize(step, 0);
             let count = self.store.read_at(&mut self.buffer, self.at)?;
             self.buffer.truncate(count);
             self.at = self.at.saturating_add(length_of(count));
@@ -120,6 +121,18 @@ impl Read for StoreReader {
         }
         self.taken = self.taken.saturating_add(count);
         Ok(count)
+    }
+}
+
+impl StoreReader {
+    /// Bytes that are not in the buffer yet.
+    fn left(&self) -> u64 {
+        self.store.byte_count().saturating_sub(self.at)
+    }
+
+    /// Bytes that were not read yet.
+    fn unread(&self) -> u64 {
+        self.left().saturating_add(length_of(self.buffer.len().saturating_sub(self.taken)))
     }
 }
 
@@ -149,6 +162,10 @@ impl Entries {
         let length = u32::from_le_bytes(prefix);
         if length > CATALOGUE_ENTRY_MAX_BYTES {
             return Err(broken(DecodeError::TooLong("catalogue entry")));
+        }
+        // Before room is made for it.
+        if u64::from(length) > self.reader.unread() {
+            return Err(broken(DecodeError::Short("catalogue entry")));
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(usize::try_from(length).unwrap_or(0), 0);

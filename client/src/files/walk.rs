@@ -32,12 +32,26 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 /// What to walk through, and what not.
 #[derive(Debug, Clone, Default)]
 pub struct WalkOptions {
+    /// Where relative paths begin; where this process is, if nothing is said.
+    pub base: Option<PathBuf>,
     /// Paths as the user typed them.
     pub paths: Vec<PathBuf>,
     /// What is left out.
     pub excludes: Excludes,
     /// Do not enter folders that lie on another file system than the path above them.
     pub one_file_system: bool,
+}
+
+impl WalkOptions {
+    /// The paths from the root of all, for people.
+    pub fn whole_paths(&self) -> Vec<String> {
+        let whole = |path: &PathBuf| {
+            let path = self.base.as_ref().map_or_else(|| path.clone(), |base| base.join(path));
+            let whole = std::path::absolute(&path).unwrap_or(path);
+            whole.to_string_lossy().into_owned()
+        };
+        self.paths.iter().map(whole).collect()
+    }
 }
 
 /// Something that was found.
@@ -178,9 +192,11 @@ impl Walk {
     /// Begins to walk. Paths must be there, and be all absolute or all relative.
     pub fn begin(options: &WalkOptions) -> Result<Self, ClientError> {
         let (is_absolute, paths) = paths_below_base(&options.paths)?;
-        let base = if is_absolute { "/" } else { "." };
-        let fail =
-            |error: rustix::io::Errno| ClientError::file(format!("open {base}"), error.into());
+        let here = options.base.as_deref().unwrap_or(Path::new("."));
+        let base = if is_absolute { Path::new("/") } else { here };
+        let fail = |error: rustix::io::Errno| {
+            ClientError::file(format!("open {}", base.display()), error.into())
+        };
         let base = openat(CWD, base, FOLDER, Mode::empty()).map_err(fail)?;
         for path in paths.iter().filter(|path| !path.is_empty()) {
             let fail = |error: rustix::io::Errno| ClientError::file(shown(path), error.into());
@@ -536,6 +552,50 @@ mod tests {
         assert_eq!(anchored, ["keep", "keep/cache", "keep/rest"].map(str::to_owned));
         with.excludes = Excludes::parse(&["cac*".to_owned()]).unwrap();
         assert_eq!(names_below(here, with), ["keep", "keep/rest"].map(str::to_owned));
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_base() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = folder.path();
+        fs::create_dir(here.join("sub")).unwrap();
+        fs::write(here.join("file"), b"x").unwrap();
+        let mut all = options(&[Path::new(".")]);
+        all.base = Some(here.to_path_buf());
+        let wanted = ["", "file", "sub"].map(str::to_owned).to_vec();
+        assert_eq!(walked(&all), (wanted, Vec::new()));
+        let mut one = options(&[Path::new("file")]);
+        one.base = Some(here.to_path_buf());
+        assert_eq!(walked(&one).0, ["", "file"].map(str::to_owned));
+        assert_eq!(one.whole_paths(), [here.join("file").to_str().unwrap()]);
+        one.base = Some(here.join("none"));
+        assert!(Walk::begin(&one).is_err());
+    }
+
+    #[test]
+    fn another_file_system_is_not_entered_where_that_was_asked_for() {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &str| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        if device("/dev/shm").is_none() || device("/dev/shm") == device("/dev") {
+            eprintln!("skipped: /dev/shm is not a file system of its own");
+            return;
+        }
+        let Ok(inside) = tempfile::tempdir_in("/dev/shm") else {
+            eprintln!("skipped: nothing can be made in /dev/shm");
+            return;
+        };
+        let (mut stay, wanted) = (options(&[Path::new("/dev")]), path_text(inside.path()));
+        let meets = |options: &WalkOptions, wanted: &str| {
+            walked(options).0.iter().any(|path| path == wanted)
+        };
+        assert!(meets(&stay, &wanted));
+        stay.one_file_system = true;
+        assert!(!meets(&stay, &wanted));
+        assert!(meets(&stay, "dev/shm"), "the folder itself is there");
+        // Each path of the user has a file system of its own.
+        stay.paths.push("/dev/shm".into());
+        stay.paths.remove(0);
+        assert!(meets(&stay, &wanted));
     }
 
     #[test]

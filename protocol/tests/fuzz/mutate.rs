@@ -41,18 +41,20 @@ impl Random {
     }
 }
 
-/// A new input from the corpus: now and then bytes at random, else a seed with one to four changes.
-pub fn next_input(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
+/// A new input from the corpus, into `input`: now and then bytes at random, else a seed with one to
+/// four changes.
+pub fn next_input(random: &mut Random, corpus: &[Vec<u8>], input: &mut Vec<u8>) {
+    input.clear();
     if random.below(16) == 0 {
         let length = random.below(300);
-        return (0..length).map(|_| random.byte()).collect();
+        input.extend((0..length).map(|_| random.byte()));
+        return;
     }
-    let mut input = corpus[random.below(corpus.len())].clone();
+    input.extend_from_slice(&corpus[random.below(corpus.len())]);
     for _ in 0..=random.below(4) {
-        change(random, &mut input, corpus);
+        change(random, input, corpus);
     }
     input.truncate(INPUT_MAX_BYTES);
-    input
 }
 
 fn change(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
@@ -62,13 +64,14 @@ fn change(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         1 if !input.is_empty() => input[at] = random.byte(),
         2 => input.truncate(at),
         3 => {
-            let added: Vec<u8> = (0..=random.below(16)).map(|_| random.byte()).collect();
+            let added = (random.bits().to_le_bytes(), random.bits().to_le_bytes());
+            let added = added.0.into_iter().chain(added.1).take(1 + random.below(16));
             input.splice(at..at, added);
         }
         4 => {
             let end = at + random.below(input.len() - at);
-            let copied = input[at..end].to_vec();
-            input.splice(at..at, copied);
+            input.extend_from_within(at..end);
+            input[at..].rotate_right(end - at);
         }
         5 => {
             let end = at + random.below(input.len() - at);

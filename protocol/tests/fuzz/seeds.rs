@@ -15,15 +15,17 @@ use strongroom_protocol::id::{
     DescriptorDigest, Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, RepositoryId,
     SealedDigest, SessionId, SessionNonce, TlsKeyDigest, TokenId,
 };
+use strongroom_protocol::lend;
 use strongroom_protocol::merkle::{empty_root, leaf_hash, node_hash};
 use strongroom_protocol::node::{self, Child};
-use strongroom_protocol::policy::Quota;
+use strongroom_protocol::policy::{Policy, Quota};
 use strongroom_protocol::promotion::PromotionRequest;
 use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
 use strongroom_protocol::retention::{Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
+use strongroom_protocol::roll::RollRequest;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::seed::{
     KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, SeedPack,
@@ -39,24 +41,28 @@ pub fn of(name: &str) -> Seeds {
     match name {
         "catalogue" => catalogues(),
         "certificate" => one("good", certificate().encode()),
-        "checkpoint" => one("good", checkpoint().into_bytes()),
-        "descriptor" => descriptors(),
+        "checkpoint" | "checkpoint_signed" => one("good", checkpoint().into_bytes()),
+        "descriptor" | "descriptor_signed" => descriptors(),
         "enroll_request" => enroll_requests(),
         "entry" => entries(),
         "envelope" => envelopes(),
         "frames" => frames(),
         "hex_bytes" => named([("empty", "".into()), ("some", "00ff17a5".into())]),
         "key_block" => one("good", key_block().encode()),
+        "lend_proof" => one("good", lend::prove(&fixed_key(), &[1; 32]).into_bytes()),
         "merkle" => proofs(),
         "name" => names(),
         "node" => nodes(),
+        "policy" => policies(),
         "promotion" => one("good", promotion().encode()),
         "receipt" => one("good", receipt().encode()),
         "record" => one("good", record().encode()),
         "record_body" => one("good", record_body().encode()),
+        "roll_request" => one("good", roll_request().encode()),
         "route" => routes(),
         "seed_manifest" => one("good", seed_manifest()),
         "seed_table" => one("good", seed_table()),
+        "tile" => tiles(),
         "token" => tokens(),
         _ => Vec::new(),
     }
@@ -234,7 +240,8 @@ fn entries() -> Seeds {
     let events = events
         .into_iter()
         .chain(replica_events(signing_key, tls_key, principal))
-        .chain(events_of_damage());
+        .chain(events_of_damage())
+        .chain(key_events(signing_key, tls_key, principal));
     let numbered = events.enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
 }
@@ -257,6 +264,25 @@ fn replica_events(
         Event::FilterSet { ledger_key, names: [1; 32] },
         Event::NamespaceReadmitted { ledger_key },
     ]
+}
+
+fn key_events(key: PublicKey, tls_key: TlsKeyDigest, principal: PrincipalId) -> [Event; 3] {
+    [
+        Event::KeysRolled { principal, tls_key, signing_key: key, vouch: [6; 64] },
+        Event::TlsKeyRolled { tls_key, serial: 2 },
+        Event::PeerKeyFollowed { ledger_key: key, tls_key, serial: 2 },
+    ]
+}
+
+fn roll_request() -> RollRequest {
+    RollRequest {
+        principal: PrincipalId([1; 16]),
+        tls_point: [4; 65],
+        signing_key: public_key(),
+        vouch: [5; 64],
+        possession: [6; 64],
+        tls_possession: vec![7; 70],
+    }
 }
 
 fn events_of_damage() -> [Event; 3] {
@@ -427,6 +453,28 @@ fn routes() -> Seeds {
     let routes = Route::examples(NamespaceId([1; 32]), SessionId([2; 16]), RecordDigest([3; 32]));
     let text = |route: &Route| format!("{} {}", route.method(), route.path()).into_bytes();
     routes.iter().map(|route| (route.name().to_owned(), text(route))).collect()
+}
+
+fn policies() -> Seeds {
+    let rule = RetentionRule {
+        mode: RetentionMode::Compliance,
+        minimum_seconds: 86_400,
+        default_seconds: 30 * 86_400,
+        maximum_seconds: 3650 * 86_400,
+        after_date_seconds: 0,
+    };
+    let plain = Policy::of_rule(rule);
+    let mut rich = plain.clone();
+    let class: Label = "medical".parse().unwrap();
+    rich.classes.insert(class.clone(), RetentionRule { after_date_seconds: 86_400, ..rule });
+    rich.sources.insert(label(), class);
+    rich.quota = Quota { bytes: 1 << 40, snapshots: 1000 };
+    vec![("plain".into(), plain.encode()), ("rich".into(), rich.encode())]
+}
+
+fn tiles() -> Seeds {
+    let paths = [("hashes", "0/000"), ("part", "3/x123/456.p/7"), ("entries", "entries/x001/234")];
+    named(paths.map(|(name, path)| (name, path.to_owned())))
 }
 
 fn tokens() -> Seeds {

@@ -3,6 +3,7 @@
 //! Verbs block, so they run on threads that may. Bodies are read only after `auth.rs` agreed, and
 //! never beyond the route's limit.
 
+pub mod body;
 pub mod clock;
 pub mod ledger;
 pub mod lend;
@@ -11,18 +12,18 @@ pub mod session;
 pub mod snapshot;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use strongroom_protocol::error::{ErrorBody, ErrorCode};
 use strongroom_protocol::id::{SealedDigest, TlsKeyDigest};
 
 use crate::error::{Refusal, ServerError};
+pub use crate::handler::body::RequestBody;
 use crate::repository::Repository;
 
 /// Body of an answer. An error in the middle of one cuts the connection.
@@ -37,63 +38,6 @@ pub struct Peer {
     pub tls_key: TlsKeyDigest,
     /// RFC 9266 exporter of the connection.
     pub exporter: [u8; 32],
-}
-
-/// A body that is read with a limit on its size and on silence.
-pub struct RequestBody {
-    incoming: Incoming,
-    left: u64,
-    idle: Duration,
-}
-
-impl RequestBody {
-    /// Refuses at once what announces more than `max` bytes.
-    pub fn new(incoming: Incoming, max: u64, idle: Duration) -> Result<Self, ServerError> {
-        if incoming.size_hint().lower() > max {
-            return Err(too_large());
-        }
-        Ok(Self { incoming, left: max, idle })
-    }
-
-    /// The next piece, or nothing at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ServerError> {
-        loop {
-            let frame = tokio::time::timeout(self.idle, self.incoming.frame()).await;
-            let frame = frame.map_err(|_| bad_request("the body stopped arriving"))?;
-            let Some(frame) = frame else { return Ok(None) };
-            let frame = frame.map_err(|_| bad_request("the body was cut off"))?;
-            let Ok(data) = frame.into_data() else { continue };
-            let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-            self.left = self.left.checked_sub(length).ok_or_else(too_large)?;
-            return Ok(Some(data));
-        }
-    }
-
-    /// Reads and forgets what is left, for at most `time`.
-    pub async fn drain(&mut self, time: Duration) {
-        let rest = async { while let Ok(Some(_)) = self.next().await {} };
-        // Whoever sends for longer has had its chance.
-        let _ = tokio::time::timeout(time, rest).await;
-    }
-
-    /// The whole body, which must be there within one idle time.
-    pub async fn whole(mut self) -> Result<Bytes, ServerError> {
-        let deadline = self.idle;
-        let reading = async {
-            let mut bytes = BytesMut::new();
-            while let Some(piece) = self.next().await? {
-                bytes.extend_from_slice(&piece);
-            }
-            Ok(bytes.freeze())
-        };
-        let outcome = tokio::time::timeout(deadline, reading).await;
-        outcome.map_err(|_| bad_request("the body arrives too slowly"))?
-    }
-
-    /// The whole body as digests.
-    pub async fn digests(self) -> Result<Vec<SealedDigest>, ServerError> {
-        digests_of(&self.whole().await?)
-    }
 }
 
 /// Runs a verb on a thread that may block.
@@ -121,15 +65,21 @@ pub fn binary(bytes: impl Into<Bytes>) -> Result<Answer, ServerError> {
 pub fn refused(refusal: Refusal, request_id: &str) -> Result<Answer, ServerError> {
     let status = StatusCode::from_u16(refusal.code.status())
         .map_err(|error| ServerError::Bug(error.to_string()))?;
+    let code = refusal.code;
     let body = ErrorBody {
-        code: refusal.code,
+        code,
         message: refusal.message,
         request_id: request_id.to_owned(),
         missing: refusal.missing,
         locked_until_seconds: refusal.locked_until_seconds,
     };
     let bytes = serde_json::to_vec(&body).map_err(|error| ServerError::Bug(error.to_string()))?;
-    answer(status, "application/json", bytes.into())
+    let mut answer = answer(status, "application/json", bytes.into())?;
+    if code == ErrorCode::UnknownPrincipal {
+        // Strangers, and those who were revoked, do not keep a connection by asking.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(answer)
 }
 
 /// A refusal of a request that is not well formed.
@@ -153,8 +103,4 @@ fn answer(status: StatusCode, kind: &str, bytes: Bytes) -> Result<Answer, Server
         .header("content-type", kind)
         .body(body)
         .map_err(|error| ServerError::Bug(error.to_string()))
-}
-
-fn too_large() -> ServerError {
-    ServerError::peer(ErrorCode::TooLarge, "the body is larger than this request allows")
 }

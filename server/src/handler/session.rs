@@ -11,6 +11,7 @@ use strongroom_protocol::id::{NamespaceId, SessionId};
 use strongroom_protocol::limits::UPLOAD_MAX_COUNT;
 use strongroom_protocol::message::Uploaded;
 
+use crate::body_budget::Held;
 use crate::error::ServerError;
 use crate::handler::{Answer, RequestBody, bad_request, binary, blocking, digests_of, json};
 use crate::registry::Principal;
@@ -101,7 +102,7 @@ async fn take_in(
     let mut batch = Batch::default();
     let mut sum = Uploaded::default();
     let arrived = store_full_batches(repository, at, body, &mut batch, &mut sum).await;
-    add(&mut sum, batch.store(repository, at).await?);
+    add(&mut sum, batch.store(repository, at, body.hand_over(0)).await?);
     arrived.map(|()| sum)
 }
 
@@ -117,8 +118,16 @@ async fn store_full_batches(
         |error: DecodeError| ServerError::peer(ErrorCode::BadEnvelope, error.to_string());
     let mut decoder = FrameDecoder::default();
     let mut count = 0u32;
-    while let Some(piece) = body.next().await? {
+    loop {
+        if !batch.envelopes.is_empty() && !body.has_room() {
+            // Storing what is whole makes room: nobody waits for others while it holds much.
+            decoder.detach();
+            let room = body.hand_over(decoder.waiting_bytes());
+            add(sum, batch.store(repository, at, room).await?);
+        }
+        let Some(piece) = body.next().await? else { break };
         decoder.push(&piece);
+        drop(piece);
         while let Some(envelope) = decoder.next_frame().map_err(bad_stream)? {
             count = count.saturating_add(1);
             if count > UPLOAD_MAX_COUNT {
@@ -130,8 +139,9 @@ async fn store_full_batches(
             batch.push(envelope);
         }
         if batch.bytes >= BATCH_BYTES {
-            add(sum, batch.store(repository, at).await?);
             decoder.detach();
+            let room = body.hand_over(decoder.waiting_bytes());
+            add(sum, batch.store(repository, at, room).await?);
         }
     }
     decoder.finish().map_err(|_| bad_request("the stream ends inside an envelope"))
@@ -173,10 +183,12 @@ impl Batch {
         self.envelopes.push(envelope);
     }
 
+    /// `room` goes back when the envelopes have left memory, also where the connection ends before.
     async fn store(
         &mut self,
         repository: &Arc<Repository>,
         at: &InSession,
+        room: Held,
     ) -> Result<Uploaded, ServerError> {
         let Self { envelopes, .. } = std::mem::take(self);
         if envelopes.is_empty() {
@@ -184,7 +196,9 @@ impl Batch {
         }
         let at = at.clone();
         blocking(repository, move |r| {
-            r.upload(&at.principal, &at.namespace, &at.session, envelopes)
+            let uploaded = r.upload(&at.principal, &at.namespace, &at.session, envelopes);
+            drop(room);
+            uploaded
         })
         .await
     }

@@ -15,9 +15,11 @@ use strongroom_protocol::message::Forgotten;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use crate::clock::Stopwatch;
 use crate::error::ServerError;
 use crate::handler::{Answer, Peer, RequestBody, bad_request, binary, blocking, json};
 use crate::metrics::Metrics;
+use crate::refusals::Reason;
 use crate::registry::Principal;
 use crate::repository::Repository;
 
@@ -35,6 +37,19 @@ pub async fn enroll(
     let answer =
         blocking(repository, move |r| r.enroll(&bytes, peer.tls_key, &peer.exporter)).await?;
     json(&answer)
+}
+
+/// `POST /v1/keys`
+pub async fn roll_keys(
+    repository: &Arc<Repository>,
+    (peer, principal): (&Peer, &Principal),
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let (bytes, peer, principal) = (body.whole().await?, peer.clone(), principal.clone());
+    let rolled = blocking(repository, move |r| {
+        r.roll_keys(&principal, (peer.tls_key, &peer.exporter), &bytes)
+    });
+    json(&rolled.await?)
 }
 
 /// `GET /v1/ns/{ns}/descriptor?version=N`
@@ -136,9 +151,16 @@ pub async fn read(
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         let _place = place;
-        let patience = reader.config().limits.body_idle.0;
-        // A reader that takes nothing for so long loses its thread.
-        let send = |piece| runtime.block_on(sender.send_timeout(piece, patience)).is_ok();
+        let limits = &reader.config().limits;
+        let (patience, began) = (limits.body_idle.0, Stopwatch::start());
+        // A reader that takes nothing for so long loses its thread; so does one that never ends.
+        let send = |piece| {
+            let is_late = began.elapsed() > limits.request.0;
+            if is_late {
+                reader.metrics().refusals.count(Reason::RequestTime);
+            }
+            !is_late && runtime.block_on(sender.send_timeout(piece, patience)).is_ok()
+        };
         let mut piece = reader.readers().piece();
         let mut each = |envelope: &[u8]| {
             let Ok(prefix) = prefix(envelope) else { return ControlFlow::Break(()) };

@@ -90,6 +90,7 @@ impl Repository {
         let source = record.body.source.clone();
         let (principal, registry) = (principal.clone(), self.registry.clone());
         let namespace_then = namespace.clone();
+        let (chunk_count, ending) = (record.body.totals.chunk_count, session.clone());
         let terms = CommitTerms {
             registry,
             ledger_key: self.keys.ledger_public(),
@@ -102,7 +103,9 @@ impl Repository {
         self.lock_ahead(&terms)?;
         let (leaf_index, committed_ms) =
             self.writer.decide(move |decision| terms.decide(decision))?;
-        self.sessions.close(session_id);
+        if self.sessions.close(session_id).is_some() {
+            self.settle_hits(&ending, chunk_count);
+        }
         self.metrics.commits.inc();
         self.note_backup(namespace, source.as_str(), committed_ms);
         self.ledger.receipt(leaf_index)
@@ -305,7 +308,8 @@ impl CommitTerms {
             ErrorCode::OutOfSequence,
             format!(
                 "the newest snapshot of {} has number {last}; another run of this client was \
-                 faster, run the backup again",
+                 faster: run the backup again; if this machine runs no other, another machine has \
+                 a copy of its profile and needs one of its own (docs/operations.md, 9)",
                 body.source
             ),
         ))

@@ -20,6 +20,7 @@ use strongroom_protocol::message::DescriptorOffered;
 use strongroom_protocol::promotion::PromotionRequest;
 
 use crate::error::ServerError;
+use crate::refusals::Reason;
 use crate::registry::{Namespace, Principal};
 use crate::replica_rows::Enrolment;
 use crate::repository::Repository;
@@ -101,7 +102,7 @@ impl Repository {
             namespace_name: name.clone(),
             descriptor: namespace.descriptor.encoded().to_vec(),
             ledger_key: self.keys.ledger_public(),
-            tls_key: self.keys.tls_key_digest,
+            tls_key: self.keys.tls_key_digest(),
             vouch: self.keys.vouch(),
             addresses: self.addresses(),
             checkpoint: self.ledger.head().note,
@@ -154,7 +155,7 @@ impl Repository {
     /// Who brings it proves nothing and need not: the authority signed it. It may not name other
     /// servers, because a namespace moves by command; and it is taken where the namespace's backups
     /// are taken, so that all versions are made in one order. That the authority signed two of one
-    /// version is entered in the ledger.
+    /// version is entered in the ledger, once a minute for each principal.
     pub fn offer_descriptor(
         self: &Arc<Self>,
         principal: &Principal,
@@ -189,6 +190,12 @@ impl Repository {
                 Ok(is_new) => Ok(Ok(DescriptorOffered { version, is_new })),
                 // The authority signed it all the same, so the refusal is entered: an outcome.
                 Err(refusal @ ServerError::Peer(_)) => {
+                    let kind = if is_newer { "does not follow" } else { "another is here" };
+                    let now = repository.clock.monotonic();
+                    if !repository.guards.entries.is_due(principal.id, kind, now) {
+                        repository.metrics.refusals.count(Reason::NotEntered);
+                        return Ok(Err(refusal));
+                    }
                     if !is_newer {
                         tracing::error!(
                             namespace = %id, version,

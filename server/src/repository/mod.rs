@@ -19,15 +19,18 @@
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `primaries.rs` | primaries: add, remove |
 //! | `feeding.rs` | servers that connections are lent to: add, pause, remove |
-//! | `replication.rs` | what the ledgers of primaries lead to here |
+//! | `replication.rs`, `epochs.rs` | what the ledgers of primaries lead to here |
+//! | `rolling.rs`, `tls_roll.rs` | next keys: a principal's, this server's, other servers' |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
+//! | `upkeep.rs` | what must happen now and then |
 
 pub mod clock;
 pub mod commit;
 pub mod damage;
 pub mod descriptors;
 pub mod enrolment;
+mod epochs;
 pub mod feeding;
 mod filter;
 pub mod importing;
@@ -39,7 +42,10 @@ pub mod quota;
 pub mod replicated;
 pub mod replication;
 pub mod retention;
+mod rolling;
 pub mod snapshots;
+mod tls_roll;
+mod upkeep;
 pub mod upload;
 mod waiting;
 
@@ -48,9 +54,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
-use strongroom_protocol::message::{Identity, NamespaceRow, Status};
+use strongroom_protocol::message::{NamespaceRow, Status};
 use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::Moment;
 
@@ -60,6 +67,7 @@ use crate::damage::KnownDamage;
 use crate::durable;
 use crate::error::ServerError;
 use crate::followers::Followers;
+use crate::guards::Guards;
 use crate::ledger::Ledger;
 use crate::lock::{Plan, Tree};
 use crate::metrics::Metrics;
@@ -116,9 +124,11 @@ pub struct Repository {
     identification: Identification,
     config: Config,
     readers: Arc<Readers>,
+    guards: Guards,
     followers: Arc<Followers>,
     damage: KnownDamage,
     folder: PathBuf,
+    rolling_tls: Mutex<()>,
     /// Last, so that it ends after nobody can ask it for anything.
     writer: Arc<Writer>,
 }
@@ -149,13 +159,14 @@ impl Repository {
         let event = Event::Initialised {
             repository,
             ledger_key: keys.ledger_public(),
-            tls_key: keys.tls_key_digest,
+            tls_key: keys.tls_key_digest(),
         };
         let made = Self::assemble(folder, identification, keys, config, clock, witness)?.0;
         made.writer.decide(|decision| {
             decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
             Ok(())
         })?;
+        made.settle_tls_key()?;
         made.ledger.save_head()?;
         // Written last: a folder without it is a failed `init`, and is refused by `open`.
         durable::write(&folder.join(IDENTIFICATION_FILE), text.as_bytes())?;
@@ -174,6 +185,7 @@ impl Repository {
         let opened = Self::assemble(folder, identification, keys, config, clock, witness)?;
         // What the clock sees now, such as a start of the machine, belongs to this moment.
         opened.0.keep_clock()?;
+        opened.0.settle_tls_key()?;
         Ok(opened)
     }
 
@@ -232,16 +244,18 @@ impl Repository {
             ledger,
             registry,
             sessions: Arc::new(sessions),
-            metrics,
             clock,
             retention_clock,
             keys,
             identification,
+            guards: Guards::new(&config.limits, &metrics),
             readers: Arc::new(Readers::default()),
             followers: Arc::new(Followers::default()),
             damage: KnownDamage::default(),
             folder: folder.to_path_buf(),
+            rolling_tls: Mutex::default(),
             config,
+            metrics,
             writer: Arc::new(writer),
         };
         repository.load_last_backups()?;
@@ -284,6 +298,11 @@ impl Repository {
         &self.readers
     }
 
+    /// What bounds the harm that peers can do.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
     /// How following each primary goes.
     pub fn followers(&self) -> &Arc<Followers> {
         &self.followers
@@ -320,16 +339,6 @@ impl Repository {
     /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
-    }
-
-    /// Who this server is.
-    pub fn identity(&self) -> Identity {
-        Identity {
-            protocol: strongroom_protocol::limits::PROTOCOL_VERSION,
-            ledger_key: self.keys.ledger_public(),
-            tls_key: self.keys.tls_key_digest,
-            vouch: strongroom_protocol::message::HexBytes(self.keys.vouch().to_vec()),
-        }
     }
 
     /// The state of the server.
@@ -380,51 +389,16 @@ impl Repository {
         })
     }
 
-    /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
-    /// gauges.
-    pub fn tick(&self) {
-        for session in self.sessions.reap(self.clock.monotonic()) {
-            self.metrics.hits_uncommitted.inc_by(session.hit_count());
-            if let Err(error) = self.settle_session(&session) {
-                tracing::warn!(%error, "what an ended session left was not counted");
-            }
-        }
-        self.show_usage();
-        if let Err(error) = self.mark_damage().and_then(|_| self.settle_damage()) {
-            tracing::warn!(%error, "damage was not written down");
-        }
-        if let Err(error) = self.keep_clock() {
-            tracing::warn!(%error, "the retention clock was not written");
-        }
-        self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
-        if let Ok(free) = self.store.free_bytes() {
-            self.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
-        }
-    }
-
-    fn show_usage(&self) {
-        for namespace in self.registry.namespaces() {
-            let Ok(usage) = self.usage(&namespace) else { continue };
-            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-            let name = [namespace.row.name.as_str()];
-            self.metrics.namespace_bytes.with_label_values(&name).set(gauge(usage.bytes));
-            let snapshots = self.metrics.namespace_snapshots.with_label_values(&name);
-            snapshots.set(gauge(usage.snapshots));
-        }
-    }
-
     /// Seals what is unsealed and makes it durable, before an orderly end.
     pub fn settle(&self) -> Result<(), ServerError> {
         self.store.seal()?;
-        self.store.sync()?;
-        Ok(())
+        Ok(self.store.sync()?)
     }
 
     /// Settles, and leaves nothing in the log that the next start would have to replay.
     pub fn rest(&self) -> Result<(), ServerError> {
         self.settle()?;
-        self.store.flush_rows()?;
-        Ok(())
+        Ok(self.store.flush_rows()?)
     }
 
     fn namespace(&self, id: &NamespaceId) -> Result<Arc<Namespace>, ServerError> {

@@ -16,6 +16,7 @@ use strongroom_protocol::role::Role;
 
 use crate::error::ServerError;
 use crate::lock::{Day, locked_until};
+use crate::refusals::Reason;
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::descriptors::refuse_unless_primary;
@@ -82,7 +83,7 @@ impl Repository {
     ) -> Result<(), ServerError> {
         self.session(principal, namespace, session)?;
         if let Some(closed) = self.sessions.close(session) {
-            self.metrics.hits_uncommitted.inc_by(closed.hit_count());
+            self.settle_hits(&closed, 0);
             self.settle_session(&closed)?;
         }
         Ok(())
@@ -100,7 +101,14 @@ impl Repository {
         digests: &[SealedDigest],
     ) -> Result<Vec<u8>, ServerError> {
         let session = self.session(principal, namespace, session)?;
-        self.sessions.spend_have(&session, digests.len(), self.clock.monotonic())?;
+        let now = self.clock.monotonic();
+        self.sessions.spend_have(&session, digests.len(), now)?;
+        let live = self.sessions.hits_of(&principal.id);
+        if !self.guards.hits.may_learn(&principal.id, live, now) {
+            // "Lack" tells nothing, and stops no backup.
+            self.metrics.refusals.count(Reason::Hits);
+            return Ok(vec![0; digests.len()]);
+        }
         let namespace = self.namespace(namespace)?;
         let trusts_nodes = self.damage.count_in(namespace.number) == 0;
         let answers = self.find_and_pin(&namespace, &session, digests, trusts_nodes)?;
