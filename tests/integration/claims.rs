@@ -69,7 +69,6 @@ async fn the_access_key_of_a_kit_reads_and_does_nothing_else() {
         follow: None,
         timeouts: Timeouts::default(),
         retry: RetryPolicy::never(),
-        follow: None,
     };
     let identity = TlsIdentity::of_ed25519_seed(writer.kit().access_key.as_bytes()).unwrap();
     let client = Client::new(endpoint, &identity).unwrap();
