@@ -33,7 +33,7 @@ pub(super) fn require_whole(folder: &Path, identification: &Path) -> Result<(), 
     }
     let is_later = is_there(&folder.join(LATER_TLS_KEY))?;
     let tls_key: &[&str] = if is_later { &[] } else { &FIRST_TLS_KEY };
-    for path in LEDGER_KEY.iter().chain(tls_key).map(|name| folder.join(name)) {
+    for path in tls_key.iter().chain(&LEDGER_KEY).map(|name| folder.join(name)) {
         if !is_there(&path)? {
             return refuse(&path, ": restore it from your copy of keys/");
         }
