@@ -126,8 +126,8 @@ pub fn client_config(identity: &TlsIdentity, pin: Pin) -> Result<ClientConfig, C
     Ok(config)
 }
 
-/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts; but
-/// rustls' own reader panics where the clock stands before 1970.
+/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts;
+/// but rustls' own reader panics where the clock stands before 1970.
 #[derive(Debug)]
 struct WallTime;
 
