@@ -94,8 +94,8 @@ bench bench-quick bench-scaling:
 	@scripts/bench.sh $@
 
 # Folders in memory where there is room: what is looked for is not what a disk does.
-campaign-crash campaign-fuzz campaign-kills campaign-replica-kills campaign-locks \
-  campaign-faults campaign-power campaign-terms:
+campaign-crash campaign-fuzz campaign-kills campaign-replica-kills campaign-locks campaign-faults \
+  campaign-power campaign-terms:
 	@scripts/bootstrap.sh build
 	@scripts/campaign.sh $@
 

@@ -232,7 +232,7 @@ fn of_tls(costs: &mut Costs, data: &Data, scratch: &Path) -> Result<(), Failure>
     fs::create_dir_all(&folder)?;
     let keys = ServerKeys::create(&folder, &["localhost".into()])?;
     let identity = TlsIdentity::generate()?;
-    let config = Arc::new(client_config(&identity, Pin::Key(keys.tls_key_digest))?);
+    let config = Arc::new(client_config(&identity, Pin::Key(keys.tls_key_digest()))?);
     let mut client = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
     let mut server = ServerConnection::new(server_config(&keys)?)?;
     let mut wire = Vec::new();

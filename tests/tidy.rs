@@ -56,6 +56,7 @@ const BANS: [Ban; 13] = [
             "server/src/probes.rs",
             "server/src/replica/peer.rs",
             "server/src/router.rs",
+            "server/src/successor.rs",
         ],
         reason: "HTTP stays at the edge",
     },

@@ -3,6 +3,7 @@
 //! Time measures progress and back-off, and dates records as information; nothing is trusted or
 //! refused by this clock.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A moment from which time is measured.
@@ -19,6 +20,17 @@ impl Moment {
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// Wall clock, seconds since 1970; 0 before that.
+pub fn wall_seconds() -> u64 {
+    u64::try_from(wall_ms() / 1000).unwrap_or(0)
+}
+
+/// When a file was written last, seconds since 1970; nothing where nobody knows.
+pub fn modified_seconds(path: &Path) -> Option<u64> {
+    let written = std::fs::metadata(path).and_then(|file| file.modified()).ok()?;
+    written.duration_since(UNIX_EPOCH).ok().map(|time| time.as_secs())
 }
 
 /// The wall clock, milliseconds since 1970; negative before.

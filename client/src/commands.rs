@@ -26,8 +26,8 @@ use crate::files::select::Selection;
 use crate::key_commands;
 use crate::landing::Target;
 use crate::output::{
-    backup_text, details_text, enrolled_text, restore_text, row_text, shipped_text, status_text,
-    verify_text,
+    backup_text, details_text, enrolled_text, key_age_text, restore_text, row_text, shipped_text,
+    status_text, verify_text,
 };
 use crate::part_cli;
 use crate::progress::Monitor;
@@ -74,7 +74,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
         Command::Key(command) => Box::pin(key_commands::run(&output, command)).await,
         Command::Ship(options) => ship_files(&output, options).await,
         Command::List(options) => list(&output, options).await,
-        Command::Diff(options) => file_commands::diff(&output, options).await,
+        Command::Diff(options) => Box::pin(file_commands::diff(&output, options)).await,
         Command::Show(options) => show(&output, options).await,
         Command::Verify(options) => verify(&output, options).await,
         Command::Forget(options) => forget(&output, options).await,
@@ -273,9 +273,19 @@ async fn forget(output: &Output, options: Forget) -> Result<(), ClientError> {
 }
 
 async fn status(output: &Output) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct StatusAndKeys {
+        #[serde(flatten)]
+        server: Status,
+        keys_made_seconds: u64,
+        keys_due_seconds: Option<u64>,
+    }
     let client = output.client().await?;
-    let status: Status = client.json(&Route::Status, "", None::<&()>).await?;
-    output.emit(&status, || status_text(&status))
+    let server: Status = client.json(&Route::Status, "", None::<&()>).await?;
+    let profile = output.profile()?;
+    let (made, due) = (profile.keys_made_seconds(), profile.keys_due_seconds());
+    let status = StatusAndKeys { server, keys_made_seconds: made, keys_due_seconds: due };
+    output.emit(&status, || format!("{}{}\n", status_text(&status.server), key_age_text(made, due)))
 }
 
 fn read_token(text: &str) -> Result<Token, ClientError> {

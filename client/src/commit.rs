@@ -76,7 +76,7 @@ pub fn position_after(
     };
     let head = Record::decode(head)?;
     head.verify_signature()?;
-    let is_own = head.certificate.signing_key == profile.signing_public_key()?
+    let is_own = profile.is_own_key(&head.certificate.signing_key)?
         && head.body.principal == profile.settings().principal
         && head.body.namespace == profile.namespace()?
         && head.body.source == *source;

@@ -314,10 +314,7 @@ async fn read_whole(
 fn handshake_error(address: &str, error: &std::io::Error) -> Option<ClientError> {
     let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     match tls {
-        rustls::Error::InvalidCertificate(_) => Some(ClientError::Untrusted(format!(
-            "{address}: the server's TLS key is not the pinned one; do not go on before its \
-             operator explains why (a new key needs a new token)"
-        ))),
+        rustls::Error::InvalidCertificate(_) => Some(ClientError::WrongKey(address.to_owned())),
         _ => None,
     }
 }

@@ -5,7 +5,7 @@
 //! 2. Rename it over the target. *Crash: old or new contents, never a mixture.*
 //! 3. fsync the folder, so that the rename itself is on disk.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -54,12 +54,36 @@ pub fn make_folder(path: &Path) -> Result<(), ClientError> {
 /// Waits until no other process has the lock file at `path`, and has it until the answer is
 /// dropped. It holds among those who ask for it, and ends with the process.
 pub fn lock(path: &Path) -> Result<File, ClientError> {
-    let fail = |error| ClientError::file(format!("lock {}", path.display()), error);
+    let file = open_lock(path)?;
+    file.lock().map_err(|error| ClientError::file(format!("lock {}", path.display()), error))?;
+    Ok(file)
+}
+
+/// The lock file at `path`, as one of several who use what it guards; [`lock_alone`] keeps them
+/// out. It is held until the answer is dropped.
+pub fn lock_shared(path: &Path) -> Result<File, ClientError> {
+    let file = open_lock(path)?;
+    file.lock_shared()
+        .map_err(|error| ClientError::file(format!("lock {}", path.display()), error))?;
+    Ok(file)
+}
+
+/// The lock file at `path` alone; nothing, while somebody shares it.
+pub fn lock_alone(path: &Path) -> Result<Option<File>, ClientError> {
+    let file = open_lock(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(ClientError::file(format!("lock {}", path.display()), error))
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, ClientError> {
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(path);
-    let file = file.map_err(fail)?;
-    file.lock().map_err(fail)?;
-    Ok(file)
+    file.map_err(|error| ClientError::file(format!("lock {}", path.display()), error))
 }
 
 /// Reads a whole file of at most `max_bytes`.

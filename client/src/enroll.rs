@@ -22,6 +22,7 @@ use strongroom_protocol::message::{EnrollAnswer, Identity};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
+use strongroom_protocol::vouch::ServerTls;
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -36,6 +37,7 @@ use crate::namespace::{NamespaceError, NamespaceOptions, NewNamespace};
 use crate::profile::{
     ConnectOptions, Profile, ProfileFolder, SETTINGS_VERSION, Settings, parse_addresses,
 };
+use crate::rolling::KeySettings;
 use crate::tls::Pin;
 use crate::transport::{Body, Client, Endpoint, parse_json};
 use crate::trust::{ReadAccess, fetch_descriptor, fetch_signed_descriptor, open_wrapped_secret};
@@ -176,10 +178,12 @@ pub async fn enroll(
         pin: Pin::Key(token.tls_key),
         timeouts: options.connect.timeouts,
         retry: options.connect.retry,
+        // A token goes with one key; it is made anew in a minute.
+        follow: None,
     };
     let client = Client::new(endpoint, &identity)?;
     let mut connection = client.connect().await?;
-    let ledger_key = ask_ledger_key(&mut connection, token).await?;
+    let (ledger_key, server_serial) = ask_ledger_key(&mut connection, token).await?;
 
     let mut prepared = Prepared::default();
     if let (Some(namespace), Scope::New(name)) = (&new, &token.scope) {
@@ -198,20 +202,35 @@ pub async fn enroll(
     check_answer(&answer, token, ledger_key, new.as_ref())?;
 
     let settings = Settings {
-        version: SETTINGS_VERSION,
-        addresses,
-        tls_key: token.tls_key,
-        ledger_key,
-        principal: answer.principal,
-        role: answer.role,
-        namespace: answer.namespace,
-        namespace_name: answer.namespace_name.clone(),
         descriptor_version: options.descriptor_floor(imported.as_ref()),
-        checkpoint: None,
+        ..first_settings(addresses, token, &answer, server_serial)
     };
     let summary = finish(folder, settings, &client, &prepared, &options, &answer).await?;
     take_import(folder, &options, imported)?;
     Ok(summary)
+}
+
+/// What a profile says when it begins.
+fn first_settings(
+    addresses: Vec<String>,
+    token: &Token,
+    answer: &EnrollAnswer,
+    server_serial: u64,
+) -> Settings {
+    let made_seconds = clock::wall_seconds();
+    Settings {
+        version: SETTINGS_VERSION,
+        addresses,
+        tls_key: token.tls_key,
+        ledger_key: answer.ledger_key,
+        principal: answer.principal,
+        role: answer.role,
+        namespace: answer.namespace,
+        namespace_name: answer.namespace_name.clone(),
+        descriptor_version: 0,
+        checkpoint: None,
+        keys: KeySettings { made_seconds, server_serial, ..KeySettings::default() },
+    }
 }
 
 /// What `key import` kept becomes the secret of a further machine, if it is that of the namespace's
@@ -390,11 +409,12 @@ fn raise_kit(
     durable::write(text, kit.to_text().map_err(bad)?.as_bytes())
 }
 
-/// The server's ledger key, which must be the one that the token means.
+/// The server's ledger key, which must be the one that the token means, and the number of its TLS
+/// key.
 async fn ask_ledger_key(
     connection: &mut Connection,
     token: &Token,
-) -> Result<PublicKey, ClientError> {
+) -> Result<(PublicKey, u64), ClientError> {
     let route = Route::Identity;
     let answer = connection.call(&route, "", Body::empty(), ANSWER_MAX_BYTES).await?;
     let identity: Identity = parse_json(&route, &answer)?;
@@ -408,7 +428,8 @@ async fn ask_ledger_key(
                 .into(),
         ));
     }
-    Ok(identity.ledger_key)
+    let tls = ServerTls::vouched_by(&identity, &identity.ledger_key, connection.server_key());
+    Ok((identity.ledger_key, tls.map_or(0, |tls| tls.serial)))
 }
 
 fn check_answer(

@@ -90,6 +90,12 @@ pub enum ClientError {
     /// A signature, digest, pin or proof is wrong.
     #[error("{0}")]
     Untrusted(String),
+    /// The server shows another TLS key than the pinned one.
+    #[error(
+        "{0}: the server's TLS key is not the pinned one; do not go on before its operator \
+         explains why (a token goes with one key: ask for a new one)"
+    )]
+    WrongKey(String),
     /// The server's ledger was rolled back or forked: it lost or replaced decisions.
     #[error(
         "the server's ledger {0}: it was rolled back or forked. Nothing more is believed or sent. \
@@ -179,7 +185,7 @@ impl ClientError {
             | Self::NotPromoted { .. }
             | Self::SessionLost(_)
             | Self::Interrupted => ExitCode::Temporary,
-            Self::Untrusted(_) | Self::Unproven(_) => ExitCode::Untrusted,
+            Self::Untrusted(_) | Self::WrongKey(_) | Self::Unproven(_) => ExitCode::Untrusted,
             Self::DumpFailed(_) => ExitCode::DumpFailed,
             Self::History(_) => ExitCode::History,
             Self::File { .. } | Self::Protocol(_) | Self::Bug(_) => ExitCode::Other,
@@ -196,9 +202,11 @@ fn exit_code_of(code: ErrorCode) -> ExitCode {
         | ErrorCode::BadDate
         | ErrorCode::Stale
         | ErrorCode::RetentionOutOfPolicy => ExitCode::Refused,
-        ErrorCode::UnknownPrincipal | ErrorCode::NotAllowed | ErrorCode::BadToken => {
-            ExitCode::NotAuthorised
-        }
+        ErrorCode::UnknownPrincipal
+        | ErrorCode::KeysRolled
+        | ErrorCode::KeysExpired
+        | ErrorCode::NotAllowed
+        | ErrorCode::BadToken => ExitCode::NotAuthorised,
         ErrorCode::RepositoryFull | ErrorCode::QuotaExceeded => ExitCode::Full,
         ErrorCode::Unavailable
         | ErrorCode::TooMany

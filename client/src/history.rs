@@ -6,6 +6,8 @@
 //! one, and remembers the newest. A receipt's checkpoint must stand in the same line ([`confirm`]).
 //! A recovery kit carries a floor of its own ([`demand_floor`]).
 //!
+//! Behind that proof, this machine's keys are rolled over when they are due.
+//!
 //! A server that cannot prove it was rolled back or forked. It is refused with an exit code of its
 //! own, and told which head was remembered: if it was rolled back in good faith, from an old copy,
 //! its operator learns of it there, and its clock stops to end locks.
@@ -14,22 +16,131 @@ use strongroom_protocol::checkpoint::Checkpoint;
 use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::PublicKey;
 use strongroom_protocol::merkle::{Hash, verify_consistency};
-use strongroom_protocol::message::ConsistencyAnswer;
+use strongroom_protocol::message::{ConsistencyAnswer, KeysRolled};
 use strongroom_protocol::route::Route;
 
+use crate::clock;
 use crate::error::ClientError;
 use crate::kit::CheckpointFloor;
 use crate::profile::{ConnectOptions, Profile};
+use crate::rolling::{self, NextKeys};
 use crate::transport::{Body, Client};
 
-/// A client of the profile's server, whose ledger was proven to continue the remembered one.
+/// A client of the profile's server, whose ledger was proven to continue the remembered one. Keys
+/// that are due are rolled over behind that proof: a server that was rolled back learns none.
 pub async fn connect(
     profile: &mut Profile,
     options: &ConnectOptions,
 ) -> Result<Client, ClientError> {
+    finish_rolling(profile, options).await?;
+    let client = profile.client(options)?;
+    let greeted = greet(profile, &client).await.map(drop);
+    let is_expired = matches!(&greeted, Err(error) if error.code() == Some(ErrorCode::KeysExpired));
+    if !is_expired {
+        greeted?;
+        if !are_keys_due(profile)? {
+            return Ok(client);
+        }
+    }
+    drop(client);
+    let rolled = roll_keys(profile, options).await;
+    if is_expired {
+        match rolled? {
+            Rolled::Done(_) => {}
+            Rolled::InUse => return Err(in_use()),
+        }
+    } else if let Err(error) = rolled {
+        // They go on until the server refuses them, which it says then.
+        tracing::warn!("this machine's keys are due, and were not rolled over: {error}");
+    }
     let client = profile.client(options)?;
     greet(profile, &client).await?;
     Ok(client)
+}
+
+/// Whether the profile's keys are to be rolled over: they are old enough, or it was begun.
+pub fn are_keys_due(profile: &Profile) -> Result<bool, ClientError> {
+    let is_begun = profile.folder().next_keys()?.is_some();
+    let due_seconds = profile.keys_due_seconds();
+    Ok(is_begun || due_seconds.is_some_and(|due| clock::wall_seconds() >= due))
+}
+
+/// What came of rolling keys over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rolled {
+    /// The profile has new keys.
+    Done(KeysRolled),
+    /// Another run of the profile uses the keys.
+    InUse,
+}
+
+/// Puts new keys in the place of the profile's (`rolling.rs` argues the steps).
+pub async fn roll_keys(
+    profile: &mut Profile,
+    options: &ConnectOptions,
+) -> Result<Rolled, ClientError> {
+    let Some(_alone) = profile.folder().keys_alone()? else { return Ok(Rolled::InUse) };
+    let next = match profile.folder().next_keys()? {
+        Some(next) => next,
+        None => {
+            let next = NextKeys::generate()?;
+            profile.folder().write_next_keys(&next)?;
+            next
+        }
+    };
+    let who = (profile.settings().ledger_key, profile.settings().principal);
+    let old = (profile.folder().tls_identity()?, profile.signing_key()?);
+    let mut connection = profile.client_as(&old.0, options)?.connect().await?;
+    let answer = match rolling::ask(&mut connection, who, &old.1, &next).await {
+        Err(ClientError::Server(refusal)) => {
+            // It surely has the old ones still: what was refused once is not asked again.
+            profile.folder().remove_next_keys()?;
+            return Err(ClientError::Server(refusal));
+        }
+        answer => answer?,
+    };
+    profile.adopt(&next)?;
+    tracing::info!("this machine's keys were rolled over");
+    Ok(Rolled::Done(answer))
+}
+
+/// Finishes a roll-over that an earlier run began: the server may have taken the next keys or not.
+pub async fn finish_rolling(
+    profile: &mut Profile,
+    options: &ConnectOptions,
+) -> Result<(), ClientError> {
+    if profile.folder().next_keys()?.is_none() {
+        return Ok(());
+    }
+    let Some(_alone) = profile.folder().keys_alone()? else { return Ok(()) };
+    let Some(next) = profile.folder().next_keys()? else { return Ok(()) };
+    let client = profile.client_as(&next.identity, options)?;
+    match client.request(&Route::Checkpoint, "", Body::empty()).await {
+        Ok(_) => profile.adopt(&next),
+        // It has the old ones. When they are due, the same next keys are asked for again.
+        Err(error) if error.code() == Some(ErrorCode::UnknownPrincipal) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn in_use() -> ClientError {
+    ClientError::Usage(
+        "another run of this profile is under way, and its keys must not change meanwhile: let it \
+         end, then run this again"
+            .into(),
+    )
+}
+
+/// Rolls the profile's keys over now, by hand.
+pub async fn roll_now(
+    profile: &mut Profile,
+    options: &ConnectOptions,
+) -> Result<KeysRolled, ClientError> {
+    finish_rolling(profile, options).await?;
+    match roll_keys(profile, options).await? {
+        Rolled::Done(rolled) => Ok(rolled),
+        Rolled::InUse => Err(in_use()),
+    }
 }
 
 /// Demands that the server's newest checkpoint continues the remembered one, and remembers it.

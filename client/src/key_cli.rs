@@ -57,6 +57,13 @@ pub enum Key {
         #[arg(long, value_name = "FILE")]
         passphrase_file: Option<PathBuf>,
     },
+    /// Say how old this profile's TLS and signing keys are; roll them over if they are due
+    #[command(after_help = ROLL_HELP)]
+    Roll {
+        /// Roll them over whether they are due or not
+        #[arg(long)]
+        now: bool,
+    },
     /// Give a signed descriptor (from `--out`) to the server
     Publish {
         /// The descriptor
@@ -192,6 +199,12 @@ It is for a stolen convergence secret (a stolen backup machine, or an export wit
 From then on the server takes no backups that are made with the old one. Each machine needs
 `strongroom key renew --kit FILE`, or `strongroom key import` with a new export. Old snapshots stay
 and open as ever. Revoke the stolen machine as well: `strongroomd principals revoke`.";
+
+const ROLL_HELP: &str = "\
+Each command that uses the profile rolls keys over by itself when they are due: a month before
+`age_days` in the [keys] part of profile.toml (365). By hand it is for keys that somebody may have
+seen. If the server says that they were rolled over and you did not: a thief was faster; have the
+principal revoked (strongroomd principals revoke), and enrol in a new profile.";
 
 const EXPORT_HELP: &str = "\
 Example, on the second machine:

@@ -15,11 +15,12 @@ use crate::enroll;
 use crate::epoch;
 use crate::error::ClientError;
 use crate::export::{EXPORT_MAX_BYTES, Export};
+use crate::history;
 use crate::key_cli::{Key, KitCommand, NewKeys, Recipients, Signing};
 use crate::kit::Kit;
 use crate::namespace::NamespaceOptions;
 use crate::offer::{self, Changed};
-use crate::output::{kit_text, promoted_text, promotion_text};
+use crate::output::{key_age_text, kit_text, promoted_text, promotion_text};
 use crate::passphrase;
 use crate::profile::Profile;
 use crate::promotion;
@@ -60,6 +61,7 @@ pub async fn run(output: &Output, command: Key) -> Result<(), ClientError> {
         Key::Import { file, passphrase_file } => {
             import(output, &file, passphrase_file.as_deref()).await
         }
+        Key::Roll { now } => roll(output, now).await,
         Key::Publish { file, kit } => publish(output, &file, kit.as_deref()).await,
     }
 }
@@ -177,6 +179,48 @@ async fn change(
             summary.version
         )
     })
+}
+
+/// The keys of a profile at one of its servers; a row of what `--json` prints.
+#[derive(Serialize)]
+struct KeysState {
+    servers: String,
+    made_seconds: u64,
+    due_seconds: Option<u64>,
+    is_rolled: bool,
+}
+
+async fn roll(output: &Output, now: bool) -> Result<(), ClientError> {
+    #[derive(Serialize)]
+    struct KeysStates {
+        keys: Vec<KeysState>,
+    }
+    let (connect, first) = (output.connect()?, output.profile()?);
+    let second = standby::second_of(&first)?.filter(|_| connect.servers.is_empty());
+    let mut keys = Vec::new();
+    for mut profile in [Some(first), second].into_iter().flatten() {
+        let before = profile.keys_made_seconds();
+        // A server whose ledger is not the one that was seen learns no new keys.
+        drop(history::connect(&mut profile, &connect).await?);
+        let mut is_rolled = profile.keys_made_seconds() != before;
+        if now && !is_rolled {
+            history::roll_now(&mut profile, &connect).await?;
+            is_rolled = true;
+        }
+        keys.push(KeysState {
+            servers: profile.settings().addresses.join(","),
+            made_seconds: profile.keys_made_seconds(),
+            due_seconds: profile.keys_due_seconds(),
+            is_rolled,
+        });
+    }
+    let states = KeysStates { keys };
+    output.emit(&states, || states.keys.iter().map(keys_text).collect())
+}
+
+fn keys_text(keys: &KeysState) -> String {
+    let rolled = if keys.is_rolled { ", rolled over now" } else { "" };
+    format!("{}: {}{rolled}\n", keys.servers, key_age_text(keys.made_seconds, keys.due_seconds))
 }
 
 async fn publish(output: &Output, file: &Path, kit: Option<&Path>) -> Result<(), ClientError> {

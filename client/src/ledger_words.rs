@@ -44,6 +44,9 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::FilterSet { .. } => "filter_set",
         Event::NamespaceReadmitted { .. } => "namespace_readmitted",
         Event::NotCarriedOut { .. } => "not_carried_out",
+        Event::KeysRolled { .. } => "keys_rolled",
+        Event::TlsKeyRolled { .. } => "tls_key_rolled",
+        Event::PeerKeyFollowed { .. } => "peer_key_followed",
         Event::Damaged { .. } => "damaged",
         Event::Repaired { .. } => "repaired",
         Event::Scrubbed { .. } => "scrubbed",
@@ -237,6 +240,24 @@ fn replica_words(event: &Event) -> String {
         Event::NamespaceReadmitted { ledger_key } => {
             format!("takes the dropped namespace from primary {} again", short(&ledger_key.0))
         }
+        other => key_words(other),
+    }
+}
+
+fn key_words(event: &Event) -> String {
+    match event {
+        Event::KeysRolled { principal, tls_key, .. } => format!(
+            "put new keys in the place of those of {principal} (TLS key {})",
+            short(&tls_key.0)
+        ),
+        Event::TlsKeyRolled { tls_key, serial } => {
+            format!("shows TLS key number {serial} from now on ({})", short(&tls_key.0))
+        }
+        Event::PeerKeyFollowed { ledger_key, tls_key, serial } => format!(
+            "met TLS key number {serial} of server {} ({}), which its ledger key vouched for",
+            short(&ledger_key.0),
+            short(&tls_key.0)
+        ),
         other => damage_words(other),
     }
 }

@@ -6,7 +6,8 @@
 //! * `keys`, `age_file`, `kit`, `shares`, `passphrase`, `namespace`: secrets, and how a namespace
 //!   begins;
 //! * `chunker`, `compressor`, `sealer`, `tree`, `cache`: from plaintext to envelopes;
-//! * `tls`, `connection`, `transport`: requests to a pinned server;
+//! * `tls`, `connection`, `follow`, `transport`: requests to a pinned server, whose key may change;
+//! * `rolling`: own keys that take the place of older ones;
 //! * `profile`, `history`, `receipts`, `trust`, `enroll`, `standby`, `promotion`: what a machine
 //!   keeps and believes, how it becomes known to servers, and how a namespace moves to another;
 //! * `progress`, `feed`, `files`, `running`, `scratch`, `parts`, `source`, `reader`,
@@ -41,6 +42,8 @@ pub mod sealer;
 pub mod tree;
 
 pub mod connection;
+pub mod follow;
+pub mod rolling;
 pub mod tls;
 pub mod transport;
 

@@ -7,7 +7,7 @@ use indicatif::{HumanBytes, HumanCount};
 use strongroom_protocol::message::Status;
 use strongroom_protocol::role::Role;
 
-use crate::arguments::{end_text, local_time};
+use crate::arguments::{end_text, local_time, local_time_of_seconds};
 use crate::backup::BackupSummary;
 use crate::enroll::EnrollSummary;
 use crate::promotion::Promotion;
@@ -279,6 +279,18 @@ pub fn status_text(status: &Status) -> String {
         HumanCount(status.damaged_count),
         HumanCount(status.repaired_count),
     )
+}
+
+/// How old keys are, and when they are rolled over.
+pub fn key_age_text(made_seconds: u64, due_seconds: Option<u64>) -> String {
+    let since = match made_seconds {
+        0 => "made at an unknown time".to_owned(),
+        seconds => format!("made {}", local_time_of_seconds(seconds)),
+    };
+    match due_seconds {
+        Some(due) => format!("keys {since}, to be rolled over from {}", local_time_of_seconds(due)),
+        None => format!("keys {since}, never rolled over by themselves"),
+    }
 }
 
 /// Text that a terminal can only show: what would move, hide or reorder something is written out.

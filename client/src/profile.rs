@@ -6,6 +6,8 @@
 //!   profile.toml           addresses, pins, ids, floors; there once the machine is enrolled
 //!   tls.key tls.crt        TLS key of this principal
 //!   signing.key            signs records
+//!   next-keys              keys that are to take their place (`rolling.rs`)
+//!   keys.lock              shared by who uses the keys, held by who changes them
 //!   convergence.secret     `backup` profiles only: makes deduplication work, opens nothing
 //!   descriptor             newest verified descriptor of the namespace
 //!   imported               an export of another machine, until this one is enrolled
@@ -21,8 +23,11 @@
 //! recovery kit and nowhere else. The floors (descriptor version, ledger checkpoint) only rise, so
 //! that an old state of the server is noticed.
 
+mod keys;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
@@ -33,11 +38,14 @@ use strongroom_protocol::id::{
 };
 use strongroom_protocol::limits::DESCRIPTOR_MAX_BYTES;
 use strongroom_protocol::role::Role;
+use strongroom_protocol::vouch::ServerTls;
 use zeroize::Zeroizing;
 
 use crate::durable;
 use crate::error::ClientError;
+use crate::follow::Follow;
 use crate::keys::{ConvergenceSecret, public_key_of};
+use crate::rolling::KeySettings;
 use crate::tls::{Pin, TlsIdentity};
 use crate::transport::{Client, Endpoint, RetryPolicy, Timeouts};
 
@@ -84,6 +92,23 @@ pub struct Settings {
     /// Newest signed checkpoint of the ledger that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
+    /// The keys: how old, how old they may become, which were before.
+    #[serde(default)]
+    pub keys: KeySettings,
+}
+
+impl Settings {
+    /// The server's TLS key that is pinned.
+    pub fn server_tls(&self) -> ServerTls {
+        ServerTls { tls_key: self.tls_key, serial: self.keys.server_serial }
+    }
+
+    /// Pins a key, unless it is older than the pinned one.
+    fn pin(&mut self, next: ServerTls) {
+        if next.serial > self.keys.server_serial {
+            (self.tls_key, self.keys.server_serial) = (next.tls_key, next.serial);
+        }
+    }
 }
 
 /// Version of `profile.toml` that this program writes.
@@ -271,17 +296,40 @@ impl Profile {
         })
     }
 
-    /// A client of the profile's server.
+    /// A client of the profile's server. As long as it is there, the keys stay as they are.
     pub fn client(&self, options: &ConnectOptions) -> Result<Client, ClientError> {
+        let guard = durable::lock_shared(&self.folder.path("keys.lock"))?;
+        Client::guarded(self.endpoint(options), &self.folder.tls_identity()?, Some(guard))
+    }
+
+    /// A client that shows this key, for whoever has the keys alone.
+    pub fn client_as(
+        &self,
+        identity: &TlsIdentity,
+        options: &ConnectOptions,
+    ) -> Result<Client, ClientError> {
+        Client::new(self.endpoint(options), identity)
+    }
+
+    fn endpoint(&self, options: &ConnectOptions) -> Endpoint {
         let servers = &options.servers;
         let addresses = if servers.is_empty() { &self.settings.addresses } else { servers };
-        let endpoint = Endpoint {
+        // Another process, or a client of before, may have met the server's next key.
+        let written = Self::open(self.folder.clone()).ok();
+        let mut settings = self.settings.clone();
+        if let Some(written) = written.filter(|it| it.settings.ledger_key == settings.ledger_key) {
+            settings.pin(written.settings.server_tls());
+        }
+        let (folder, ledger_key, pinned) =
+            (self.folder.clone(), settings.ledger_key, settings.server_tls());
+        let keep = Arc::new(move |next| folder.follow(ledger_key, next));
+        Endpoint {
             addresses: addresses.clone(),
-            pin: Pin::Key(self.settings.tls_key),
+            pin: Pin::Key(pinned.tls_key),
             timeouts: options.timeouts,
             retry: options.retry,
-        };
-        Client::new(endpoint, &self.folder.tls_identity()?)
+            follow: Some(Follow { ledger_key, pinned, keep }),
+        }
     }
 
     /// The key that signs this principal's records.
@@ -391,11 +439,20 @@ impl Profile {
     }
 
     fn save_locked(&self) -> Result<(), ClientError> {
+        self.save_changed(|_| {})
+    }
+
+    /// The same, with a change of what else stays as it was written last.
+    fn save_changed(&self, change: impl FnOnce(&mut Settings)) -> Result<(), ClientError> {
         let mut settings = self.settings.clone();
         if let Ok(written) = Self::open(self.folder.clone()) {
             let written = written.settings;
             settings.descriptor_version =
                 settings.descriptor_version.max(written.descriptor_version);
+            if settings.ledger_key == written.ledger_key {
+                settings.pin(written.server_tls());
+                settings.keys.merge(written.keys.clone());
+            }
             let keys = [settings.ledger_key];
             let size_of = |note: &Option<String>| {
                 let note = note.as_deref()?;
@@ -405,6 +462,7 @@ impl Profile {
                 settings.checkpoint = written.checkpoint;
             }
         }
+        change(&mut settings);
         let text = toml::to_string(&settings)
             .map_err(|error| ClientError::Bug(format!("profile.toml: {error}")))?;
         durable::write(&self.folder.path("profile.toml"), text.as_bytes())
@@ -456,6 +514,7 @@ mod tests {
             namespace_name: Some("erp".parse().unwrap()),
             descriptor_version: 1,
             checkpoint: None,
+            keys: KeySettings::default(),
         }
     }
 

@@ -25,6 +25,7 @@ use strongroom_protocol::route::Route;
 use tokio::time::{sleep, timeout};
 
 use crate::error::ClientError;
+use crate::history;
 use crate::profile::{ConnectOptions, Profile};
 use crate::transport::{Body, RetryPolicy};
 
@@ -89,10 +90,13 @@ pub async fn choose(
             second.folder().path("").display()
         )));
     }
-    let (named, other, hears_named, hears_other) = match is_first {
+    let (named, mut other, hears_named, hears_other) = match is_first {
         true => (first, second, hears_first, hears_second),
         false => (second, first, hears_second, hears_first),
     };
+    if hears_other {
+        keep_young(&mut other, connect).await?;
+    }
     if hears_named || !hears_other {
         return Ok(Chosen { profile: named, is_replica: false });
     }
@@ -109,6 +113,17 @@ pub async fn choose(
         return Err(ClientError::NotPromoted { named, other });
     }
     Ok(Chosen { profile: named, is_replica: false })
+}
+
+/// Rolls keys over that are due at the server that is not used now.
+async fn keep_young(other: &mut Profile, connect: &ConnectOptions) -> Result<(), ClientError> {
+    if history::are_keys_due(other)?
+        && let Err(error) = history::connect(other, connect).await
+    {
+        let address = other.settings().addresses.join(",");
+        tracing::warn!("{address}: the keys there are due, and were not rolled over: {error}");
+    }
+    Ok(())
 }
 
 /// Whether a server that did not answer does so a moment later. With another one at hand, people
@@ -130,7 +145,9 @@ async fn answers_later(profile: &Profile, connect: &ConnectOptions) -> bool {
 async fn ask(profile: &Profile, connect: &ConnectOptions) -> Option<VerifiedDescriptor> {
     let asked = async {
         let options = ConnectOptions { retry: RetryPolicy::never(), ..connect.clone() };
-        let client = profile.client(&options)?;
+        let mut own = Profile::open(profile.folder().clone())?;
+        history::finish_rolling(&mut own, &options).await?;
+        let client = own.client(&options)?;
         let namespace = profile.namespace()?;
         let bytes = client.request_once(&Route::Descriptor(namespace), "", Body::empty()).await?;
         Ok::<_, ClientError>(VerifiedDescriptor::decode_for(&bytes, &namespace, 0)?)

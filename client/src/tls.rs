@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
@@ -19,6 +20,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
 };
 use strongroom_protocol::id::TlsKeyDigest;
+use strongroom_protocol::roll::POINT_BYTES;
 use zeroize::Zeroizing;
 
 use crate::clock;
@@ -97,6 +99,26 @@ impl TlsIdentity {
             .ok_or_else(|| ClientError::Bug("own certificate does not parse".into()))
     }
 
+    /// The public key, an uncompressed point of P-256.
+    pub fn point(&self) -> Result<[u8; POINT_BYTES], ClientError> {
+        let point = x509_parser::parse_x509_certificate(&self.certificate).ok().and_then(|found| {
+            let (_, parsed) = found;
+            <[u8; POINT_BYTES]>::try_from(
+                &*parsed.tbs_certificate.subject_pki.subject_public_key.data,
+            )
+            .ok()
+        });
+        point.ok_or_else(|| bug("own key is not of P-256"))
+    }
+
+    /// Signs with the private key: ECDSA with SHA-256, DER.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, ClientError> {
+        let key = aws_lc_rs::sign::any_supported_type(&self.key).map_err(bug)?;
+        let signer = key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]);
+        let signer = signer.ok_or_else(|| bug("own key does not sign with ECDSA"))?;
+        signer.sign(message).map_err(bug)
+    }
+
     fn self_signed(key: &rcgen::KeyPair) -> Result<Self, ClientError> {
         let parameters = rcgen::CertificateParams::new(vec!["strongroom".into()]).map_err(bug)?;
         let certificate = parameters.self_signed(key).map_err(bug)?;
@@ -112,6 +134,14 @@ impl fmt::Debug for TlsIdentity {
 
 /// The configuration of connections to a server with this pin.
 pub fn client_config(identity: &TlsIdentity, pin: Pin) -> Result<ClientConfig, ClientError> {
+    client_config_of(identity, Arc::new(Mutex::new(pin)))
+}
+
+/// The same, with a pin that may become another: handshakes from then on go by that one.
+pub fn client_config_of(
+    identity: &TlsIdentity,
+    pin: Arc<Mutex<Pin>>,
+) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(provider());
     let verifier = Arc::new(PinVerifier { pin, provider: provider.clone() });
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(WallTime))
@@ -160,7 +190,7 @@ fn provider() -> CryptoProvider {
 
 #[derive(Debug)]
 struct PinVerifier {
-    pin: Pin,
+    pin: Arc<Mutex<Pin>>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -175,7 +205,7 @@ impl ServerCertVerifier for PinVerifier {
     ) -> Result<ServerCertVerified, TlsError> {
         let found = key_digest_of(end_entity)
             .ok_or(TlsError::InvalidCertificate(CertificateError::BadEncoding))?;
-        match self.pin {
+        match *self.pin.lock() {
             Pin::Key(wanted) if wanted != found => {
                 Err(TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
             }
@@ -225,6 +255,24 @@ mod tests {
             assert_eq!(back.key_digest().unwrap(), identity.key_digest().unwrap());
             assert!(client_config(&back, Pin::Unknown).is_ok());
         }
+    }
+
+    #[test]
+    fn an_own_key_is_named_by_its_point_and_signs() {
+        let identity = TlsIdentity::generate().unwrap();
+        let point = identity.point().unwrap();
+        let named = strongroom_protocol::roll::pin_of_point(&point);
+        assert_eq!(named, identity.key_digest().unwrap());
+        let signature = identity.sign(b"message").unwrap();
+        let key = aws_lc_rs_key(&point);
+        assert!(key.verify(b"message", &signature).is_ok());
+        assert!(key.verify(b"massage", &signature).is_err());
+        assert!(TlsIdentity::of_ed25519_seed(&[7; 32]).unwrap().point().is_err());
+    }
+
+    fn aws_lc_rs_key(point: &[u8]) -> ::aws_lc_rs::signature::UnparsedPublicKey<&[u8]> {
+        let algorithm = &::aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1;
+        ::aws_lc_rs::signature::UnparsedPublicKey::new(algorithm, point)
     }
 
     #[test]

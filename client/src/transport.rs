@@ -4,6 +4,7 @@
 //! jittered, growing pauses while the server cannot be reached or says that it is busy. Nothing
 //! is retried for ever, and nothing that the server refused is retried at all.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,17 +16,19 @@ use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use strongroom_protocol::limits::{
-    ANSWER_MAX_BYTES, DESCRIPTOR_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT, RECEIPT_MAX_BYTES,
-    RECORD_MAX_BYTES,
+    ANSWER_MAX_BYTES, CONTROL_MAX_BYTES, DESCRIPTOR_MAX_BYTES, HAVE_MAX_COUNT, PROVE_MAX_COUNT,
+    RECEIPT_MAX_BYTES, RECORD_MAX_BYTES,
 };
 use strongroom_protocol::route::Route;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::sleep;
 
 use crate::clock::Moment;
 pub use crate::connection::{Body, Timeouts};
 use crate::connection::{Connection, next_part};
 use crate::error::ClientError;
-use crate::tls::{Pin, TlsIdentity, client_config};
+use crate::follow::Follow;
+use crate::tls::{Pin, TlsIdentity, client_config, client_config_of};
 
 /// An idle connection older than this is not used again; servers drop them at their leisure.
 const IDLE_MAX: Duration = Duration::from_secs(20);
@@ -84,6 +87,8 @@ pub struct Endpoint {
     pub timeouts: Timeouts,
     /// Bounds of repetition.
     pub retry: RetryPolicy,
+    /// Another key that may be met instead; nothing, if none may.
+    pub follow: Option<Follow>,
 }
 
 /// Sends requests to one server. Cloning shares the connections.
@@ -95,7 +100,15 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     endpoint: Endpoint,
+    /// For handshakes with the pinned key.
     config: Arc<ClientConfig>,
+    pin: Arc<Mutex<Pin>>,
+    /// For handshakes with any key, to ask whose it is.
+    open: Arc<ClientConfig>,
+    /// Held while another key is looked at, so that one connection does it for all.
+    follow: AsyncMutex<Option<Follow>>,
+    /// What must stay as it is while this client is used.
+    _guard: Option<File>,
     /// Index of the address that answered last.
     good_address: AtomicUsize,
     /// Held for a push or pop only, never across an await.
@@ -106,15 +119,31 @@ struct Shared {
 impl Client {
     /// A client that presents `identity`. Nothing is connected yet.
     pub fn new(endpoint: Endpoint, identity: &TlsIdentity) -> Result<Self, ClientError> {
+        Self::guarded(endpoint, identity, None)
+    }
+
+    /// The same, which holds a lock as long as it, or a copy of it, is there.
+    pub fn guarded(
+        endpoint: Endpoint,
+        identity: &TlsIdentity,
+        guard: Option<File>,
+    ) -> Result<Self, ClientError> {
         if endpoint.addresses.is_empty() {
             return Err(ClientError::Usage(
                 "no server address is known: name one (--server)".into(),
             ));
         }
-        let config = Arc::new(client_config(identity, endpoint.pin)?);
+        let pin = Arc::new(Mutex::new(endpoint.pin));
+        let config = Arc::new(client_config_of(identity, pin.clone())?);
+        let open = Arc::new(client_config(identity, Pin::Unknown)?);
+        let follow = AsyncMutex::new(endpoint.follow.clone());
         let shared = Shared {
             endpoint,
             config,
+            pin,
+            open,
+            follow,
+            _guard: guard,
             good_address: AtomicUsize::new(0),
             idle: Mutex::new(Vec::new()),
             sent_bytes: AtomicU64::new(0),
@@ -146,12 +175,45 @@ impl Client {
                     self.shared.good_address.store(index, Ordering::Relaxed);
                     return Ok(connection);
                 }
+                Err(ClientError::WrongKey(_)) if endpoint.follow.is_some() => {
+                    match self.connect_to_successor(address).await {
+                        Ok(connection) => {
+                            self.shared.good_address.store(index, Ordering::Relaxed);
+                            return Ok(connection);
+                        }
+                        Err(error) => worst = Some(error),
+                    }
+                }
                 // A wrong key must be told even where another address is merely down.
                 Err(error) if worst.is_none() || !error.is_temporary() => worst = Some(error),
                 Err(_) => {}
             }
         }
         Err(worst.unwrap_or_else(|| ClientError::Unreachable("no address".into())))
+    }
+
+    /// A connection to a server that showed another key than the pinned one, if its ledger key
+    /// vouches for that one; it is pinned from then on.
+    async fn connect_to_successor(&self, address: &str) -> Result<Connection, ClientError> {
+        let (shared, timeouts) = (&self.shared, self.shared.endpoint.timeouts);
+        let mut follow = shared.follow.lock().await;
+        let mut connection = Connection::open(address, shared.open.clone(), timeouts).await?;
+        let met = connection.server_key();
+        let Some(follow) = follow.as_mut() else {
+            return Err(ClientError::WrongKey(address.to_owned()));
+        };
+        if follow.pinned.tls_key == met {
+            return Ok(connection); // another connection was first
+        }
+        let route = Route::Identity;
+        let max_bytes = u64::from(CONTROL_MAX_BYTES);
+        let said = connection.call(&route, "", Body::empty(), max_bytes).await?;
+        let next = follow.successor(&parse_json(&route, &said)?, met)?;
+        (follow.keep)(next)?;
+        tracing::info!(serial = next.serial, "the server has another TLS key, and is followed");
+        follow.pinned = next;
+        *shared.pin.lock() = Pin::Key(next.tls_key);
+        Ok(connection)
     }
 
     /// Sends a request, with repetitions where they do no harm, and reads the whole answer.
@@ -321,6 +383,7 @@ fn is_repeatable(route: &Route) -> bool {
     !matches!(
         route,
         Route::Enroll
+            | Route::RollKeys
             | Route::Forget(..)
             | Route::Lift(..)
             | Route::SetPolicy(_)

@@ -17,6 +17,8 @@
 //! `--unverified` goes on where a signature or name of this chain is wrong. The checks of the
 //! envelopes follow from the key block alone and cannot be switched off.
 
+use std::sync::Arc;
+
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{
     DescriptorDigest, Label, NamespaceId, PublicKey, RecordDigest, TlsKeyDigest,
@@ -27,12 +29,14 @@ use strongroom_protocol::record::{KeyBlock, Record};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::signature::{self, SIGNATURE_BYTES, SignedType};
+use strongroom_protocol::vouch::ServerTls;
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::age_file::{self, AgeFileError};
 use crate::error::ClientError;
 use crate::fetch::Fetcher;
+use crate::follow::{Follow, Keep};
 use crate::history;
 use crate::keys::{ConvergenceSecret, PlaintextHash, PlaintextKeys};
 use crate::kit::Kit;
@@ -178,6 +182,7 @@ impl ReadAccess {
             pin: Pin::Unknown,
             timeouts: connect.timeouts,
             retry: connect.retry,
+            follow: None,
         };
         let mut connection = Client::new(endpoint.clone(), &identity)?.connect().await?;
         let server_key = connection.server_key();
@@ -199,9 +204,7 @@ impl ReadAccess {
                     Ok(descriptor)
                 });
         let descriptor = tolerate(descriptor, unverified)?;
-        let is_named = descriptor
-            .as_ref()
-            .is_some_and(|descriptor| descriptor.contents().ledger_keys.contains(&said.ledger_key));
+        let is_named = descriptor.as_ref().is_some_and(|known| known.names(&said.ledger_key));
         let freshness = match connect.from_replica && !is_named {
             true => Freshness::Replica,
             false => Freshness::KitFloor,
@@ -213,7 +216,8 @@ impl ReadAccess {
             );
         }
         // Every further connection must meet the key that was just proven.
-        let endpoint = Endpoint { pin: Pin::Key(server_key), ..endpoint };
+        let follow = follow_during_run(&said, server_key);
+        let endpoint = Endpoint { pin: Pin::Key(server_key), follow, ..endpoint };
         let client = Client::new(endpoint, &identity)?;
         match kit.checkpoint {
             Some(floor) if floor.ledger_key == said.ledger_key => {
@@ -321,6 +325,13 @@ impl ReadAccess {
             }
         }
     }
+}
+
+/// The server may roll its TLS key over while a kit reads; nobody remembers that.
+fn follow_during_run(said: &Identity, met: TlsKeyDigest) -> Option<Follow> {
+    let (ledger_key, keep): (_, Keep) = (said.ledger_key, Arc::new(|_| Ok(())));
+    let pinned = ServerTls::vouched_by(said, &ledger_key, met)?;
+    Some(Follow { ledger_key, pinned, keep })
 }
 
 impl OpenRecord {
@@ -435,6 +446,8 @@ mod tests {
             ledger_key,
             tls_key,
             vouch: HexBytes(vouch.to_vec()),
+            tls_serial: 0,
+            tls_vouch: HexBytes::default(),
         }
     }
 

@@ -28,10 +28,12 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
 use strongroom_protocol::retention::{FOREVER, Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
+use strongroom_protocol::roll::{NewKeys, POINT_BYTES, RollRequest, pin_of_point};
 use strongroom_protocol::seed::{
     KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, pack_end, pack_head,
 };
 use strongroom_protocol::token::{EnrollRequest, Scope, Token};
+use strongroom_protocol::vouch::ServerTls;
 use strongroom_protocol::{catalogue, record};
 
 use crate::chunker::Chunker;
@@ -387,7 +389,7 @@ fn ledger_entries() -> Vec<LedgerEntry> {
         Event::Refused { record, wish: Wish::Shorten, lock },
         Event::RecordRead { record },
     ];
-    let later = later_events(record, rule, lock);
+    let later = later_events(record, rule, lock).into_iter().chain(key_events());
     let entry = |event| LedgerEntry {
         server_time_ms: 1_700_000_000_000,
         retention_time_seconds: 1_700_000_000,
@@ -470,6 +472,24 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
     ]
 }
 
+/// Events of keys that roll over.
+fn key_events() -> [Event; 3] {
+    [
+        Event::KeysRolled {
+            principal: PRINCIPAL,
+            tls_key: TlsKeyDigest([5; 32]),
+            signing_key: PublicKey([33; 32]),
+            vouch: [60; 64],
+        },
+        Event::TlsKeyRolled { tls_key: TlsKeyDigest([5; 32]), serial: 61 },
+        Event::PeerKeyFollowed {
+            ledger_key: PublicKey([33; 32]),
+            tls_key: TlsKeyDigest([5; 32]),
+            serial: 62,
+        },
+    ]
+}
+
 #[test]
 fn ledger_objects() {
     let encoded: Vec<_> = ledger_entries().iter().map(LedgerEntry::encode).collect();
@@ -538,6 +558,32 @@ fn enrolment_objects() {
             "token_for_existing_namespace": existing.to_text(),
             "exporter": hex(&[7; 32]),
             "request": hex(&request.encode(&token.secret, &[7; 32])),
+        }),
+    );
+}
+
+#[test]
+fn keys_that_roll_over() {
+    let point = [4; POINT_BYTES];
+    let keys = NewKeys {
+        ledger_key: public_key_of(&ledger()),
+        principal: PRINCIPAL,
+        tls_key: pin_of_point(&point),
+        signing_key: public_key_of(&authority()),
+    };
+    let mut request = RollRequest::vouched(&keys, point, &writer());
+    request.prove_held(&authority(), &[7; 32]);
+    request.tls_possession = vec![8; 70];
+    let tls = ServerTls { tls_key: TlsKeyDigest([5; 32]), serial: 2 };
+    check(
+        "roll",
+        &json!({
+            "exporter": hex(&[7; 32]),
+            "tls_key_of_point_65_x_4": hex(&keys.tls_key.0),
+            "statement": hex(&keys.digest()),
+            "message_for_the_tls_key": hex(&request.tls_message(&[7; 32])),
+            "request_(tls_possession_70_x_8)": hex(&request.encode()),
+            "vouch_for_tls_key_32_x_5_number_2": hex(&tls.vouch(&ledger())),
         }),
     );
 }

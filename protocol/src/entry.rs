@@ -202,6 +202,22 @@ fn write_newer_event(out: &mut Writer, event: &Event) {
         Event::NotCarriedOut { proposal, cause } => {
             out.u8(38).u64(*proposal).u8(cause.code());
         }
+        later => write_key_event(out, later),
+    }
+}
+
+/// Events of keys that roll over.
+fn write_key_event(out: &mut Writer, event: &Event) {
+    match event {
+        Event::KeysRolled { principal, tls_key, signing_key, vouch } => {
+            out.u8(39).raw(&principal.0).raw(&tls_key.0).raw(&signing_key.0).raw(vouch);
+        }
+        Event::TlsKeyRolled { tls_key, serial } => {
+            out.u8(40).raw(&tls_key.0).u64(*serial);
+        }
+        Event::PeerKeyFollowed { ledger_key, tls_key, serial } => {
+            out.u8(41).raw(&ledger_key.0).raw(&tls_key.0).u64(*serial);
+        }
         later => write_damage_event(out, later),
     }
 }
@@ -364,6 +380,24 @@ fn read_newer_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeEr
         36 => Event::FilterSet { ledger_key: PublicKey(reader.array()?), names: reader.array()? },
         37 => Event::NamespaceReadmitted { ledger_key: PublicKey(reader.array()?) },
         38 => Event::NotCarriedOut { proposal: reader.u64()?, cause: read_cause(reader)? },
+        code => return read_key_event(reader, code),
+    })
+}
+
+fn read_key_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeError> {
+    Ok(match code {
+        39 => Event::KeysRolled {
+            principal: PrincipalId(reader.array()?),
+            tls_key: TlsKeyDigest(reader.array()?),
+            signing_key: PublicKey(reader.array()?),
+            vouch: reader.array()?,
+        },
+        40 => Event::TlsKeyRolled { tls_key: TlsKeyDigest(reader.array()?), serial: reader.u64()? },
+        41 => Event::PeerKeyFollowed {
+            ledger_key: PublicKey(reader.array()?),
+            tls_key: TlsKeyDigest(reader.array()?),
+            serial: reader.u64()?,
+        },
         code => return read_damage_event(reader, code),
     })
 }
@@ -430,7 +464,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 37] = [
+    const KINDS: [(u8, usize); 40] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -468,6 +502,9 @@ mod tests {
         (36, 64),
         (37, 32),
         (38, 9),
+        (39, 144),
+        (40, 40),
+        (41, 72),
     ];
 
     /// An entry whose fields hold nothing but ones, which all of them allow.

@@ -15,6 +15,10 @@ pub enum ErrorCode {
     BadRequest,
     /// The client's key belongs to no principal, or to a revoked one.
     UnknownPrincipal,
+    /// The client's key was rolled over: the principal has another one by now.
+    KeysRolled,
+    /// The client's key is too old for anything but being rolled over.
+    KeysExpired,
     /// The principal's role does not allow this.
     NotAllowed,
     /// No such thing, or not yours.
@@ -69,9 +73,11 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::BadRequest,
         Self::UnknownPrincipal,
+        Self::KeysRolled,
+        Self::KeysExpired,
         Self::NotAllowed,
         Self::NotFound,
         Self::BadToken,
@@ -104,6 +110,8 @@ impl ErrorCode {
         match self {
             Self::BadRequest => "bad_request",
             Self::UnknownPrincipal => "unknown_principal",
+            Self::KeysRolled => "keys_rolled",
+            Self::KeysExpired => "keys_expired",
             Self::NotAllowed => "not_allowed",
             Self::NotFound => "not_found",
             Self::BadToken => "bad_token",
@@ -140,7 +148,7 @@ impl ErrorCode {
             | Self::BadEnvelope
             | Self::BadRecord
             | Self::BadDate => 400,
-            Self::UnknownPrincipal | Self::BadToken => 401,
+            Self::UnknownPrincipal | Self::KeysRolled | Self::KeysExpired | Self::BadToken => 401,
             Self::NotAllowed => 403,
             Self::NotFound => 404,
             Self::MissingChildren

@@ -295,6 +295,33 @@ pub enum Event {
         /// Why.
         cause: ClosedCause,
     },
+    /// 39: a principal has other keys from now on, which its old ones vouched for.
+    KeysRolled {
+        /// Who.
+        principal: PrincipalId,
+        /// Its TLS key.
+        tls_key: TlsKeyDigest,
+        /// Its signing key.
+        signing_key: PublicKey,
+        /// The old signing key's word for both ([`crate::roll::NewKeys`]).
+        vouch: [u8; SIGNATURE_BYTES],
+    },
+    /// 40: this server shows another TLS key from now on.
+    TlsKeyRolled {
+        /// The key.
+        tls_key: TlsKeyDigest,
+        /// Its number, one more than that of the one before.
+        serial: u64,
+    },
+    /// 41: another server shows another TLS key, which its ledger key vouched for.
+    PeerKeyFollowed {
+        /// The other server's ledger key.
+        ledger_key: PublicKey,
+        /// Its TLS key.
+        tls_key: TlsKeyDigest,
+        /// The key's number there.
+        serial: u64,
+    },
     /// 30: envelopes of the namespace cannot be read back as they were written.
     Damaged {
         /// How many.

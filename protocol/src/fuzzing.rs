@@ -30,6 +30,7 @@ use crate::promotion::PromotionRequest;
 use crate::receipt::Receipt;
 use crate::record::{KeyBlock, Record, RecordBody};
 use crate::role::Role;
+use crate::roll::RollRequest;
 use crate::route::Route;
 use crate::seed::{Manifest, PackTable};
 use crate::signature::SIGNATURE_BYTES;
@@ -81,7 +82,7 @@ impl Target {
 }
 
 /// All entry points.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 27] = [
     Target::new("catalogue", decode_catalogue, 16),
     Target::new("certificate", decode_certificate, 8),
     Target::new("checkpoint", decode_checkpoint, 16),
@@ -103,6 +104,7 @@ pub const TARGETS: [Target; 26] = [
     Target::new("receipt", decode_receipt, 8),
     Target::new("record", decode_record, 8),
     Target::new("record_body", decode_record_body, 8),
+    Target::new("roll_request", decode_roll_request, 8),
     Target::new("route", decode_route, 8),
     Target::new("seed_manifest", decode_seed_manifest, 8),
     Target::new("seed_table", decode_seed_table, 8),
@@ -123,6 +125,11 @@ fn fixed_public_key() -> PublicKey {
 pub fn accept(data: &[u8], encoded: &[u8]) -> bool {
     assert!(data == encoded, "what was decoded encodes to other bytes");
     true
+}
+
+/// A request for new keys.
+pub fn decode_roll_request(data: &[u8]) -> bool {
+    RollRequest::decode(data).is_ok_and(|value| accept(data, &value.encode()))
 }
 
 /// A catalogue.

@@ -8,6 +8,7 @@
 //! * `descriptor`, `certificate`, `record`: who may speak for a namespace, and what it says;
 //! * `retention`, `merkle`, `checkpoint`, `entry`, `receipt`: what a server decides and proves;
 //! * `seed`: what it hands to another on a disk;
+//! * `roll`, `vouch`: keys that take the place of older ones;
 //! * `role`, `error`, `token`, `message`, `frame`, `route`: the wire.
 //!
 //! `docs/format.md` describes every format byte by byte, `docs/protocol.md` every route.
@@ -45,7 +46,9 @@ pub mod frame;
 pub mod lend;
 pub mod message;
 pub mod role;
+pub mod roll;
 pub mod route;
 pub mod token;
+pub mod vouch;
 
 pub mod fuzzing;

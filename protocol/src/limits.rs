@@ -94,6 +94,13 @@ pub const ADDRESS_MAX_BYTES: u32 = 512;
 /// Longest enrolment request.
 pub const ENROLL_MAX_BYTES: u32 = DESCRIPTOR_MAX_BYTES + 4096;
 
+/// Longest request for new keys.
+pub const ROLL_MAX_BYTES: u32 = 512;
+/// Longest ECDSA signature of P-256 in DER, with room.
+pub const ECDSA_SIGNATURE_MAX_BYTES: u32 = 80;
+/// Most of its own former signing keys that a profile keeps.
+pub const FORMER_KEYS_MAX: u32 = 64;
+
 // --- Requests -------------------------------------------------------------------------------
 
 /// Longest JSON body of a control request.
@@ -148,6 +155,8 @@ pub const FEEDS_MAX: u32 = 64;
 pub const LENT_CONNECTIONS_MAX: u32 = 16;
 /// Most namespaces that a primary is narrowed to.
 pub const PRIMARY_FILTER_MAX: u32 = 256;
+/// Most versions of a namespace's descriptor whose places in a primary's ledger are noted.
+pub const DESCRIPTORS_NOTED_MAX: u32 = 4096;
 /// A replica makes no namespace beyond so many, whatever its primaries say they have.
 pub const REPLICA_NAMESPACES_MAX: u32 = 4096;
 

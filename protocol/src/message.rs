@@ -14,7 +14,7 @@ use crate::retention::{Kept, Lock, LockWanted, RetentionMode};
 use crate::role::Role;
 
 /// Bytes as hexadecimal text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct HexBytes(pub Vec<u8>);
 
@@ -51,6 +51,22 @@ pub struct Identity {
     pub tls_key: TlsKeyDigest,
     /// The ledger key's signature over the TLS key ([`crate::signature::SignedType::TlsKey`]).
     pub vouch: HexBytes,
+    /// Number of the TLS key among those that the server had, from 1; 0 from a server that says
+    /// none.
+    #[serde(default)]
+    pub tls_serial: u64,
+    /// The ledger key's signature over the TLS key and its number ([`crate::vouch`]).
+    #[serde(default)]
+    pub tls_vouch: HexBytes,
+}
+
+/// `POST /v1/keys`: the keys of the request are the principal's from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysRolled {
+    /// Whose.
+    pub principal: PrincipalId,
+    /// Since when, milliseconds since 1970 by the server's clock.
+    pub rolled_ms: u64,
 }
 
 /// `POST /v1/enroll`: answer to the binary request.

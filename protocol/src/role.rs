@@ -66,6 +66,8 @@ pub enum Capability {
     Observe,
     /// Lend a connection, over which this server then asks.
     LendConnection,
+    /// Put new keys in the place of one's own.
+    RollKeys,
 }
 
 impl Role {
@@ -131,7 +133,9 @@ impl Role {
     pub const fn capabilities(self) -> &'static [Capability] {
         use Capability as C;
         match self {
-            Self::Backup => &[C::Append, C::ReadDescriptor, C::OfferDescriptor, C::ReadProofs],
+            Self::Backup => {
+                &[C::Append, C::ReadDescriptor, C::OfferDescriptor, C::ReadProofs, C::RollKeys]
+            }
             Self::Restore => &[
                 C::ReadDescriptor,
                 C::OfferDescriptor,
@@ -139,10 +143,16 @@ impl Role {
                 C::ListSnapshots,
                 C::ReadRecords,
                 C::ReadEnvelopes,
+                C::RollKeys,
             ],
-            Self::Audit => {
-                &[C::ReadDescriptor, C::ReadProofs, C::ListSnapshots, C::Observe, C::ReadLedger]
-            }
+            Self::Audit => &[
+                C::ReadDescriptor,
+                C::ReadProofs,
+                C::ListSnapshots,
+                C::Observe,
+                C::ReadLedger,
+                C::RollKeys,
+            ],
             Self::Operator => &[
                 C::ReadDescriptor,
                 C::OfferDescriptor,
@@ -153,6 +163,7 @@ impl Role {
                 C::Retain,
                 C::PlaceHold,
                 C::Approve,
+                C::RollKeys,
             ],
             Self::SecurityOfficer => &[
                 C::ReadDescriptor,
@@ -167,6 +178,7 @@ impl Role {
                 C::BypassGovernance,
                 C::TendClock,
                 C::Approve,
+                C::RollKeys,
             ],
             Self::Replica => &[
                 C::ReadDescriptor,
@@ -176,6 +188,7 @@ impl Role {
                 C::ReadEnvelopes,
                 C::Observe,
                 C::ReadLedger,
+                C::RollKeys,
             ],
             Self::Feeder => &[C::LendConnection],
         }
@@ -189,7 +202,7 @@ impl Role {
 
 impl Capability {
     /// All capabilities.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Append,
         Self::ReadDescriptor,
         Self::OfferDescriptor,
@@ -208,6 +221,7 @@ impl Capability {
         Self::Approve,
         Self::ReadLedger,
         Self::LendConnection,
+        Self::RollKeys,
     ];
 
     /// The word for documents and metrics.
@@ -231,6 +245,7 @@ impl Capability {
             Self::ReadLedger => "read-ledger",
             Self::Observe => "observe",
             Self::LendConnection => "lend-connection",
+            Self::RollKeys => "roll-keys",
         }
     }
 }

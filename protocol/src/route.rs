@@ -3,7 +3,8 @@
 use crate::id::{NamespaceId, RecordDigest, SessionId};
 use crate::limits::{
     CHECKPOINT_MAX_BYTES, CONTROL_MAX_BYTES, DESCRIPTOR_MAX_BYTES, ENROLL_MAX_BYTES,
-    HAVE_MAX_COUNT, PROVE_MAX_COUNT, READ_MAX_COUNT, RECORD_MAX_BYTES, UPLOAD_MAX_BYTES,
+    HAVE_MAX_COUNT, PROVE_MAX_COUNT, READ_MAX_COUNT, RECORD_MAX_BYTES, ROLL_MAX_BYTES,
+    UPLOAD_MAX_BYTES,
 };
 use crate::role::Capability;
 use crate::tile::{Tile, TileContent};
@@ -79,6 +80,8 @@ pub enum Route {
     Statement(u64),
     /// `POST /v1/lend`: turns the connection round; from the answer on, this server asks over it
     Lend,
+    /// `POST /v1/keys`: puts new keys in the place of who asks
+    RollKeys,
 }
 
 /// Who may use a route.
@@ -101,6 +104,7 @@ impl Route {
             ("GET", ["identity"]) => Self::Identity,
             ("POST", ["enroll"]) => Self::Enroll,
             ("POST", ["lend"]) => Self::Lend,
+            ("POST", ["keys"]) => Self::RollKeys,
             ("GET", ["status"]) => Self::Status,
             ("GET", ["namespaces"]) => Self::Namespaces,
             ("GET", ["checkpoint"]) => Self::Checkpoint,
@@ -179,6 +183,7 @@ impl Route {
             Self::Identity => "/v1/identity".into(),
             Self::Enroll => "/v1/enroll".into(),
             Self::Lend => "/v1/lend".into(),
+            Self::RollKeys => "/v1/keys".into(),
             Self::Status => "/v1/status".into(),
             Self::Namespaces => "/v1/namespaces".into(),
             Self::Checkpoint => "/v1/checkpoint".into(),
@@ -216,6 +221,7 @@ impl Route {
             Self::Identity => "identity",
             Self::Enroll => "enroll",
             Self::Lend => "lend",
+            Self::RollKeys => "roll_keys",
             Self::Status => "status",
             Self::Namespaces => "namespaces",
             Self::Checkpoint => "checkpoint",
@@ -284,6 +290,7 @@ impl Route {
             Self::Forget(..) => Access::Needs(Capability::Forget),
             Self::Read(_) => Access::Needs(Capability::ReadEnvelopes),
             Self::Lend => Access::Needs(Capability::LendConnection),
+            Self::RollKeys => Access::Needs(Capability::RollKeys),
         }
     }
 
@@ -303,6 +310,7 @@ impl Route {
             | Self::Tile(_)
             | Self::Statement(_)
             | Self::ReportHead
+            | Self::RollKeys
             | Self::Lend => None,
             Self::Descriptor(ns)
             | Self::OfferDescriptor(ns)
@@ -341,6 +349,7 @@ impl Route {
             | Self::Decide(_)
             | Self::TendClock => u64::from(CONTROL_MAX_BYTES),
             Self::ReportHead => u64::from(CHECKPOINT_MAX_BYTES),
+            Self::RollKeys => u64::from(ROLL_MAX_BYTES),
             Self::Have(..) => u64::from(HAVE_MAX_COUNT).saturating_mul(32),
             Self::Prove(..) => u64::from(PROVE_MAX_COUNT).saturating_add(1).saturating_mul(32),
             Self::Upload(..) => UPLOAD_MAX_BYTES,
@@ -351,7 +360,7 @@ impl Route {
     }
 
     /// One route of each kind, for tests that iterate over the table.
-    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 34] {
+    pub const fn examples(ns: NamespaceId, session: SessionId, record: RecordDigest) -> [Self; 35] {
         [
             Self::Identity,
             Self::Enroll,
@@ -387,6 +396,7 @@ impl Route {
             Self::ReportHead,
             Self::Statement(1),
             Self::Lend,
+            Self::RollKeys,
         ]
     }
 }

@@ -32,6 +32,10 @@ pub enum SignedType {
     Approval,
     /// A connection that is lent, signed by the ledger key of the server that lends it.
     Lend,
+    /// A principal's next keys, vouched for by its old signing key.
+    KeyRoll,
+    /// The same, signed by the next signing key, which shows that it is held.
+    KeyHeld,
 }
 
 impl SignedType {
@@ -44,6 +48,8 @@ impl SignedType {
             Self::TlsKey => "tls-key",
             Self::Approval => "approval",
             Self::Lend => "lend",
+            Self::KeyRoll => "key-roll",
+            Self::KeyHeld => "key-held",
         }
     }
 }

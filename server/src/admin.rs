@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use strongroom_protocol::limits::{COMMAND_MAX_BYTES, SEED_PACK_BYTES};
 use strongroom_protocol::message::HexBytes;
+use strongroom_protocol::vouch::ServerTls;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -60,6 +61,10 @@ pub fn execute(
         }
         AdminRequest::Status => AdminAnswer::Status { status: repository.status()? },
         AdminRequest::Clock => AdminAnswer::Clock { status: repository.clock_status() },
+        AdminRequest::RollTlsKey => {
+            let ServerTls { tls_key, serial } = repository.roll_tls_key()?;
+            AdminAnswer::TlsKeyRolled { tls_key, serial }
+        }
         AdminRequest::Collect => AdminAnswer::Collected { report: collector(repository).run()? },
         AdminRequest::CollectionStatus => collection_status(repository)?,
         AdminRequest::Scrub => AdminAnswer::Scrubbed { report: scrub::run(repository)? },

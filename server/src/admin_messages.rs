@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
+use strongroom_protocol::id::{Label, PrincipalId, PublicKey, TlsKeyDigest};
 use strongroom_protocol::message::{ClockStatus, HexBytes, NamespaceRow, Status};
 use strongroom_protocol::role::Role;
 
@@ -49,6 +49,8 @@ pub enum AdminRequest {
     Status,
     /// State of the retention clock.
     Clock,
+    /// Replace this server's TLS key now.
+    RollTlsKey,
     /// Run a collection cycle now.
     Collect,
     /// How collection stands.
@@ -264,6 +266,13 @@ pub enum AdminAnswer {
     Imported {
         /// What that did.
         report: ImportReport,
+    },
+    /// Another TLS key is shown.
+    TlsKeyRolled {
+        /// Its pin.
+        tls_key: TlsKeyDigest,
+        /// Its number.
+        serial: u64,
     },
     /// Done.
     Done,

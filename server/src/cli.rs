@@ -143,6 +143,11 @@ enum Command {
     Export(ExportArguments),
     /// Take in what another server wrote to a folder, or check such a folder
     Import(ImportArguments),
+    /// This server's TLS key
+    Tls {
+        #[command(subcommand)]
+        command: TlsCommand,
+    },
     /// Give back the space of what no snapshot, lock or session needs
     Gc {
         #[command(subcommand)]
@@ -168,6 +173,16 @@ enum GcCommand {
     },
     /// Say when cycles ran
     Status {
+        #[command(flatten)]
+        folder: Folder,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TlsCommand {
+    /// Replace it now, as the server does by itself before keys.tls_age; clients and other servers
+    /// that pin it follow, and tokens that were made before are of no use any more
+    Roll {
         #[command(flatten)]
         folder: Folder,
     },
@@ -251,6 +266,9 @@ pub fn run(cli: Cli) -> Result<(), ServerError> {
             Some((folder, request)) => ask_or_open(&folder, request),
             None => arguments.check(say),
         },
+        Command::Tls { command: TlsCommand::Roll { folder } } => {
+            ask_or_open(&folder, AdminRequest::RollTlsKey)
+        }
         Command::Gc { command: GcCommand::Run { folder } } => {
             ask_or_open(&folder, AdminRequest::Collect)
         }
@@ -374,8 +392,10 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
                 let namespace = p.namespace.as_ref().map_or("-", Label::as_str);
                 let state = if p.revoked_ms == 0 { "active" } else { "revoked" };
                 let (id, role, enrolled) = (p.principal, p.role.name(), instant(p.enrolled_ms));
+                let keys = instant(p.keys_ms);
                 say(&format!(
-                    "{id}  {role:<16} {namespace:<20} {state:<8} enrolled {enrolled}  {}\n",
+                    "{id}  {role:<16} {namespace:<20} {state:<8} enrolled {enrolled}, keys of \
+                     {keys}  {}\n",
                     p.display_name
                 ));
             }
@@ -403,6 +423,9 @@ fn print_answer(answer: &AdminAnswer, json: bool) -> Result<(), ServerError> {
         AdminAnswer::Collection { generation, began_seconds, completed, completed_seconds } => {
             say(&format!("newest cycle     {generation}, begun {}\n", instant_of(*began_seconds)));
             say(&format!("newest complete  {completed}, {}\n", instant_of(*completed_seconds)));
+        }
+        AdminAnswer::TlsKeyRolled { tls_key, serial } => {
+            say(&format!("TLS key number {serial}, {tls_key}, is shown from now on\n"));
         }
         AdminAnswer::Done => say("done\n"),
         other => print_replica(other),

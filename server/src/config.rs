@@ -37,6 +37,8 @@ pub struct Config {
     pub replica: ReplicaConfig,
     /// Lending connections to servers that follow this one.
     pub feed: FeedConfig,
+    /// How long keys are used.
+    pub keys: KeysConfig,
     /// Limits against hostile or broken peers.
     pub limits: LimitConfig,
 }
@@ -95,6 +97,16 @@ pub struct ScrubConfig {
     pub interval: Period,
     /// Share of the time that a pass works; for the rest it sleeps.
     pub pace: f64,
+}
+
+/// How long keys are used.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// This server's TLS key is replaced after so long; 0 is never.
+    pub tls_age: Period,
+    /// A client's keys of this age do nothing any more but be rolled over; 0 is no bound.
+    pub principal_age: Period,
 }
 
 /// Lending connections to servers that follow this one.
@@ -203,6 +215,7 @@ impl Default for Config {
             scrub: ScrubConfig::default(),
             replica: ReplicaConfig::default(),
             feed: FeedConfig::default(),
+            keys: KeysConfig::default(),
             limits: LimitConfig::default(),
         }
     }
@@ -264,6 +277,14 @@ impl Default for FeedConfig {
     }
 }
 
+impl Default for KeysConfig {
+    /// Clients roll their keys over after a year, less a month: two years are for those that were
+    /// off for long.
+    fn default() -> Self {
+        Self { tls_age: Period::seconds(365 * DAY), principal_age: Period::seconds(2 * 365 * DAY) }
+    }
+}
+
 impl Default for LimitConfig {
     fn default() -> Self {
         Self {
@@ -320,6 +341,12 @@ impl Config {
         }
         if !(0.01..=1.0).contains(&config.scrub.pace) {
             return Err("scrub.pace: must be between 0.01 and 1".into());
+        }
+        let ages = [config.keys.tls_age, config.keys.principal_age];
+        if ages.iter().any(|age| (1..DAY).contains(&age.0.as_secs())) {
+            return Err(
+                "keys: tls_age and principal_age must be 0, for none, or at least 1d".into()
+            );
         }
         config.replica.check()?;
         if config.feed.connections == 0 || config.feed.connections > LENT_CONNECTIONS_MAX {
@@ -477,6 +504,8 @@ mod tests {
         assert!(Config::parse("[retention]\nminimum = \"2years\"").is_err());
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
+        assert!(Config::parse("[keys]\ntls_age = \"23h\"").is_err());
+        assert!(Config::parse("[keys]\ntls_age = \"0s\"").is_ok());
         assert!(Config::parse("[scrub]\ninterval = \"1s\"").is_err());
         assert!(Config::parse("[scrub]\npace = 2").is_err());
         assert!(Config::parse("[replica]\nconnections = 17").is_err());

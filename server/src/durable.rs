@@ -34,6 +34,14 @@ pub fn publish(file: &File, temporary: &Path, path: &Path) -> Result<(), ServerE
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
 }
 
+/// Gives a file that is on disk another name, durably.
+pub fn rename(from: &Path, to: &Path) -> Result<(), ServerError> {
+    let fail = |error| ServerError::file(format!("write {}", to.display()), error);
+    std::fs::rename(from, to).map_err(fail)?;
+    let folder = to.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+}
+
 /// Makes a folder with mode 0700, and those above it.
 pub fn make_folder(path: &Path) -> Result<(), ServerError> {
     let fail = |error| ServerError::file(format!("make folder {}", path.display()), error);

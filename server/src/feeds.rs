@@ -21,6 +21,8 @@ pub struct FeedRow {
     pub addresses: String,
     /// Pin of its TLS key.
     pub tls_key: TlsKeyDigest,
+    /// Number of that key there; 0 where it is not known.
+    pub tls_serial: u64,
     /// Its ledger key, which names it everywhere.
     pub ledger_key: PublicKey,
     /// What it is here, of role `replica`.
@@ -107,26 +109,32 @@ impl FeedRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RFD1");
+        let mut out = Writer::with_magic(b"RFD2");
         out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
         out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
-        out.bool(self.is_paused);
+        out.bool(self.is_paused).u64(self.tls_serial);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("feed row", bytes);
-        reader.magic(b"RFD1")?;
+        // Rows of before end with the pause.
+        let is_first = bytes.first_chunk() == Some(b"RFD1");
+        reader.magic(if is_first { b"RFD1" } else { b"RFD2" })?;
         let name = reader.text(LABEL_MAX_BYTES)?.parse();
-        let row = Self {
+        let mut row = Self {
             name: name.map_err(|_| DecodeError::Value("label"))?,
             addresses: reader.text(ADDRESS_MAX_BYTES)?.to_owned(),
             tls_key: TlsKeyDigest(reader.array()?),
             ledger_key: PublicKey(reader.array()?),
             principal: PrincipalId(reader.array()?),
             is_paused: reader.bool()?,
+            tls_serial: 0,
         };
+        if !is_first {
+            row.tls_serial = reader.u64()?;
+        }
         reader.finish()?;
         Ok(row)
     }
@@ -145,7 +153,12 @@ mod tests {
             ledger_key: PublicKey([2; 32]),
             principal: PrincipalId([3; 16]),
             is_paused: true,
+            tls_serial: 4,
         };
         assert_eq!(FeedRow::decode(&row.encode()).unwrap(), row);
+        let mut first = row.encode();
+        first.truncate(first.len() - 8);
+        first[3] = b'1';
+        assert_eq!(FeedRow::decode(&first).unwrap(), FeedRow { tls_serial: 0, ..row });
     }
 }

@@ -25,6 +25,7 @@ pub mod listener;
 pub mod probes;
 pub mod router;
 pub mod stop;
+pub mod successor;
 pub mod tls;
 
 pub mod admission;
@@ -50,6 +51,7 @@ pub mod damage;
 pub mod noted;
 pub mod pace;
 pub mod pause;
+pub mod principal_row;
 pub mod replica_rows;
 pub mod rows;
 pub mod server_keys;

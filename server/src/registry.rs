@@ -3,7 +3,7 @@
 //! Loaded at open, changed by decisions on the writer thread, in the same breath as the rows. Its
 //! size grows with clients and namespaces (hundreds), never with snapshots or chunks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use strongroom_protocol::id::{Label, NamespaceId, PrincipalId, PublicKey, TlsKey
 use strongroom_protocol::role::Role;
 
 use crate::error::ServerError;
-use crate::rows::{NamespaceRow, PrincipalRow};
+use crate::principal_row::PrincipalRow;
+use crate::rows::NamespaceRow;
 use crate::server_keys::pin_of_ed25519;
 use crate::store::Store;
 use crate::store::meta::Row;
@@ -55,6 +56,10 @@ struct State {
     namespaces: HashMap<NamespaceId, Arc<Namespace>>,
     names: HashMap<Label, NamespaceId>,
     principals: HashMap<TlsKeyDigest, Arc<Principal>>,
+    /// Since when enrolled principals have their keys, milliseconds since 1970.
+    keys_ms: HashMap<PrincipalId, u64>,
+    /// TLS keys in whose place their principals have others by now.
+    rolled: HashMap<TlsKeyDigest, PrincipalId>,
     /// Namespaces that are gone, by the names that they had.
     dropped: HashMap<NamespaceId, Label>,
 }
@@ -92,6 +97,12 @@ impl Registry {
     /// Who has this TLS key; nobody, if it is revoked.
     pub fn principal(&self, tls_key: &TlsKeyDigest) -> Option<Arc<Principal>> {
         self.state.read().principals.get(tls_key).cloned()
+    }
+
+    /// Whether a TLS key is somebody's, or was before it rolled over.
+    pub fn is_taken(&self, tls_key: &TlsKeyDigest) -> bool {
+        let state = self.state.read();
+        state.principals.contains_key(tls_key) || state.rolled.contains_key(tls_key)
     }
 
     /// A namespace by its id.
@@ -146,7 +157,30 @@ impl Registry {
     pub fn add_principal(&self, id: PrincipalId, row: &PrincipalRow) {
         let PrincipalRow { role, namespace, signing_key, .. } = row.clone();
         let principal = Principal { id, role, namespace, signing_key };
-        self.state.write().principals.insert(row.tls_key, Arc::new(principal));
+        let mut state = self.state.write();
+        state.principals.insert(row.tls_key, Arc::new(principal));
+        state.keys_ms.insert(id, row.keys_ms);
+        state.rolled.retain(|_, owner| *owner != id);
+        if let Some(former) = row.former_tls_key {
+            state.rolled.insert(former, id);
+        }
+    }
+
+    /// Gives a principal the keys of its row, in the place of those that it had.
+    pub fn replace_keys(&self, id: PrincipalId, row: &PrincipalRow) {
+        self.state.write().principals.retain(|_, principal| principal.id != id);
+        self.add_principal(id, row);
+    }
+
+    /// Whose TLS key this was, before another took its place.
+    pub fn former_owner(&self, tls_key: &TlsKeyDigest) -> Option<PrincipalId> {
+        self.state.read().rolled.get(tls_key).copied()
+    }
+
+    /// Since when a principal has its keys, milliseconds since 1970; nothing for the access key of
+    /// a kit, which no enrolment gave.
+    pub fn keys_ms(&self, id: &PrincipalId) -> Option<u64> {
+        self.state.read().keys_ms.get(id).copied()
     }
 
     /// Puts another row, with another policy, in the place of a namespace's.
@@ -177,6 +211,7 @@ impl Registry {
             state.dropped.insert(*id, namespace.row.name.clone());
         }
         state.principals.retain(|_, principal| principal.namespace != Some(*id));
+        state.forget_gone();
     }
 
     /// For decisions: the namespace as it is now, if it is still there and who asked still stands.
@@ -208,7 +243,19 @@ impl Registry {
 
     /// Takes a principal out; its next request finds nobody.
     pub fn remove_principal(&self, tls_key: &TlsKeyDigest) {
-        self.state.write().principals.remove(tls_key);
+        let mut state = self.state.write();
+        state.principals.remove(tls_key);
+        state.forget_gone();
+    }
+}
+
+impl State {
+    /// Forgets about the keys of principals that are none any more.
+    fn forget_gone(&mut self) {
+        let here: HashSet<PrincipalId> =
+            self.principals.values().map(|principal| principal.id).collect();
+        self.keys_ms.retain(|id, _| here.contains(id));
+        self.rolled.retain(|_, id| here.contains(id));
     }
 }
 

@@ -71,6 +71,8 @@ pub struct PrimaryRow {
     pub passed: Vec<NamespaceId>,
     /// It is not followed, only asked for what is damaged here.
     pub is_repair_only: bool,
+    /// Number of its TLS key there; 0 where it is not known.
+    pub tls_serial: u64,
 }
 
 /// A primary for as long as this server is enrolled there in one way: whoever follows it must not
@@ -131,6 +133,7 @@ impl PrimaryRow {
             readmitted: Vec::new(),
             passed: Vec::new(),
             is_repair_only: false,
+            tls_serial: 0,
         }
     }
 
@@ -171,7 +174,7 @@ impl PrimaryRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPM3");
+        let mut out = Writer::with_magic(b"RPM4");
         out.bytes(self.name.as_str().as_bytes());
         match &self.reach {
             Reach::Dialled(addresses) => out.u8(1).bytes(addresses.as_bytes()),
@@ -193,20 +196,22 @@ impl PrimaryRow {
                 out.raw(&id.0);
             }
         }
-        out.bool(self.is_repair_only);
+        out.bool(self.is_repair_only).u64(self.tls_serial);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(WHAT, bytes);
-        // Rows of before: nothing behind `owes` in the first, addresses alone in both.
-        let version = bytes.first_chunk().filter(|magic| [b"RPM1", b"RPM2"].contains(magic));
-        reader.magic(version.unwrap_or(b"RPM3"))?;
+        // Rows of before: nothing behind `owes` in the first, addresses alone in the first two, no
+        // number of a key in all three.
+        let version =
+            bytes.first_chunk().filter(|magic| [b"RPM1", b"RPM2", b"RPM3"].contains(magic));
+        reader.magic(version.unwrap_or(b"RPM4"))?;
         let is_short = version == Some(b"RPM1");
         let name = read_label(&mut reader)?;
         let reach = match version {
-            None => read_reach(&mut reader)?,
+            None | Some(b"RPM3") => read_reach(&mut reader)?,
             Some(_) => match reader.text(ADDRESS_MAX_BYTES)? {
                 "" => Reach::Carried,
                 addresses => Reach::Dialled(addresses.to_owned()),
@@ -230,6 +235,7 @@ impl PrimaryRow {
             (readmitted, passed) = (read_ids(&mut reader)?, read_ids(&mut reader)?);
             is_repair_only = reader.bool()?;
         }
+        let tls_serial = if version.is_none() { reader.u64()? } else { 0 };
         reader.finish()?;
         Ok(Self {
             name,
@@ -249,6 +255,7 @@ impl PrimaryRow {
             readmitted,
             passed,
             is_repair_only,
+            tls_serial,
         })
     }
 }
@@ -372,6 +379,7 @@ mod tests {
             readmitted: vec![NamespaceId([7; 32])],
             passed: vec![NamespaceId([8; 32]), NamespaceId([9; 32])],
             is_repair_only: true,
+            tls_serial: 5,
             ..bare.clone()
         };
         let back = PrimaryRow::decode(&row.encode()).unwrap();
@@ -382,14 +390,19 @@ mod tests {
             assert_eq!(PrimaryRow::decode(&other.encode()).unwrap(), other);
         }
         // Rows of before.
+        let row = PrimaryRow { tls_serial: 0, ..row };
+        let mut third = row.encode();
+        third.truncate(third.len() - 8);
+        third[3] = b'3';
+        assert_eq!(PrimaryRow::decode(&third).unwrap(), row);
         let at_reach = 4 + 4 + row.name.as_str().len();
-        let mut second = row.encode();
+        let mut second = third;
         second.remove(at_reach);
         second[3] = b'2';
         assert_eq!(PrimaryRow::decode(&second).unwrap(), row);
         let carried = PrimaryRow { reach: Reach::Carried, ..bare.clone() };
         let mut first = carried.encode();
-        first.truncate(first.len() - 8 - 3 * 4 - 1);
+        first.truncate(first.len() - 8 - 3 * 4 - 1 - 8);
         first.splice(at_reach..=at_reach, [0; 4]);
         first[3] = b'1';
         assert_eq!(PrimaryRow::decode(&first).unwrap(), carried);

@@ -9,7 +9,7 @@ use strongroom_protocol::id::to_hex;
 use strongroom_protocol::route::Route;
 use tokio::time::timeout;
 
-use crate::auth::authorize;
+use crate::auth::{Authorized, authorize, refuse_expired};
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
@@ -54,6 +54,14 @@ pub async fn serve(
     answer
 }
 
+/// Whether whoever is asking may, with a key of that age.
+fn admit(repository: &Repository, peer: &Peer, route: &Route) -> Result<Authorized, ServerError> {
+    let (registry, now_ms) = (repository.registry(), repository.clock().wall_ms());
+    let authorized = authorize(registry, &peer.tls_key, route)?;
+    refuse_expired(registry, &authorized, route, &repository.config().keys, now_ms)?;
+    Ok(authorized)
+}
+
 /// A request that is counted; dropping it ends that, also where the connection ends before it.
 struct InFlight<'a>(&'a IntGauge);
 
@@ -90,7 +98,7 @@ async fn dispatch(
     route: Route,
     request: Request<Incoming>,
 ) -> Result<Answer, ServerError> {
-    let authorized = authorize(repository.registry(), &peer.tls_key, &route)?;
+    let authorized = admit(repository, peer, &route)?;
     if route == Route::Lend {
         return lend::lend(repository, (peer, authorized.principal()?), request).await;
     }
@@ -102,6 +110,9 @@ async fn dispatch(
         Route::Lend => Err(ServerError::not_found()),
         Route::Identity => json(&repository.identity()),
         Route::Enroll => snapshot::enroll(repository, peer, body).await,
+        Route::RollKeys => {
+            snapshot::roll_keys(repository, (peer, authorized.principal()?), body).await
+        }
         Route::Status => json(&blocking(repository, |r| r.status()).await?),
         Route::Namespaces => json(&repository.namespaces()),
         Route::Checkpoint => binary(repository.ledger().head().note),

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | namespaces | ns u32 | [`NamespaceRow`] |
 //! | descriptors | ns u32, version u64 | the encoded descriptor |
-//! | principals | principal(16) | [`PrincipalRow`] |
+//! | principals | principal(16) | [`crate::principal_row::PrincipalRow`] |
 //! | tokens | token id(16) | [`TokenRow`] |
 //! | snapshots | ns u32, commit u64 | [`SnapshotRow`] |
 //! | seen | ns u32, record digest | [`SeenRow`] |
@@ -22,7 +22,7 @@
 use strongroom_protocol::codec::{DecodeError, Reader, Writer};
 use strongroom_protocol::entry::{read_lock, write_lock};
 use strongroom_protocol::id::{
-    Label, NamespaceId, PrincipalId, PublicKey, RecordDigest, SealedDigest, TlsKeyDigest, TokenId,
+    Label, NamespaceId, PrincipalId, RecordDigest, SealedDigest, TokenId,
 };
 use strongroom_protocol::limits::{
     LABEL_MAX_BYTES, NAME_MAX_BYTES, POLICY_MAX_BYTES, REASON_MAX_BYTES, RECORD_MAX_BYTES,
@@ -46,25 +46,6 @@ pub struct NamespaceRow {
     pub policy: Policy,
     /// It was removed; the row stays, so that its number is never used again.
     pub is_dropped: bool,
-}
-
-/// A principal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PrincipalRow {
-    /// What it may do.
-    pub role: Role,
-    /// Where, for roles of one namespace.
-    pub namespace: Option<NamespaceId>,
-    /// Pin of its TLS key.
-    pub tls_key: TlsKeyDigest,
-    /// Its signing key.
-    pub signing_key: PublicKey,
-    /// For people.
-    pub display_name: String,
-    /// When it was enrolled, milliseconds since 1970.
-    pub enrolled_ms: u64,
-    /// When it was revoked, milliseconds since 1970; 0 while it is not.
-    pub revoked_ms: u64,
 }
 
 /// How garbage collection stands. Times are those of the retention clock, seconds since 1970.
@@ -181,43 +162,6 @@ impl NamespaceRow {
             name: read_label(&mut reader)?,
             policy: Policy::decode(reader.bytes(POLICY_MAX_BYTES)?)?,
             is_dropped: reader.bool()?,
-        };
-        reader.finish()?;
-        Ok(row)
-    }
-}
-
-impl PrincipalRow {
-    /// Key of a principal.
-    pub fn key(principal: &PrincipalId) -> Vec<u8> {
-        principal.0.to_vec()
-    }
-
-    /// The value.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RPR1");
-        out.u8(self.role.code()).bool(self.namespace.is_some());
-        out.raw(&self.namespace.unwrap_or(NamespaceId([0; 32])).0);
-        out.raw(&self.tls_key.0).raw(&self.signing_key.0).bytes(self.display_name.as_bytes());
-        out.u64(self.enrolled_ms).u64(self.revoked_ms);
-        out.finish()
-    }
-
-    /// Reads the value.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("principal row", bytes);
-        reader.magic(b"RPR1")?;
-        let role = read_role(&mut reader)?;
-        let has_namespace = reader.bool()?;
-        let namespace = NamespaceId(reader.array()?);
-        let row = Self {
-            role,
-            namespace: has_namespace.then_some(namespace),
-            tls_key: TlsKeyDigest(reader.array()?),
-            signing_key: PublicKey(reader.array()?),
-            display_name: reader.text(NAME_MAX_BYTES)?.to_owned(),
-            enrolled_ms: reader.u64()?,
-            revoked_ms: reader.u64()?,
         };
         reader.finish()?;
         Ok(row)

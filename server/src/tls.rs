@@ -21,7 +21,7 @@ use strongroom_protocol::id::TlsKeyDigest;
 use crate::error::ServerError;
 use crate::server_keys::{ServerKeys, pin_of_certificate};
 
-/// The listener's configuration.
+/// The listener's configuration. New connections are shown the key that the server has then.
 pub fn server_config(keys: &ServerKeys) -> Result<Arc<ServerConfig>, ServerError> {
     let bad = |error: Error| ServerError::Operator(format!("TLS key or certificate: {error}"));
     // The default provider of aws-lc-rs offers X25519MLKEM768 first.
@@ -31,8 +31,7 @@ pub fn server_config(keys: &ServerKeys) -> Result<Arc<ServerConfig>, ServerError
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(bad)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![keys.tls_certificate.clone()], keys.tls_key.clone_key())
-        .map_err(bad)?;
+        .with_cert_resolver(keys.shown());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // No resumption: each connection proves its key anew, and no ticket key can be stolen.
     config.send_tls13_tickets = 0;
@@ -96,11 +95,38 @@ impl ClientCertVerifier for AnyKeyVerifier {
     }
 }
 
+/// Whether the P-256 key with this uncompressed point made an ECDSA signature (DER, SHA-256).
+pub fn verify_p256(point: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+    let is_p256 = |scheme: &SignatureScheme| *scheme == SignatureScheme::ECDSA_NISTP256_SHA256;
+    let fitting = algorithms.mapping.iter().filter(|(scheme, _)| is_p256(scheme));
+    // The scheme's own curve stands first.
+    fitting
+        .filter_map(|(_, algorithms)| algorithms.first())
+        .any(|algorithm| algorithm.verify_signature(point, message, signature).is_ok())
+}
+
 /// The configuration of connections from here to the server whose TLS key has this pin.
 pub fn client_config(
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
     pin: TlsKeyDigest,
+) -> Result<Arc<ClientConfig>, ServerError> {
+    configured(certificate, key, Some(pin))
+}
+
+/// The same to whoever answers: to ask who it is, and nothing else.
+pub fn open_config(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ClientConfig>, ServerError> {
+    configured(certificate, key, None)
+}
+
+fn configured(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    pin: Option<TlsKeyDigest>,
 ) -> Result<Arc<ClientConfig>, ServerError> {
     let bad = |error: Error| ServerError::Operator(format!("TLS key or certificate: {error}"));
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -121,7 +147,7 @@ pub fn client_config(
 /// Accepts one key, which the handshake must prove; names, dates and issuers mean nothing.
 #[derive(Debug)]
 struct PinVerifier {
-    pin: TlsKeyDigest,
+    pin: Option<TlsKeyDigest>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -134,7 +160,8 @@ impl ServerCertVerifier for PinVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if pin_of_certificate(end_entity) == Some(self.pin) {
+        let found = pin_of_certificate(end_entity);
+        if found.is_some() && (self.pin.is_none() || self.pin == found) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))

@@ -9,7 +9,7 @@ use strongroom_protocol::route::{Access, Route};
 
 use crate::harness::{TestServer, digests, frames, refused_with};
 
-fn routes(namespace: NamespaceId) -> [Route; 34] {
+fn routes(namespace: NamespaceId) -> [Route; 35] {
     Route::examples(namespace, SessionId([1; 16]), RecordDigest([2; 32]))
 }
 

@@ -66,6 +66,7 @@ async fn the_access_key_of_a_kit_reads_and_does_nothing_else() {
     let endpoint = Endpoint {
         addresses: vec![server.address.to_string()],
         pin: Pin::Unknown,
+        follow: None,
         timeouts: Timeouts::default(),
         retry: RetryPolicy::never(),
     };

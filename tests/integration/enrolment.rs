@@ -28,6 +28,7 @@ fn stranger(server: &TestServer, pin: Pin) -> (Client, TlsIdentity) {
         pin,
         timeouts: Default::default(),
         retry: RetryPolicy::never(),
+        follow: None,
     };
     (Client::new(endpoint, &identity).unwrap(), identity)
 }
@@ -77,7 +78,7 @@ async fn a_token_for_another_server_is_not_even_sent() {
     let (one, other) = (TestServer::start().await, TestServer::start().await);
     let token = one.token(None, Role::Operator);
     let wrong = Actor::enroll(other.connect(), token, false).await;
-    assert!(matches!(wrong.map(drop), Err(ClientError::Untrusted(_))));
+    assert!(matches!(wrong.map(drop), Err(ClientError::WrongKey(_))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,7 @@ async fn try_feed(primary: &TestServer, token: &Token, name: &str) -> Result<Lab
 }
 
 /// The replica calls the primary "office", the primary calls the replica "vault".
-async fn feed(primary: &TestServer, replica: &TestServer) {
+pub async fn feed(primary: &TestServer, replica: &TestServer) {
     try_feed(primary, &feeder_token(replica, "office"), "vault").await.unwrap();
 }
 
@@ -70,7 +70,7 @@ fn feed_status(primary: &TestServer) -> FeedStatus {
     primary.repository.feed_statuses().unwrap().into_iter().next().unwrap()
 }
 
-async fn lent(primary: &TestServer, count: u32) {
+pub async fn lent(primary: &TestServer, count: u32) {
     until("lent", || feed_status(primary).lent == count).await;
 }
 
@@ -168,7 +168,7 @@ impl Stranger {
     fn capturing(primary: &TestServer, replica: &TestServer) -> Self {
         let (folder, vault) = (primary.repository.folder(), label("vault"));
         let keys = PeerKeys::load_or_create(folder, Whom::Feed(&vault)).unwrap();
-        let pin = replica.repository.keys().tls_key_digest;
+        let pin = replica.repository.keys().tls_key_digest();
         let ledger = primary.repository.clone();
         Self { keys, pin, address: replica.address, ledger }
     }
@@ -476,7 +476,7 @@ async fn a_paused_feed_lends_nothing_and_a_removed_one_leaves_no_principal() {
 
     feed::remove(&primary.repository, &label("vault")).unwrap();
     assert!(primary.repository.feeds().unwrap().is_empty());
-    let tls_key = replica.repository.keys().tls_key_digest;
+    let tls_key = replica.repository.keys().tls_key_digest();
     assert!(primary.repository.registry().principal(&tls_key).is_none());
     let key = primary.repository.folder().join("keys/feeds/vault");
     assert!(!key.exists());

@@ -55,6 +55,8 @@ mod replica_kill;
 mod replica_line;
 mod replica_only;
 mod retention;
+mod rolling;
+mod rolling_servers;
 mod scrub;
 mod seed;
 mod seed_kill;

@@ -72,6 +72,7 @@ fuzz! {
     receipt;
     record;
     record_body;
+    roll_request;
     route;
     seed_manifest;
     seed_table;

@@ -25,6 +25,7 @@ use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::{KeyBlock, PrivateFields, Record, RecordBody, Totals};
 use strongroom_protocol::retention::{Lock, LockWanted, RetentionMode, RetentionRule};
 use strongroom_protocol::role::Role;
+use strongroom_protocol::roll::RollRequest;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::seed::{
     KIND_RECORD, Manifest, PackItem, PackTable, SeedNamespace, SeedPack,
@@ -57,6 +58,7 @@ pub fn of(name: &str) -> Seeds {
         "receipt" => one("good", receipt().encode()),
         "record" => one("good", record().encode()),
         "record_body" => one("good", record_body().encode()),
+        "roll_request" => one("good", roll_request().encode()),
         "route" => routes(),
         "seed_manifest" => one("good", seed_manifest()),
         "seed_table" => one("good", seed_table()),
@@ -238,7 +240,8 @@ fn entries() -> Seeds {
     let events = events
         .into_iter()
         .chain(replica_events(signing_key, tls_key, principal))
-        .chain(events_of_damage());
+        .chain(events_of_damage())
+        .chain(key_events(signing_key, tls_key, principal));
     let numbered = events.enumerate();
     numbered.map(|(n, event)| (format!("event_{}", n + 1), entry(event).encode())).collect()
 }
@@ -261,6 +264,25 @@ fn replica_events(
         Event::FilterSet { ledger_key, names: [1; 32] },
         Event::NamespaceReadmitted { ledger_key },
     ]
+}
+
+fn key_events(key: PublicKey, tls_key: TlsKeyDigest, principal: PrincipalId) -> [Event; 3] {
+    [
+        Event::KeysRolled { principal, tls_key, signing_key: key, vouch: [6; 64] },
+        Event::TlsKeyRolled { tls_key, serial: 2 },
+        Event::PeerKeyFollowed { ledger_key: key, tls_key, serial: 2 },
+    ]
+}
+
+fn roll_request() -> RollRequest {
+    RollRequest {
+        principal: PrincipalId([1; 16]),
+        tls_point: [4; 65],
+        signing_key: public_key(),
+        vouch: [5; 64],
+        possession: [6; 64],
+        tls_possession: vec![7; 70],
+    }
 }
 
 fn events_of_damage() -> [Event; 3] {

@@ -14,17 +14,19 @@ use strongroom_protocol::error::ErrorBody;
 use strongroom_protocol::lend::{LEND_PROOF_HEADER, LEND_PROTOCOL};
 use strongroom_protocol::limits::CONTROL_MAX_BYTES;
 use strongroom_protocol::route::Route;
+use strongroom_protocol::vouch::ServerTls;
 use tokio::time::timeout;
 
 use crate::answering::{Manner, answer_on};
-use crate::dial::{Dialled, dial};
+use crate::dial::{DialError, Dialled, dial};
 use crate::feeds::{FeedProgress, FeedRow};
 use crate::handler::Peer;
 use crate::replica::keys::{PeerKeys, Whom};
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
 use crate::stop::Stop;
-use crate::tls::client_config;
+use crate::successor::find;
+use crate::tls::{client_config, open_config};
 
 /// A lent connection on which nothing is asked for so long is ended and dialled again, so that no
 /// firewall on the way forgets it unseen; up to as much again at random.
@@ -77,9 +79,12 @@ async fn turned_round(
     // They were made when the replica was enrolled at; a feed that is removed has none.
     let keys = PeerKeys::load(repository.folder(), Whom::Feed(&row.name));
     let keys = keys.map_err(|error| error.to_string())?;
-    let tls = client_config(keys.certificate, keys.tls_key, row.tls_key);
+    let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), row.tls_key);
     let tls = tls.map_err(|error| error.to_string())?;
-    let Dialled { stream, address, exporter } = dial(&row.addresses, &tls).await?;
+    let Dialled { stream, address, exporter } = match dial(&row.addresses, &tls).await {
+        Err(DialError::WrongKey(_)) => return Err(follow(repository, row, keys).await),
+        dialled => dialled.map_err(|error| error.to_string())?,
+    };
     let broke = |error: hyper::Error| format!("{address}: the connection broke: {error}");
     let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
     let driver = tokio::spawn(driver.with_upgrades());
@@ -116,6 +121,26 @@ async fn turned_round(
     }
     let stream = turned.map_err(|_| format!("{address} does not answer in time"))??;
     Ok((stream, exporter))
+}
+
+/// Pins the next TLS key of a server, if its ledger key vouches for it; connections are lent by
+/// that one from the next try on. Gives what is said of this try.
+async fn follow(repository: &Arc<Repository>, row: &FeedRow, keys: PeerKeys) -> String {
+    let outcome = async {
+        let open = open_config(keys.certificate, keys.tls_key);
+        let open = open.map_err(|error| error.to_string())?;
+        let pinned = ServerTls { tls_key: row.tls_key, serial: row.tls_serial };
+        let patience = repository.config().replica.patience.0;
+        let next = find(&row.addresses, &open, pinned, &row.ledger_key, patience).await?;
+        let (repository, row) = (repository.clone(), row.clone());
+        let following = move || repository.follow_feed_key(&row.name, &row, next);
+        let followed = tokio::task::spawn_blocking(following).await;
+        followed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    };
+    match outcome.await {
+        Ok(()) => "it has another TLS key, which is pinned from now on".into(),
+        Err(trouble) => trouble,
+    }
 }
 
 /// A connection that is counted as lent; dropping it ends that.

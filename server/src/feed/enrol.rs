@@ -57,7 +57,7 @@ pub async fn add(
     let peer = Peer::dialling(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
     let signing_key = repository.keys().ledger_public();
     let me = Newcomer { keys: &keys, signing_key, display_name: "primary" };
-    let (ledger_key, _) = prove(&peer, &token, me).await?;
+    let (ledger_key, tls_serial, _) = prove(&peer, &token, me).await?;
     let row = FeedRow {
         name: name.clone(),
         addresses: token.addresses,
@@ -65,6 +65,7 @@ pub async fn add(
         ledger_key,
         principal: PrincipalId(random_bytes()?),
         is_paused: false,
+        tls_serial,
     };
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_feed(row)).await;

@@ -39,6 +39,19 @@ pub async fn enroll(
     json(&answer)
 }
 
+/// `POST /v1/keys`
+pub async fn roll_keys(
+    repository: &Arc<Repository>,
+    (peer, principal): (&Peer, &Principal),
+    body: RequestBody,
+) -> Result<Answer, ServerError> {
+    let (bytes, peer, principal) = (body.whole().await?, peer.clone(), principal.clone());
+    let rolled = blocking(repository, move |r| {
+        r.roll_keys(&principal, (peer.tls_key, &peer.exporter), &bytes)
+    });
+    json(&rolled.await?)
+}
+
 /// `GET /v1/ns/{ns}/descriptor?version=N`
 pub async fn descriptor(
     repository: &Arc<Repository>,

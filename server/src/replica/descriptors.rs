@@ -6,6 +6,7 @@
 
 use strongroom_protocol::descriptor::VerifiedDescriptor;
 use strongroom_protocol::id::{DescriptorDigest, NamespaceId};
+use strongroom_protocol::record::RecordBody;
 
 use super::blocking;
 use super::error::ReplicaError;
@@ -57,6 +58,45 @@ impl Follower {
             }
         }
         Err(ReplicaError::Wrong("a record goes by a descriptor that is not of its chain".into()))
+    }
+
+    /// Notes where in the primary's ledger a descriptor stands, if it is of a namespace that is
+    /// followed. A first one ends nothing.
+    pub(super) async fn note_descriptor(
+        &mut self,
+        row: &PrimaryRow,
+        leaf: u64,
+        namespace: &NamespaceId,
+        version: u64,
+    ) -> Result<(), ReplicaError> {
+        if version < 2 || !self.is_wanted(row, leaf, namespace).await? {
+            return Ok(());
+        }
+        let (primary, key, id) = (self.primary.clone(), row.ledger_key, *namespace);
+        self.here(move |r| r.note_descriptor(&primary, &key, &id, (version, leaf))).await
+    }
+
+    /// Refuses a record of an epoch that had ended where it stands in the primary's ledger.
+    pub(super) async fn check_place(
+        &self,
+        row: &PrimaryRow,
+        leaf: u64,
+        body: &RecordBody,
+    ) -> Result<(), ReplicaError> {
+        let (key, asked) = (row.ledger_key, body.clone());
+        let later = self.here(move |r| r.later_epoch_before(&key, leaf, &asked)).await?;
+        let Some(epoch) = later else { return Ok(()) };
+        tracing::error!(
+            primary = %self.primary.name, namespace = %body.namespace, leaf,
+            "ALARM: the primary took a record of epoch {} after epoch {epoch} had begun: it is \
+             captured, and somebody has the secret of that epoch, or it brought the snapshot from \
+             another server late",
+            body.epoch
+        );
+        Err(ReplicaError::Wrong(format!(
+            "a record of epoch {} stands behind the beginning of epoch {epoch} in its ledger",
+            body.epoch
+        )))
     }
 
     /// Does what an entry about a descriptor leads to here; true if the position was stored too.

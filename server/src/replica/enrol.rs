@@ -15,6 +15,7 @@ use strongroom_protocol::message::{EnrollAnswer, Identity};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{EnrollRequest, Token};
+use strongroom_protocol::vouch::ServerTls;
 
 use super::error::ReplicaError;
 use super::keys::{PeerKeys, Whom};
@@ -68,10 +69,10 @@ pub async fn add(
     let patience = repository.config().replica.patience.0;
     let peer = Peer::dialling(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
     let me = Newcomer { keys: &keys, signing_key: keys.signing_key, display_name: "replica" };
-    let (ledger_key, answer) = prove(&peer, &token, me).await?;
+    let (ledger_key, tls_serial, answer) = prove(&peer, &token, me).await?;
     let reach = Reach::Dialled(token.addresses);
     let mut row = PrimaryRow::new(name.clone(), reach, token.tls_key, ledger_key, answer.principal);
-    row.only = wanted.only;
+    (row.only, row.tls_serial) = (wanted.only, tls_serial);
     row.is_repair_only = wanted.is_repair_only;
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_primary(row)).await;
@@ -89,13 +90,13 @@ pub struct Newcomer<'a> {
     pub display_name: &'a str,
 }
 
-/// Proves a token to the server that made it; gives that server's ledger key, and what this one is
-/// enrolled as there.
+/// Proves a token to the server that made it; gives that server's ledger key, the number of its TLS
+/// key, and what this one is enrolled as there.
 pub async fn prove(
     peer: &Peer,
     token: &Token,
     me: Newcomer<'_>,
-) -> Result<(PublicKey, EnrollAnswer), ReplicaError> {
+) -> Result<(PublicKey, u64, EnrollAnswer), ReplicaError> {
     let mut connection = peer.connect().await?;
     let (route, max) = (Route::Identity, u64::from(ANSWER_MAX_BYTES));
     let said = peer.call_on(&mut connection, &route, bytes::Bytes::new(), max).await?;
@@ -127,7 +128,8 @@ pub async fn prove(
         let message = "it enrolled this server as something else than the token says";
         return Err(ReplicaError::Wrong(message.into()));
     }
-    Ok((said.ledger_key, answer))
+    let tls = ServerTls::vouched_by(&said, &said.ledger_key, token.tls_key);
+    Ok((said.ledger_key, tls.map_or(0, |tls| tls.serial), answer))
 }
 
 /// The first host name of a token's addresses, where that is a name that can be typed.

@@ -49,7 +49,7 @@ impl ReplicaError {
 
     /// Whether the primary does not know this server.
     pub fn is_revoked(&self) -> bool {
-        self.has_code(ErrorCode::UnknownPrincipal)
+        self.has_code(ErrorCode::UnknownPrincipal) || self.has_code(ErrorCode::KeysRolled)
     }
 
     /// Whether the fault is in one snapshot, so that the next can be tried.

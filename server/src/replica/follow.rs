@@ -267,6 +267,7 @@ impl Follower {
             Event::HoldPlaced { record, reason } => (record, Received::Hold(reason)),
             Event::Forgotten { record, .. } => (record, Received::Forgotten),
             Event::DescriptorTaken { descriptor, version } => {
+                self.note_descriptor(row, leaf, &entry.namespace, version).await?;
                 return self.take_descriptor(entry.namespace, (descriptor, version), step).await;
             }
             Event::NamespaceDropped => {
@@ -299,7 +300,7 @@ impl Follower {
                 self.counts.add(is_set_aside);
                 let bytes = match is_set_aside {
                     true => Vec::new(),
-                    false => self.record_or_nothing(row, entry, record).await?,
+                    false => self.record_or_nothing(row, (leaf, entry), record).await?,
                 };
                 let pending = PendingRow {
                     namespace,
@@ -318,7 +319,7 @@ impl Follower {
     }
 
     /// Whether an entry of a namespace is taken over.
-    async fn is_wanted(
+    pub(super) async fn is_wanted(
         &mut self,
         row: &PrimaryRow,
         leaf: u64,
@@ -349,10 +350,10 @@ impl Follower {
     async fn record_or_nothing(
         &mut self,
         row: &PrimaryRow,
-        entry: &Entry,
+        (leaf, entry): (u64, &Entry),
         record: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
-        match self.record(row, &entry.namespace, record).await {
+        match self.record(row, leaf, &entry.namespace, record).await {
             Err(error) if error.is_of_one_snapshot() => {
                 let primary = &self.primary.name;
                 tracing::info!(%primary, %record, %error, "a record is not here yet");
@@ -362,10 +363,12 @@ impl Follower {
         }
     }
 
-    /// A record, its chain verified as far as anybody without an identity can.
+    /// The record that the entry at `leaf` commits, its chain verified as far as anybody without an
+    /// identity can, and its place in the ledger.
     pub(super) async fn record(
         &mut self,
         row: &PrimaryRow,
+        leaf: u64,
         namespace: &NamespaceId,
         digest: RecordDigest,
     ) -> Result<Vec<u8>, ReplicaError> {
@@ -381,6 +384,9 @@ impl Follower {
         // The one that the record names: the newest may be of a later epoch.
         let descriptor = self.demand_descriptor(namespace, record.body.descriptor).await?;
         record.verify(&descriptor).map_err(|error| ReplicaError::Wrong(error.to_string()))?;
+        self.check_place(row, leaf, &record.body).await?;
+        let version = descriptor.contents().version;
+        self.note_descriptor(row, leaf, namespace, version).await?;
         Ok(bytes)
     }
 

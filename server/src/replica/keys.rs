@@ -48,6 +48,16 @@ impl PeerKeys {
         Self::load(folder, whom)
     }
 
+    /// The same keys once more.
+    pub fn copy(&self) -> Self {
+        Self {
+            tls_key: self.tls_key.clone_key(),
+            certificate: self.certificate.clone(),
+            tls_key_digest: self.tls_key_digest,
+            signing_key: self.signing_key,
+        }
+    }
+
     /// Removes the keys.
     pub fn remove(folder: &Path, whom: Whom<'_>) -> Result<(), ServerError> {
         let folder = folder_of(folder, whom);

@@ -28,11 +28,12 @@ use bytes::Bytes;
 use strongroom_protocol::id::Label;
 use strongroom_protocol::limits::CHECKPOINT_MAX_BYTES;
 use strongroom_protocol::route::Route;
+use strongroom_protocol::vouch::ServerTls;
 
 use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::{PeerKeys, Whom};
-use self::peer::Peer;
+use self::peer::{Follow, Peer};
 use self::repair::Repairer;
 use self::source::Source;
 use self::throttle::Throttle;
@@ -179,7 +180,12 @@ fn open(
     let peer = match &row.reach {
         Reach::Dialled(addresses) => {
             let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&row.name))?;
+            let (following, primary) = (repository.clone(), row.enrolment());
+            let keep = move |next| following.follow_primary_key(&primary, next);
+            let pinned = ServerTls { tls_key: row.tls_key, serial: row.tls_serial };
+            let follow = Follow { ledger_key: row.ledger_key, pinned, keep: Arc::new(keep) };
             Peer::dialling(addresses, &keys, row.tls_key, throttle, patience, stop)?
+                .following(follow)
         }
         Reach::Lent => {
             let pool = repository.followers().lent().pool(row.principal);

@@ -25,18 +25,21 @@ use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use strongroom_protocol::error::ErrorBody;
 use strongroom_protocol::frame::FrameDecoder;
-use strongroom_protocol::id::{NamespaceId, SealedDigest, TlsKeyDigest};
+use strongroom_protocol::id::{NamespaceId, PublicKey, SealedDigest, TlsKeyDigest};
 use strongroom_protocol::limits::{ANSWER_MAX_BYTES, CONTROL_MAX_BYTES};
 use strongroom_protocol::route::Route;
+use strongroom_protocol::vouch::ServerTls;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::error::ReplicaError;
 use super::keys::PeerKeys;
 use super::throttle::Throttle;
-use crate::dial::{Dialled, dial};
+use crate::dial::{DialError, Dialled, dial};
+use crate::error::ServerError;
 use crate::lent::{Place, Pool, Sender};
 use crate::stop::Stop;
-use crate::tls::client_config;
+use crate::successor;
+use crate::tls::{client_config, open_config};
 
 /// An answer that brings less than this a second is given up.
 const RATE_MIN_BYTES: u64 = 1024;
@@ -52,10 +55,32 @@ pub struct Peer {
 /// How connections come about.
 enum Way {
     /// This server dials.
-    Dial { addresses: String, tls: Arc<ClientConfig>, idle: Mutex<Vec<Connection>> },
+    Dial(Box<Dialling>),
     /// The primary dials, and lends them.
     Lent(Arc<Pool>),
 }
+
+/// A primary that this server dials.
+struct Dialling {
+    addresses: String,
+    keys: PeerKeys,
+    tls: Mutex<Arc<ClientConfig>>,
+    idle: Mutex<Vec<Connection>>,
+    follow: Option<Mutex<Follow>>,
+}
+
+/// How the primary's next TLS key is followed.
+pub struct Follow {
+    /// The primary's ledger key, which vouches for it.
+    pub ledger_key: PublicKey,
+    /// The TLS key that is pinned.
+    pub pinned: ServerTls,
+    /// Writes the next one down.
+    pub keep: Keep,
+}
+
+/// Writes down that another key is pinned from now on.
+pub type Keep = Arc<dyn Fn(ServerTls) -> Result<(), ServerError> + Send + Sync>;
 
 /// An open connection.
 pub struct Connection {
@@ -93,8 +118,22 @@ impl Peer {
         stop: Stop,
     ) -> Result<Self, ReplicaError> {
         let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), pin)?;
-        let way = Way::Dial { addresses: addresses.to_owned(), tls, idle: Mutex::default() };
-        Ok(Self { way, throttle, patience, stop })
+        let dialling = Dialling {
+            addresses: addresses.to_owned(),
+            keys: keys.copy(),
+            tls: Mutex::new(tls),
+            idle: Mutex::default(),
+            follow: None,
+        };
+        Ok(Self { way: Way::Dial(Box::new(dialling)), throttle, patience, stop })
+    }
+
+    /// The same, which follows the primary when it shows another TLS key.
+    pub fn following(mut self, follow: Follow) -> Self {
+        if let Way::Dial(dialling) = &mut self.way {
+            dialling.follow = Some(Mutex::new(follow));
+        }
+        self
     }
 
     /// A primary that lends its connections.
@@ -105,9 +144,15 @@ impl Peer {
     /// A new connection: dialled, or the next that is lent.
     pub async fn connect(&self) -> Result<Connection, ReplicaError> {
         match &self.way {
-            Way::Dial { addresses, tls, .. } => {
-                let dialled = self.unless_stopping(dial(addresses, tls)).await?;
-                speak(dialled.map_err(ReplicaError::Unreachable)?).await
+            Way::Dial(dialling) => {
+                let tls = dialling.tls.lock().clone();
+                let mut dialled = self.unless_stopping(dial(&dialling.addresses, &tls)).await?;
+                if let (Err(DialError::WrongKey(_)), Some(follow)) = (&dialled, &dialling.follow) {
+                    let tls = self.followed(dialling, follow).await?;
+                    dialled = self.unless_stopping(dial(&dialling.addresses, &tls)).await?;
+                }
+                let dialled = dialled.map_err(|error| ReplicaError::Unreachable(error.to_string()));
+                speak(dialled?).await
             }
             Way::Lent(pool) => {
                 let lent = self.unless_stopping(pool.borrow()).await?;
@@ -120,10 +165,33 @@ impl Peer {
         }
     }
 
+    /// Pins the primary's next TLS key, if its ledger key vouches for it.
+    async fn followed(
+        &self,
+        dialling: &Dialling,
+        follow: &Mutex<Follow>,
+    ) -> Result<Arc<ClientConfig>, ReplicaError> {
+        let (ledger_key, pinned, keep) = {
+            let follow = follow.lock();
+            (follow.ledger_key, follow.pinned, follow.keep.clone())
+        };
+        let (certificate, key) = (&dialling.keys.certificate, &dialling.keys.tls_key);
+        let open = open_config(certificate.clone(), key.clone_key())?;
+        let found = successor::find(&dialling.addresses, &open, pinned, &ledger_key, self.patience);
+        let next = self.unless_stopping(found).await?.map_err(ReplicaError::Unreachable)?;
+        let kept = tokio::task::spawn_blocking(move || keep(next)).await;
+        kept.map_err(|error| ServerError::Bug(error.to_string()))??;
+        let tls = client_config(certificate.clone(), key.clone_key(), next.tls_key)?;
+        follow.lock().pinned = next;
+        *dialling.tls.lock() = tls.clone();
+        tracing::info!(serial = next.serial, "a primary has another TLS key, and is followed");
+        Ok(tls)
+    }
+
     /// A connection that was used before, or a new one; says whether it was.
     async fn any_connection(&self) -> Result<(Connection, bool), ReplicaError> {
-        if let Way::Dial { idle, .. } = &self.way {
-            let idle = idle.lock().pop();
+        if let Way::Dial(dialling) = &self.way {
+            let idle = dialling.idle.lock().pop();
             if let Some(connection) = idle.filter(|idle| !idle.sender.is_closed()) {
                 return Ok((connection, true));
             }
@@ -136,7 +204,7 @@ impl Peer {
     fn keep(&self, mut connection: Connection) {
         match (&self.way, connection.place.take()) {
             (_, Some(place)) => place.give_back(connection.sender),
-            (Way::Dial { idle, .. }, None) => idle.lock().push(connection),
+            (Way::Dial(dialling), None) => dialling.idle.lock().push(connection),
             (Way::Lent(_), None) => {}
         }
     }

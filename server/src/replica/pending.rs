@@ -148,7 +148,7 @@ impl Follower {
         pending: &mut PendingRow,
     ) -> Result<RecordBody, ReplicaError> {
         if pending.record.is_empty() {
-            let bytes = self.record(row, &pending.namespace, pending.record_digest).await?;
+            let bytes = self.record(row, leaf, &pending.namespace, pending.record_digest).await?;
             let (primary, found) = (self.primary.clone(), bytes.clone());
             self.here(move |r| r.complete_pending(&primary, leaf, found)).await?;
             pending.record = bytes;

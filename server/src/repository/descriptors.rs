@@ -102,7 +102,7 @@ impl Repository {
             namespace_name: name.clone(),
             descriptor: namespace.descriptor.encoded().to_vec(),
             ledger_key: self.keys.ledger_public(),
-            tls_key: self.keys.tls_key_digest,
+            tls_key: self.keys.tls_key_digest(),
             vouch: self.keys.vouch(),
             addresses: self.addresses(),
             checkpoint: self.ledger.head().note,

@@ -16,9 +16,10 @@ use strongroom_protocol::role::Role;
 use strongroom_protocol::token::{EnrollRequest, Scope, Token, enrolment_key};
 
 use crate::error::ServerError;
+use crate::principal_row::PrincipalRow;
 use crate::registry::{Namespace, all_rows};
 use crate::repository::Repository;
-use crate::rows::{NamespaceRow, PrincipalRow, TokenRow, descriptor_key};
+use crate::rows::{NamespaceRow, TokenRow, descriptor_key};
 use crate::server_keys::{pin_of_ed25519, random_bytes};
 use crate::store::schema::Family;
 use crate::writer::Decision;
@@ -51,6 +52,9 @@ pub struct PrincipalSummary {
     pub enrolled_ms: u64,
     /// When it was revoked, milliseconds since 1970; 0 while it is not.
     pub revoked_ms: u64,
+    /// Since when it has its keys, milliseconds since 1970.
+    #[serde(default)]
+    pub keys_ms: u64,
 }
 
 impl Repository {
@@ -75,7 +79,7 @@ impl Repository {
         let token = Token {
             id: TokenId(random_bytes()?),
             secret,
-            tls_key: self.keys.tls_key_digest,
+            tls_key: self.keys.tls_key_digest(),
             ledger_key_digest: *blake3::hash(&self.keys.ledger_public().0).as_bytes(),
             scope: scope.clone(),
             role: request.role,
@@ -138,7 +142,7 @@ impl Repository {
                 decision.batch.put(Family::Tokens, key, token.encode());
                 return Ok(Err(bad_token()));
             }
-            if repository.registry.principal(&connection_key).is_some() {
+            if repository.registry.is_taken(&connection_key) {
                 return Err(ServerError::peer(
                     ErrorCode::BadRequest,
                     "this TLS key is enrolled already; enrol with a new profile",
@@ -205,6 +209,7 @@ impl Repository {
                 display_name: row.display_name,
                 enrolled_ms: row.enrolled_ms,
                 revoked_ms: row.revoked_ms,
+                keys_ms: row.keys_ms,
             });
         }
         summaries.sort_by_key(|summary| summary.enrolled_ms);
@@ -309,6 +314,8 @@ impl Repository {
             display_name,
             enrolled_ms: decision.now_ms,
             revoked_ms: 0,
+            keys_ms: decision.now_ms,
+            former_tls_key: None,
         };
         decision.batch.put(Family::Principals, PrincipalRow::key(&principal), row.encode());
         let event = Event::Enrolled {

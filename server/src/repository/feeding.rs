@@ -8,9 +8,9 @@ use strongroom_protocol::role::Role;
 
 use crate::error::ServerError;
 use crate::feeds::{FeedRow, FeedStatus};
+use crate::principal_row::PrincipalRow;
 use crate::registry::all_rows;
 use crate::repository::Repository;
-use crate::rows::PrincipalRow;
 use crate::store::Store;
 use crate::store::schema::Family;
 
@@ -82,6 +82,8 @@ impl Repository {
                 display_name: format!("fed as {}", row.name),
                 enrolled_ms: decision.now_ms,
                 revoked_ms: 0,
+                keys_ms: decision.now_ms,
+                former_tls_key: None,
             };
             let key = PrincipalRow::key(&row.principal);
             decision.batch.put(Family::Principals, key, principal.encode());
@@ -121,7 +123,7 @@ impl Repository {
     }
 }
 
-fn read_feed(store: &Store, name: &Label) -> Result<FeedRow, ServerError> {
+pub(super) fn read_feed(store: &Store, name: &Label) -> Result<FeedRow, ServerError> {
     let value = store.get(Family::Feeds, &FeedRow::key(name))?;
     let value = value.ok_or_else(|| {
         let message = "nothing is lent to a server of this name; strongroomd feed list has them";

@@ -19,7 +19,8 @@
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `primaries.rs` | primaries: add, remove |
 //! | `feeding.rs` | servers that connections are lent to: add, pause, remove |
-//! | `replication.rs` | what the ledgers of primaries lead to here |
+//! | `replication.rs`, `epochs.rs` | what the ledgers of primaries lead to here |
+//! | `rolling.rs`, `tls_roll.rs` | next keys: a principal's, this server's, other servers' |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
 //! | `upkeep.rs` | what must happen now and then |
@@ -29,6 +30,7 @@ pub mod commit;
 pub mod damage;
 pub mod descriptors;
 pub mod enrolment;
+mod epochs;
 pub mod feeding;
 mod filter;
 pub mod importing;
@@ -40,7 +42,9 @@ pub mod quota;
 pub mod replicated;
 pub mod replication;
 pub mod retention;
+mod rolling;
 pub mod snapshots;
+mod tls_roll;
 mod upkeep;
 pub mod upload;
 mod waiting;
@@ -50,9 +54,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use strongroom_protocol::entry::{Entry, Event};
 use strongroom_protocol::id::{NamespaceId, PrincipalId, RepositoryId};
-use strongroom_protocol::message::{Identity, NamespaceRow, Status};
+use strongroom_protocol::message::{NamespaceRow, Status};
 use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::Moment;
 
@@ -123,6 +128,7 @@ pub struct Repository {
     followers: Arc<Followers>,
     damage: KnownDamage,
     folder: PathBuf,
+    rolling_tls: Mutex<()>,
     /// Last, so that it ends after nobody can ask it for anything.
     writer: Arc<Writer>,
 }
@@ -153,13 +159,14 @@ impl Repository {
         let event = Event::Initialised {
             repository,
             ledger_key: keys.ledger_public(),
-            tls_key: keys.tls_key_digest,
+            tls_key: keys.tls_key_digest(),
         };
         let made = Self::assemble(folder, identification, keys, config, clock, witness)?.0;
         made.writer.decide(|decision| {
             decision.enter(PrincipalId::LOCAL, NamespaceId([0; 32]), event);
             Ok(())
         })?;
+        made.settle_tls_key()?;
         made.ledger.save_head()?;
         // Written last: a folder without it is a failed `init`, and is refused by `open`.
         durable::write(&folder.join(IDENTIFICATION_FILE), text.as_bytes())?;
@@ -178,6 +185,7 @@ impl Repository {
         let opened = Self::assemble(folder, identification, keys, config, clock, witness)?;
         // What the clock sees now, such as a start of the machine, belongs to this moment.
         opened.0.keep_clock()?;
+        opened.0.settle_tls_key()?;
         Ok(opened)
     }
 
@@ -245,6 +253,7 @@ impl Repository {
             followers: Arc::new(Followers::default()),
             damage: KnownDamage::default(),
             folder: folder.to_path_buf(),
+            rolling_tls: Mutex::default(),
             config,
             metrics,
             writer: Arc::new(writer),
@@ -332,16 +341,6 @@ impl Repository {
         &self.ledger
     }
 
-    /// Who this server is.
-    pub fn identity(&self) -> Identity {
-        Identity {
-            protocol: strongroom_protocol::limits::PROTOCOL_VERSION,
-            ledger_key: self.keys.ledger_public(),
-            tls_key: self.keys.tls_key_digest,
-            vouch: strongroom_protocol::message::HexBytes(self.keys.vouch().to_vec()),
-        }
-    }
-
     /// The state of the server.
     pub fn status(&self) -> Result<Status, ServerError> {
         let held = self.store.statistics();
@@ -393,15 +392,13 @@ impl Repository {
     /// Seals what is unsealed and makes it durable, before an orderly end.
     pub fn settle(&self) -> Result<(), ServerError> {
         self.store.seal()?;
-        self.store.sync()?;
-        Ok(())
+        Ok(self.store.sync()?)
     }
 
     /// Settles, and leaves nothing in the log that the next start would have to replay.
     pub fn rest(&self) -> Result<(), ServerError> {
         self.settle()?;
-        self.store.flush_rows()?;
-        Ok(())
+        Ok(self.store.flush_rows()?)
     }
 
     fn namespace(&self, id: &NamespaceId) -> Result<Arc<Namespace>, ServerError> {

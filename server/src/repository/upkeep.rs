@@ -5,7 +5,7 @@ use crate::session::Session;
 
 impl Repository {
     /// What must happen now and then: ends silent sessions, writes the retention clock, refreshes
-    /// gauges.
+    /// gauges, replaces the TLS key when it is due.
     pub fn tick(&self) {
         for session in self.sessions.reap(self.clock.monotonic()) {
             self.settle_hits(&session, 0);
@@ -19,6 +19,9 @@ impl Repository {
         }
         if let Err(error) = self.keep_clock() {
             tracing::warn!(%error, "the retention clock was not written");
+        }
+        if let Err(error) = self.roll_tls_key_if_due() {
+            tracing::error!(%error, "ALARM: the TLS key was not replaced");
         }
         self.metrics.sessions.set(i64::try_from(self.sessions.count()).unwrap_or(i64::MAX));
         if let Ok(free) = self.store.free_bytes() {
