@@ -424,7 +424,8 @@ async fn a_revocation_acts_on_open_connections_and_open_sessions() {
     let committed = session.commit(record.encode().into()).await;
     refused_with(committed, ErrorCode::UnknownPrincipal);
     assert_eq!(server.repository.status().unwrap().snapshot_count, 0);
-    // Neither can new keys be put in the place of revoked ones.
+    // Neither can new keys be put in the place of revoked ones, on a connection of whichever age.
+    let mut connection = connection_of(&writer).await;
     let settings = writer.profile.settings();
     let who = (settings.ledger_key, settings.principal);
     let (own, next) = (writer.profile.signing_key().unwrap(), NextKeys::generate().unwrap());

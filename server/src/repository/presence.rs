@@ -8,8 +8,11 @@ use crate::error::ServerError;
 
 /// What is there from the end of `init` on, and only ever replaced in one step.
 const ALWAYS_THERE: [&str; 3] = ["HEAD", "meta/CURRENT", "chunks/CURRENT"];
-/// The same, of what the owner was told to have a copy of.
-const KEYS: [&str; 3] = ["keys/tls.key", "keys/tls.crt", "keys/ledger.key"];
+/// The same, of what the owner was told to have a copy of: the ledger key, and the TLS key, in one
+/// file from its first replacement on (`server_keys.rs`).
+const LEDGER_KEY: [&str; 1] = ["keys/ledger.key"];
+const FIRST_TLS_KEY: [&str; 2] = ["keys/tls.key", "keys/tls.crt"];
+const LATER_TLS_KEY: &str = "keys/tls.pem";
 
 /// Refuses a folder that holds no repository, or not all of one.
 pub(super) fn require_whole(folder: &Path, identification: &Path) -> Result<(), ServerError> {
@@ -28,7 +31,9 @@ pub(super) fn require_whole(folder: &Path, identification: &Path) -> Result<(), 
              NAME"
         )));
     }
-    for path in KEYS.map(|name| folder.join(name)) {
+    let is_later = is_there(&folder.join(LATER_TLS_KEY))?;
+    let tls_key: &[&str] = if is_later { &[] } else { &FIRST_TLS_KEY };
+    for path in LEDGER_KEY.iter().chain(tls_key).map(|name| folder.join(name)) {
         if !is_there(&path)? {
             return refuse(&path, ": restore it from your copy of keys/");
         }
