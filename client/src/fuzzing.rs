@@ -1,5 +1,5 @@
-//! Entry points for fuzzers: the decoders of this crate, as `strongroom_protocol::fuzzing` has those
-//! of the protocol's formats, and under the same rules.
+//! Entry points for fuzzers: the decoders of this crate, as `strongroom_protocol::fuzzing` has
+//! those of the protocol's formats, and under the same rules.
 //!
 //! A server's answers in JSON, what hostile writers put into chunks and catalogues, and the files
 //! that people bring: kits, shares, exports, proofs. Keys are fixed and guard nothing. Memory that

@@ -156,8 +156,8 @@ pub fn client_config_of(
     Ok(config)
 }
 
-/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts; but
-/// rustls' own reader panics where the clock stands before 1970.
+/// The wall clock as rustls asks for it. Nothing here depends on it, as pins are all that counts;
+/// but rustls' own reader panics where the clock stands before 1970.
 #[derive(Debug)]
 struct WallTime;
 

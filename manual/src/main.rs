@@ -31,13 +31,14 @@ struct Program {
     other_page: &'static str,
 }
 
-const CLIENT_EXAMPLES: [&str; 38] = [
+const CLIENT_EXAMPLES: [&str; 39] = [
     "strongroom setup --token @token.txt --kit-folder /media/usb",
     "strongroom setup --token @token.txt --recipient age1... --chunk-kib 64",
     "strongroom enroll --token @token.txt --kit recovery-kit-erp.txt",
     "strongroom enroll --token @token.txt --standby",
     "strongroom key new --recipient age1...",
     "strongroom key kit check --kit recovery-kit-erp.txt",
+    "strongroom key roll",
     "strongroom key kit promote --kit kit.txt --request erp.request --out erp.descriptor",
     "strongroom key kit print --kit kit.txt --folder /media/usb",
     "strongroom key kit split --kit kit.txt --shares 5 --threshold 3 --folder /media/usb",
@@ -72,12 +73,13 @@ const CLIENT_EXAMPLES: [&str; 38] = [
     "strongroom audit statement 4711 --profile audit",
 ];
 
-const SERVER_EXAMPLES: [&str; 33] = [
+const SERVER_EXAMPLES: [&str; 34] = [
     "strongroomd init --data /var/lib/strongroom --host backup.example.com",
     "strongroomd serve --data /var/lib/strongroom --config /etc/strongroom/server.toml",
     "strongroomd token --data /var/lib/strongroom --namespace erp --role backup",
     "strongroomd token --data /var/lib/strongroom --role security-officer --name jane",
     "strongroomd principals list --data /var/lib/strongroom",
+    "strongroomd tls roll --data /var/lib/strongroom",
     "strongroomd principals revoke --data /var/lib/strongroom 0123456789abcdef0123456789abcdef",
     "strongroomd namespaces --data /var/lib/strongroom",
     "strongroomd drop --data /var/lib/strongroom --namespace trial",

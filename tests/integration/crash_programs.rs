@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -55,13 +54,9 @@ impl Running {
     fn wait(&self) -> (ExitStatus, String, String) {
         loop {
             let mut running = self.0.lock().unwrap();
-            let status = running.as_mut().unwrap().try_wait().unwrap();
-            if let Some(status) = status {
-                let mut child = running.take().unwrap();
-                let (mut output, mut errors) = (String::new(), String::new());
-                child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
-                child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
-                return (status, output, errors);
+            if running.as_mut().unwrap().try_wait().unwrap().is_some() {
+                let output = running.take().unwrap().wait_with_output().unwrap();
+                return (output.status, text(&output.stdout), text(&output.stderr));
             }
             drop(running);
             std::thread::sleep(Duration::from_millis(2));
@@ -292,7 +287,7 @@ impl Campaign {
         }
         let (machines, operator, cycling) = (&self.machines, &self.operator, Running::default());
         let candidates: Vec<_> = self.told.iter().map(|told| told.free.clone()).collect();
-        let is_cycling = round.dice.byte(3) % 2 == 0;
+        let is_cycling = round.dice.byte(3).is_multiple_of(2);
         if is_cycling {
             cycling.start(&mut self.served.prepared(&["gc", "run"]));
         }
@@ -369,7 +364,8 @@ impl Campaign {
         for row in rows {
             assert!(!told.gone.contains(&row.record), "forgotten {} came back", row.record);
             // A day at least, and the clock goes on by a day at most between commit and check.
-            let is_fresh = told.fresh.contains(&row.record) && self.starts % STARTS_A_DAY != 0;
+            let is_fresh =
+                told.fresh.contains(&row.record) && !self.starts.is_multiple_of(STARTS_A_DAY);
             assert!(!is_fresh || row.kept.is_some(), "{} is not locked", row.record);
         }
         found.acknowledged += std::mem::take(&mut told.fresh).len();
@@ -447,7 +443,7 @@ fn kill(
         kills += 1 + u64::from(cycling.kill());
     }
     round.is_over.store(true, Ordering::SeqCst);
-    if whom % 4 != 0 {
+    if !whom.is_multiple_of(4) {
         round.was_client_killed.store(true, Ordering::SeqCst);
         kills += u64::from(machines[usize::from(whom & 4 == 0)].running.kill());
         kills += u64::from(whom & 8 == 0 && operator.kill());

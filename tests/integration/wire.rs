@@ -1,5 +1,5 @@
-//! A server whose answers somebody has in hand, byte by byte, inside TLS: its own keys, its own code,
-//! and a relay between that cuts answers off or gives others.
+//! A server whose answers somebody has in hand, byte by byte, inside TLS: its own keys, its own
+//! code, and a relay between that cuts answers off or gives others.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,7 +105,8 @@ impl Wire {
                     }
                 }
                 read = server.read(&mut down) => {
-                    let Some(answer) = read.ok().and_then(|count| down.get(..count)) else { return };
+                    let answer = read.ok().and_then(|count| down.get(..count));
+                    let Some(answer) = answer else { return };
                     let count = answer.len() as u64;
                     let before = self.passed.fetch_add(count, Ordering::SeqCst);
                     let left = self.cut_after.load(Ordering::SeqCst).saturating_sub(before);

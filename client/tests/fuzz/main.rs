@@ -1,4 +1,4 @@
-//! The fuzz targets of `client/fuzz/`, run on stable: see `protocol/tests/fuzz/`, whose runner this is.
+//! The fuzz targets of `client/fuzz/`, run on stable by the runner of `protocol/tests/fuzz/`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 #[path = "../../../protocol/tests/fuzz/mutate.rs"]
