@@ -68,7 +68,7 @@ async fn execute(cli: Cli, is_piped: bool) -> Result<ExitCode, ClientError> {
     let output = Output { global: cli.global, is_piped };
     let done = match cli.command {
         Command::Backup(options) => return back_up(&output, options).await,
-        Command::Restore(options) => return restore_one(&output, options).await,
+        Command::Restore(options) => return Box::pin(restore_one(&output, options)).await,
         Command::Setup(setup) => set_up(&output, setup).await,
         Command::Enroll(options) => enroll(&output, options).await,
         Command::Key(command) => Box::pin(key_commands::run(&output, command)).await,
