@@ -24,8 +24,6 @@ const CAMPAIGN_ITERATIONS: u64 = 100_000_000;
 const SEED: u64 = 1;
 /// A target of a campaign is run in so many slices.
 const SLICES: u64 = 8;
-/// No input of at most 64 KiB may take as long as this, on however slow and busy a machine.
-const ONE_INPUT_MAX: Duration = Duration::from_secs(5);
 
 /// The targets of a crate, and its folder of programs and corpus.
 pub struct Fuzz {
@@ -167,7 +165,6 @@ fn run_slice(slice: &Slice, corpus: &[Vec<u8>]) -> Tally {
         }
         tally.take(target, &report.input);
     }
-    assert!(tally.slowest < ONE_INPUT_MAX, "an input took {:?}", tally.slowest);
     tally.elapsed = started.elapsed();
     tally
 }
