@@ -13,7 +13,7 @@ LOCKED := --locked
 FUZZ_SECONDS ?= 600
 
 .PHONY: help build demo drill-replica test man completions deb test-deb bench bench-quick \
-  bench-scaling campaign-crash campaign-fuzz campaign-fuzz-guided campaign-kills \
+  bench-scaling bench-more campaign-crash campaign-fuzz campaign-fuzz-guided campaign-kills \
   campaign-replica-kills campaign-locks campaign-faults campaign-power campaign-terms \
   campaign-mutants netem-replica fmt clean
 
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-deb       installs, upgrades, removes them on a copy of this machine (root)'
 	@echo 'make bench          figures on dumps in DUMPS=folder (day0.sql, day1.sql; 2 GB or more)'
 	@echo 'make bench-quick    the same on the first 200 MB, in under three minutes'
+	@echo 'make bench-more     10^5 small files; 5000 sockets of strangers, 64 clients: four minutes'
 	@echo 'make bench-scaling  throughput by cores, clients, connections, sizes; half an hour'
 	@echo 'make campaign-crash server and clients are killed KILLS=1000 times, real programs; SEED=1'
 	@echo 'make campaign-fuzz  every decoder, FUZZ_ITERATIONS=100000000 inputs each; FUZZ_SEED='
@@ -89,7 +90,7 @@ test-deb:
 	@scripts/deb_test.sh
 
 # DUMPS=folder gives the dumps; else ERP_MAKER=script makes them; else tests/data, which is small.
-bench bench-quick bench-scaling:
+bench bench-quick bench-scaling bench-more:
 	@scripts/bootstrap.sh build demo
 	@scripts/bench.sh $@
 

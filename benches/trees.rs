@@ -140,7 +140,8 @@ fn find(folder: &Path, found: &mut Vec<(PathBuf, u64)>) -> Result<(), Failure> {
 fn one_run(place: &Place, tree: &Tree, run: usize) -> Result<Vec<Row>, Failure> {
     let server = Server::start(place, &place.folder(&format!("run-{run}"))?)?;
     let client = Client::set_up(place, &server, "files", &[])?;
-    let read = tree.reference("tar c | cat", &mut shell(tree, "tar c \"$0\" | cat >/dev/null"))?;
+    let read =
+        tree.reference("tar c into a pipe", &mut shell(tree, "tar c \"$0\" | cat >/dev/null"))?;
     let backup = |name: &str| -> Result<Row, Failure> {
         let mut command = client.backup_of("files", &tree.folder);
         let (row, json) = client.row(name, &server, command.stdout(Stdio::piped()))?;
