@@ -16,12 +16,11 @@
 mod harness;
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Instant;
 
 use harness::place::{Dumps, Place};
-use harness::process::{Measured, measure, run_to_end};
-use harness::programs::{Client, Server};
+use harness::process::run_to_end;
+use harness::programs::{Client, Server, all_at_once};
 use harness::reference::warm;
 use harness::rows::{Row, machine, medians, publish};
 use harness::{Failure, as_f64, has_word, run_count};
@@ -65,18 +64,7 @@ fn at_once(place: &Place, parts: &[PathBuf], single: &Row) -> Result<Vec<Row>, F
     run_to_end(&mut std::process::Command::new("sync"))?;
     server.reset_peak();
     let (before, began) = (server.usage()?, Instant::now());
-    let measured = std::thread::scope(|scope| {
-        let start = |(client, part): (&Client, &PathBuf)| {
-            let mut backup = client.backup_of("day", part);
-            backup.stdout(Stdio::piped()).stderr(Stdio::null());
-            scope.spawn(move || measure(&mut backup).map_err(|failure| failure.to_string()))
-        };
-        let threads: Vec<_> = clients.iter().zip(parts).map(start).collect();
-        let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Measured, String>>| {
-            thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
-        };
-        threads.into_iter().map(end).collect::<Result<Vec<Measured>, String>>()
-    })?;
+    let measured = all_at_once(&clients, parts)?;
     let (seconds, after) = (began.elapsed().as_secs_f64(), server.usage()?);
     let mut rates = Vec::new();
     let (mut bytes, mut cpu_seconds, mut peak_bytes) = (0, 0.0, 0);

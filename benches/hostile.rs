@@ -22,14 +22,14 @@ use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::place::{Dumps, Place};
-use harness::process::{Measured, measure, run_to_end};
-use harness::programs::{Client, Server};
+use harness::process::run_to_end;
+use harness::programs::{Client, Server, all_at_once};
 use harness::reference::warm;
 use harness::rows::{Row, machine, medians, percentile, publish};
 use harness::{Failure, as_f64, has_word, mb, run_count};
@@ -180,18 +180,7 @@ fn at_once(place: &Place, parts: &[PathBuf]) -> Result<Vec<Row>, Failure> {
     run_to_end(&mut Command::new("sync"))?;
     server.reset_peak();
     let (before, began) = (server.usage()?, Instant::now());
-    let measured = std::thread::scope(|scope| {
-        let start = |(client, part): (&Client, &PathBuf)| {
-            let mut backup = client.backup_of("day", part);
-            backup.stdout(Stdio::piped()).stderr(Stdio::null());
-            scope.spawn(move || measure(&mut backup).map_err(|failure| failure.to_string()))
-        };
-        let threads: Vec<_> = clients.iter().zip(parts).map(start).collect();
-        let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Measured, String>>| {
-            thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
-        };
-        threads.into_iter().map(end).collect::<Result<Vec<Measured>, String>>()
-    })?;
+    let measured = all_at_once(&clients, parts)?;
     let (seconds, after) = (began.elapsed().as_secs_f64(), server.usage()?);
     let mut bytes = 0;
     for part in parts {

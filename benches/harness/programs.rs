@@ -287,3 +287,20 @@ impl Client {
         Ok(row.rate_of(bytes))
     }
 }
+
+/// A backup by each client of its part, all at the same time.
+pub fn all_at_once(clients: &[Client], parts: &[PathBuf]) -> Result<Vec<Measured>, Failure> {
+    let measured = std::thread::scope(|scope| {
+        let start = |(client, part): (&Client, &PathBuf)| {
+            let mut backup = client.backup_of("day", part);
+            backup.stdout(Stdio::piped()).stderr(Stdio::null());
+            scope.spawn(move || measure(&mut backup).map_err(|failure| failure.to_string()))
+        };
+        let threads: Vec<_> = clients.iter().zip(parts).map(start).collect();
+        let end = |thread: std::thread::ScopedJoinHandle<'_, Result<Measured, String>>| {
+            thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
+        };
+        threads.into_iter().map(end).collect::<Result<Vec<Measured>, String>>()
+    })?;
+    Ok(measured)
+}

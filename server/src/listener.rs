@@ -172,7 +172,9 @@ fn notice_silent_ends(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepcnt(stream, KEEP_ALIVE_COUNT)
 }
 
-fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
+/// Who a finished handshake shows: the pin of the client's key, and the connection's exporter.
+/// Nothing where the certificate has no key that can be pinned.
+pub fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates()?.first()?;
     let tls_key = pin_of_certificate(certificate)?;

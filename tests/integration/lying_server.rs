@@ -22,11 +22,10 @@ use strongroom_client::source::Source;
 use strongroom_client::trust::ReadAccess;
 use strongroom_protocol::id::{RecordDigest, SealedDigest};
 use strongroom_protocol::route::Route;
-use strongroom_protocol::token::EXPORTER_LABEL;
 use strongroom_server::handler::{Answer, Peer, binary, json};
+use strongroom_server::listener::peer_of;
 use strongroom_server::repository::Repository;
 use strongroom_server::router::serve;
-use strongroom_server::server_keys::pin_of_certificate;
 use strongroom_server::tls::server_config;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -99,11 +98,7 @@ pub async fn captured(repository: Arc<Repository>, lies: Arc<Lies>) -> SocketAdd
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let Ok(stream) = acceptor.accept(stream).await else { return };
-                let (_, tls) = stream.get_ref();
-                let certificate = &tls.peer_certificates().unwrap()[0];
-                let tls_key = pin_of_certificate(certificate).unwrap();
-                let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-                let peer = Peer { tls_key, exporter };
+                let peer = peer_of(&stream).unwrap();
                 let service = service_fn(|request| {
                     lie(repository.clone(), lies.clone(), peer.clone(), request)
                 });

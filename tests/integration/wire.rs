@@ -10,11 +10,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use strongroom_protocol::route::Route;
-use strongroom_protocol::token::EXPORTER_LABEL;
 use strongroom_server::handler::Peer;
+use strongroom_server::listener::peer_of;
 use strongroom_server::repository::Repository;
 use strongroom_server::router::serve;
-use strongroom_server::server_keys::pin_of_certificate;
 use strongroom_server::tls::server_config;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::TcpListener;
@@ -68,11 +67,7 @@ impl Wire {
                 let relay = relay.clone();
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let (_, tls) = stream.get_ref();
-                    let certificate = &tls.peer_certificates().unwrap()[0];
-                    let tls_key = pin_of_certificate(certificate).unwrap();
-                    let exporter = tls.export_keying_material([0; 32], EXPORTER_LABEL, None);
-                    let peer = Peer { tls_key, exporter: exporter.unwrap() };
+                    let peer = peer_of(&stream).unwrap();
                     relay.run(stream, honest(repository, peer)).await;
                 });
             }
