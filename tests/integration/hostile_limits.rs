@@ -126,6 +126,55 @@ async fn bodies_take_no_more_memory_than_they_may_and_nobody_takes_all_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_are_bounded_in_all_and_for_each_principal() {
+    let server = TestServer::start_with(|config| {
+        config.limits.requests = 16;
+        config.limits.rate_min = Size(0);
+    })
+    .await;
+    let (greedy, honest) = (server.writer("greedy").await, server.writer("erp").await);
+    let session = greedy.session("db").await;
+    let id = session.opened().session;
+    let (requests, metrics) = (&server.repository.guards().requests, server.repository.metrics());
+    let upload = request_of(&Route::Upload(greedy.namespace(), id), &[1, 0, 0, 0, 7]);
+    let begun = async |raw: &mut Raw| raw.send(&upload[..upload.len() - 1]).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut raw = Raw::of(&server, &greedy).await;
+        begun(&mut raw).await;
+        held.push(raw);
+    }
+    let waits = async |count: i64| {
+        while metrics.requests_waiting.get() != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // An eighth of 16 are its own. The others wait, and others do not.
+    waits(3).await;
+    assert_eq!(requests.held(), 2);
+    honest.snapshot("db", &[b"beside them"]).await;
+    assert_eq!((requests.held(), metrics.requests_waiting.get()), (2, 3));
+    // Each that is answered or goes lets one in.
+    for waiting in [2, 1] {
+        let mut raw = held.remove(0);
+        raw.send(&upload[upload.len() - 1..]).await.unwrap();
+        assert_eq!(raw.answer().await.unwrap().status, ErrorCode::BadEnvelope.status());
+        waits(waiting).await;
+    }
+    held.remove(0).cut();
+    waits(0).await;
+    assert_eq!(requests.held(), 2);
+    // One that goes while it waits keeps no place when its turn comes.
+    let mut third = Raw::of(&server, &greedy).await;
+    begun(&mut third).await;
+    waits(1).await;
+    third.cut();
+    drop((held, session));
+    waits(0).await;
+    is_well(&server, &honest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn have_answers_that_are_never_committed_are_counted_and_end_in_lack() {
     let server = TestServer::start_with(|config| config.limits.hits_uncommitted = 20).await;
     let honest = server.writer("erp").await;
