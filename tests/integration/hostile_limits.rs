@@ -137,40 +137,51 @@ async fn requests_in_flight_are_bounded_in_all_and_for_each_principal() {
     let id = session.opened().session;
     let (requests, metrics) = (&server.repository.guards().requests, server.repository.metrics());
     let upload = request_of(&Route::Upload(greedy.namespace(), id), &[1, 0, 0, 0, 7]);
-    let begun = async |raw: &mut Raw| raw.send(&upload[..upload.len() - 1]).await.unwrap();
-    let mut held = Vec::new();
-    for _ in 0..5 {
-        let mut raw = Raw::of(&server, &greedy).await;
-        begun(&mut raw).await;
-        held.push(raw);
-    }
-    let waits = async |count: i64| {
-        while metrics.requests_waiting.get() != count {
+    let (most, last) = upload.split_at(upload.len() - 1);
+    let is = async |in_flight: u64, waiting: i64| {
+        while (requests.held(), metrics.requests_waiting.get()) != (in_flight, waiting) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    // An eighth of 16 are its own. The others wait, and others do not.
-    waits(3).await;
-    assert_eq!(requests.held(), 2);
-    honest.snapshot("db", &[b"beside them"]).await;
-    assert_eq!((requests.held(), metrics.requests_waiting.get()), (2, 3));
-    // Each that is answered or goes lets one in.
-    for waiting in [2, 1] {
-        let mut raw = held.remove(0);
-        raw.send(&upload[upload.len() - 1..]).await.unwrap();
+    // An eighth of 16 is its own. One after the other, so that the first two are in flight.
+    let begin = async |in_flight, waiting| {
+        let mut raw = Raw::of(&server, &greedy).await;
+        raw.send(most).await.unwrap();
+        is(in_flight, waiting).await;
+        raw
+    };
+    let end = async |mut raw: Raw| {
+        raw.send(last).await.unwrap();
         assert_eq!(raw.answer().await.unwrap().status, ErrorCode::BadEnvelope.status());
-        waits(waiting).await;
+    };
+    let (first, second) = (begin(1, 0).await, begin(2, 0).await);
+    let mut waiting = [begin(2, 1).await, begin(2, 2).await, begin(2, 3).await];
+    // Others do not wait.
+    honest.snapshot("db", &[b"beside them"]).await;
+    is(2, 3).await;
+    // Each that is answered lets one in.
+    end(first).await;
+    is(2, 2).await;
+    end(second).await;
+    is(2, 1).await;
+    // Whichever of them is in flight, all are ended before one is answered.
+    for raw in &mut waiting {
+        raw.send(last).await.unwrap();
     }
-    held.remove(0).cut();
-    waits(0).await;
-    assert_eq!(requests.held(), 2);
-    // One that goes while it waits keeps no place when its turn comes.
-    let mut third = Raw::of(&server, &greedy).await;
-    begun(&mut third).await;
-    waits(1).await;
-    third.cut();
-    drop((held, session));
-    waits(0).await;
+    for raw in &mut waiting {
+        assert_eq!(raw.answer().await.unwrap().status, ErrorCode::BadEnvelope.status());
+    }
+    is(0, 0).await;
+    drop(waiting);
+    // Each that goes does, and one that goes while it waits keeps no place when its turn comes.
+    let (first, second, third) = (begin(1, 0).await, begin(2, 0).await, begin(2, 1).await);
+    first.cut();
+    is(2, 0).await;
+    begin(2, 1).await.cut();
+    end(second).await;
+    end(third).await;
+    is(0, 0).await;
+    drop(session);
     is_well(&server, &honest).await;
 }
 
