@@ -28,6 +28,7 @@ mod full_disk;
 mod hostile_data;
 mod hostile_http;
 mod hostile_limits;
+mod hostile_sessions;
 mod hostile_sockets;
 mod hostile_tls;
 mod immutability;
