@@ -79,9 +79,10 @@ has_not!(EnrollOptions: Debug, Display, Serialize, PartialEq);
 has_not!(ReadAccess: Debug, Display, Serialize, PartialEq);
 has_not!(OpenRecord: Debug, Display, Serialize, PartialEq);
 
+type Asking = fn(Option<&Path>) -> Result<Zeroizing<String>, ClientError>;
+
 /// What people type is wiped, wherever it comes from.
-const _: [fn(Option<&Path>) -> Result<Zeroizing<String>, ClientError>; 2] =
-    [passphrase::read, passphrase::read_new];
+const _: [Asking; 2] = [passphrase::read, passphrase::read_new];
 
 fn kit() -> Kit {
     let key = |byte: u8| SigningKey::from_bytes(&[byte; 32]);
