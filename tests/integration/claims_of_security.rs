@@ -12,30 +12,38 @@ use strongroom_client::connection::Body;
 use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::{ClientError, ExitCode};
 use strongroom_client::files::restore::TreeRestoreOptions;
+use strongroom_client::kit::Kit;
 use strongroom_client::landing::Target;
-use strongroom_client::profile::ProfileFolder;
+use strongroom_client::output::restore_text;
+use strongroom_client::profile::{ConnectOptions, ProfileFolder};
 use strongroom_client::progress::Monitor;
 use strongroom_client::restore::{self, RestoreOptions};
 use strongroom_client::source::Source;
 use strongroom_client::trust::ReadAccess;
 use strongroom_client::{audit, epoch, history, offer, recipients};
 use strongroom_protocol::catalogue::{self, Entry, Kind, Xattr};
+use strongroom_protocol::checkpoint::Checkpoint;
+use strongroom_protocol::descriptor::Descriptor;
+use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
+use strongroom_protocol::id::to_hex;
 use strongroom_protocol::limits::STRANGER_SHARE;
-use strongroom_protocol::message::{LockState, Outcome, Retain, SizeClass};
+use strongroom_protocol::message::{LockState, Outcome, Retain, SizeClass, Status};
 use strongroom_protocol::receipt::Receipt;
 use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::{LockWanted, RetentionMode};
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 
-use crate::harness::{DAY, TestServer, connect_to, copy_folder, frames, label, refused_with};
+use crate::harness::{
+    Actor, DAY, TestServer, connect_to, copy_folder, frames, label, refused_with, two_sites,
+};
 use crate::keys::{next, offered};
 use crate::line::Line;
 use crate::loss::new_machine;
 use crate::lying_server::{Lies, captured};
 use crate::raw::{Raw, is_well, request_of, stranger};
-use crate::replica::OFFICER;
+use crate::replica::{OFFICER, events, follow, quick, synced};
 use crate::wire::{Instead, Then, Wire};
 
 fn dump(text: &str) -> Source {
@@ -441,5 +449,92 @@ async fn attributes_of_the_systems_security_come_back_only_where_they_are_asked_
         assert!(has("user.colour"));
         assert_eq!(has(name), same_permissions && may_set);
         assert_eq!(mode & 0o6000 != 0, same_permissions, "{mode:o}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_says_what_is_not_proven() {
+    let (primary, replica, mut writer) = two_sites(quick).await;
+    let made = writer.backup_from("db", dump("one")).await.unwrap();
+    follow(&replica, &primary, "office").await;
+    synced(&replica, &primary, "office").await;
+    let place = tempfile::tempdir().unwrap();
+    let cases = [
+        (&primary, false, "is proven only up to the day the kit was made"),
+        (&replica, true, "It came from a replica: nothing proves that this is the newest state"),
+    ];
+    for (server, from_replica, says) in cases {
+        let connect = ConnectOptions { from_replica, ..server.connect() };
+        let access = ReadAccess::with_kit(&writer.kit(), &connect, false).await.unwrap();
+        let options = RestoreOptions::to(Target::Path(place.path().join(from_replica.to_string())));
+        let monitor = Monitor::hidden();
+        let summary = restore::restore(&access, made.snapshot, &options, &monitor).await.unwrap();
+        let text = restore_text(&summary);
+        assert!(text.contains(says), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_access_key_of_a_kit_ends_with_a_descriptor_that_names_another() {
+    let server = TestServer::start().await;
+    let writer = server.writer("erp").await;
+    let kit = writer.kit();
+    let mut with_another = kit.clone();
+    with_another.access_key = SigningKey::from_bytes(&[55; 32]);
+    let reads = async |kit: &Kit| {
+        let access = ReadAccess::with_kit(kit, &writer.connect, false).await;
+        access.map(drop).map_err(|error| error.code())
+    };
+    assert_eq!(reads(&kit).await, Ok(()));
+    assert_eq!(reads(&with_another).await, Err(Some(ErrorCode::UnknownPrincipal)));
+    let public = strongroom_client::keys::public_key_of(&with_another.access_key);
+    let signed = next(&writer, |_, newest| {
+        let next = offer::next_after(newest)?;
+        Ok(Descriptor { access_key: public, ..next })
+    });
+    offered(&writer, signed.await).await.unwrap();
+    assert_eq!(reads(&kit).await, Err(Some(ErrorCode::UnknownPrincipal)));
+    assert_eq!(reads(&with_another).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_enrolments_and_revocations_are_on_record() {
+    let server = TestServer::start().await;
+    let token = server.token(None, Role::SecurityOfficer);
+    let id = token.id;
+    let officer = Actor::enroll(server.connect(), token, false).await.unwrap();
+    let who = officer.profile.settings().principal;
+    server.repository.revoke(who).unwrap();
+    let events = events(&server.repository);
+    let role = Role::SecurityOfficer;
+    let is_made = |event: &Event| match event {
+        Event::TokenMade { token, role: of, .. } => (*token, *of) == (id, role),
+        _ => false,
+    };
+    let is_enrolled = |event: &Event| match event {
+        Event::Enrolled { principal, role: of, token, .. } => {
+            (*principal, *of, *token) == (who, role, id)
+        }
+        _ => false,
+    };
+    let is_revoked = |event: &Event| *event == Event::Revoked { principal: who };
+    let at = |is: &dyn Fn(&Event) -> bool| events.iter().position(is).expect("on record");
+    assert!(at(&is_made) < at(&is_enrolled) && at(&is_enrolled) < at(&is_revoked));
+}
+
+/// What two who trust neither the server nor each other lay side by side.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_can_be_compared_by_hand() {
+    let server = TestServer::start().await;
+    let operator = server.principal(None, Role::Operator).await;
+    let mut auditor = server.principal(None, Role::Audit).await;
+    let connect = auditor.connect.clone();
+    let verified = audit::verify(&mut auditor.profile, &connect).await.unwrap();
+    let status: Status = operator.client().json(&Route::Status, "", None::<&()>).await.unwrap();
+    let key = operator.profile.settings().ledger_key;
+    let shown = Checkpoint::verify(&status.checkpoint, &[key]).unwrap();
+    let kept = auditor.profile.remembered().unwrap().unwrap();
+    for (size, root) in [(shown.size, shown.root), (kept.size, kept.root)] {
+        assert_eq!((size, to_hex(&root)), (verified.size, verified.root.clone()));
     }
 }
