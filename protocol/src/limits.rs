@@ -142,6 +142,8 @@ pub const HEADERS_MAX: u32 = 64;
 pub const BODY_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// A principal's bodies take this part of the memory for bodies at most.
 pub const BODY_SHARE: u64 = 4;
+/// Most records of one primary that are entered as taken after their epoch had ended.
+pub const BACKDATED_NOTED_MAX: u32 = 1024;
 /// A refusal of one kind is entered in the ledger once in so many seconds for each principal.
 pub const REFUSED_ENTRY_SECONDS: u64 = 60;
 

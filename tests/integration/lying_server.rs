@@ -74,6 +74,10 @@ pub enum Trick {
     Silence,
     /// The last envelope is missing.
     FewerEnvelopes,
+    /// A request for new keys is carried out, and never answered.
+    RollUnanswered,
+    /// It is not even carried out.
+    RollUnheard,
 }
 
 impl Lies {
@@ -221,7 +225,13 @@ async fn trick(
         | (Route::Record(..), Some(Trick::EndlessRecord)) => {
             Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
         }
-        (_, Some(Trick::Silence)) => std::future::pending().await,
+        (Route::RollKeys, Some(Trick::RollUnanswered)) => {
+            drop(serve(repository.clone(), peer.clone(), request).await.unwrap());
+            std::future::pending().await
+        }
+        (_, Some(Trick::Silence)) | (Route::RollKeys, Some(Trick::RollUnheard)) => {
+            std::future::pending().await
+        }
         _ => Err(request),
     }
 }
