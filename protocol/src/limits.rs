@@ -140,12 +140,16 @@ pub const HEAD_MAX_BYTES: u32 = 16 * 1024;
 pub const HEADERS_MAX: u32 = 64;
 /// Least memory for bodies of requests: a share of it holds an envelope, and more is read.
 pub const BODY_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// A principal's requests take this part of the places for requests in flight at most.
+pub const REQUEST_SHARE: u64 = 8;
 /// A principal's bodies take this part of the memory for bodies at most.
 pub const BODY_SHARE: u64 = 4;
 /// Most records of one primary that are entered as taken after their epoch had ended.
 pub const BACKDATED_NOTED_MAX: u32 = 1024;
-/// A refusal of one kind is entered in the ledger once in so many seconds for each principal.
+/// A refusal is entered in the ledger once in so many seconds for each principal and snapshot,
 pub const REFUSED_ENTRY_SECONDS: u64 = 60;
+/// and at most so many of one principal in that time.
+pub const REFUSED_ENTRIES_MAX: usize = 60;
 
 // --- Replication ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use strongroom_protocol::limits::{HEAD_MAX_BYTES, HEADERS_MAX};
 
-use crate::body_budget::PIECE_BYTES;
+use crate::budget::PIECE_BYTES;
 use crate::handler::Peer;
 use crate::refusals::Reason;
 use crate::repository::Repository;

@@ -172,6 +172,8 @@ pub struct LimitConfig {
     pub connections: u32,
     /// Connections that a principal may have at a time.
     pub connections_per_principal: u32,
+    /// Requests in flight at a time; a principal gets an eighth of them.
+    pub requests: u32,
     /// A connection whose key is not enrolled ends after this.
     pub stranger: Period,
     /// Sessions that a principal may hold at a time.
@@ -297,6 +299,7 @@ impl Default for LimitConfig {
         Self {
             connections: 1024,
             connections_per_principal: 64,
+            requests: 512,
             stranger: Period::seconds(30),
             sessions_per_principal: 8,
             lease: Period::seconds(600),
@@ -307,7 +310,7 @@ impl Default for LimitConfig {
             rate_window: Period::seconds(120),
             request: Period::seconds(6 * 3600),
             body_bytes: Size(256 << 20),
-            hits_uncommitted: 1_000_000_000,
+            hits_uncommitted: 100_000_000,
             have_per_second: 500_000,
             shutdown: Period::seconds(20),
         }
@@ -383,11 +386,11 @@ impl LimitConfig {
         if self.have_per_second < HAVE_MAX_COUNT {
             return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
         }
-        let counts =
-            [self.connections, self.connections_per_principal, self.sessions_per_principal];
-        if counts.contains(&0) || self.hits_uncommitted == 0 {
-            return Err("limits: connections, connections_per_principal, sessions_per_principal \
-                        and hits_uncommitted must not be 0"
+        let connections = [self.connections, self.connections_per_principal];
+        let others = [self.sessions_per_principal, self.requests];
+        if connections.iter().chain(&others).any(|most| *most == 0) || self.hits_uncommitted == 0 {
+            return Err("limits: connections, connections_per_principal, requests, \
+                        sessions_per_principal and hits_uncommitted must not be 0"
                 .into());
         }
         if self.rate_min.0 > RATE_FLOOR_MAX {

@@ -57,7 +57,7 @@ pub mod rows;
 pub mod server_keys;
 pub mod store;
 
-pub mod body_budget;
+pub mod budget;
 pub mod hits;
 pub mod refusals;
 pub mod slow_peer;

@@ -119,7 +119,7 @@ impl Arrival {
         let limits = &self.repository.config().limits;
         let time_up = tokio::time::sleep(limits.stranger.0);
         if stream.set_nodelay(true).is_err() || notice_silent_ends(&stream).is_err() {
-            return Err(Reason::Socket);
+            return Err(Reason::Handshake);
         }
         let shaking_hands = tokio::time::timeout(limits.handshake.0, self.acceptor.accept(stream));
         let stream = tokio::select! {
@@ -130,7 +130,7 @@ impl Arrival {
             tracing::debug!(%error, "handshake failed");
             Reason::Handshake
         })?;
-        let peer = peer_of(&stream).ok_or(Reason::NoClientKey)?;
+        let peer = peer_of(&stream).ok_or(Reason::Handshake)?;
         let refusals = self.repository.metrics().refusals.clone();
         let stream = TokioIo::new(Taken::new(stream, limits.floor(), refusals));
         if let Some(place) = self.place_of(&peer)? {
@@ -173,7 +173,7 @@ fn notice_silent_ends(stream: &TcpStream) -> rustix::io::Result<()> {
 }
 
 /// Who a finished handshake shows: the pin of the client's key, and the connection's exporter.
-/// Nothing where the certificate has no key that can be pinned.
+/// Nothing where the certificate has no key that can be pinned, which the handshake refuses before.
 pub fn peer_of(stream: &TlsStream<TcpStream>) -> Option<Peer> {
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates()?.first()?;

@@ -36,6 +36,8 @@ pub struct Metrics {
     pub refusals: Refusals,
     /// Requests that are being answered.
     pub requests_in_flight: IntGauge,
+    /// Requests that wait until they may be.
+    pub requests_waiting: IntGauge,
     /// Memory that bodies of requests take.
     pub body_bytes: IntGauge,
     /// Snapshots committed.
@@ -276,16 +278,14 @@ impl Metrics {
         let envelopes_new = counter(r, "envelopes_new_total", "Envelopes stored")?;
         let envelopes_deduplicated =
             counter(r, "envelopes_deduplicated_total", "Envelopes that were there already")?;
-        let hits_uncommitted = counter(
-            r,
-            "hits_uncommitted_total",
-            "Have answers of sessions that ended without a commit",
-        )?;
+        let help = "Have answers of sessions that ended without a commit";
+        let hits_uncommitted = counter(r, "hits_uncommitted_total", help)?;
         let sessions = gauge(r, "sessions", "Sessions that hold a lease")?;
         let connections = gauge(r, "connections", "Connections open")?;
         let help = "Connections and requests that were refused";
         let refusals = Refusals::new(counters(r, "refusals_total", help, &["reason"])?);
         let requests_in_flight = gauge(r, "requests_in_flight", "Requests being answered")?;
+        let requests_waiting = gauge(r, "requests_waiting", "Requests waiting for a place")?;
         let body_bytes = gauge(r, "body_bytes", "Memory that bodies of requests take")?;
         let commits = counter(r, "commits_total", "Snapshots committed")?;
         let seal_seconds = histogram(r, "seal_seconds", "Time to seal a segment")?;
@@ -314,6 +314,7 @@ impl Metrics {
             connections,
             refusals,
             requests_in_flight,
+            requests_waiting,
             body_bytes,
             commits,
             seal_seconds,

@@ -17,14 +17,10 @@ pub enum Reason {
     Displaced,
     /// A stranger's time was over.
     StrangerTime,
-    /// The socket could not be set up.
-    Socket,
-    /// The TLS handshake failed.
+    /// The TLS handshake failed, or the connection ended before it could begin.
     Handshake,
     /// The TLS handshake was not done in time.
     HandshakeTime,
-    /// The certificate has no key that could be pinned.
-    NoClientKey,
     /// What came is not HTTP/1.1.
     BadHttp,
     /// The head of a request is too large.
@@ -43,7 +39,7 @@ pub enum Reason {
     RequestTime,
     /// Too many "have" answers of a principal were never committed.
     Hits,
-    /// A descriptor was refused, and the ledger has a fresh entry of that already.
+    /// A refusal was not entered in the ledger: that has a fresh entry of it, or many of the peer.
     NotEntered,
     /// A request was refused with this code.
     Code(ErrorCode),
@@ -51,15 +47,13 @@ pub enum Reason {
 
 impl Reason {
     /// Those that have no code of their own.
-    const OWN: [Self; 18] = [
+    const OWN: [Self; 16] = [
         Self::TooManyConnections,
         Self::PrincipalConnections,
         Self::Displaced,
         Self::StrangerTime,
-        Self::Socket,
         Self::Handshake,
         Self::HandshakeTime,
-        Self::NoClientKey,
         Self::BadHttp,
         Self::HeadTooLarge,
         Self::BodySilent,
@@ -94,10 +88,8 @@ impl Reason {
             Self::PrincipalConnections => "principal_connections",
             Self::Displaced => "displaced",
             Self::StrangerTime => "stranger_time",
-            Self::Socket => "socket",
             Self::Handshake => "handshake",
             Self::HandshakeTime => "handshake_time",
-            Self::NoClientKey => "no_client_key",
             Self::BadHttp => "bad_http",
             Self::HeadTooLarge => "head_too_large",
             Self::BodySilent => "body_silent",

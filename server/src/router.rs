@@ -10,6 +10,7 @@ use strongroom_protocol::route::Route;
 use tokio::time::timeout;
 
 use crate::auth::{Authorized, authorize, refuse_expired};
+use crate::budget::Held;
 use crate::error::{Refusal, ServerError};
 use crate::handler::session::InSession;
 use crate::handler::{
@@ -31,7 +32,6 @@ pub async fn serve(
     let began = repository.clock().monotonic();
     let route = Route::parse(request.method().as_str(), request.uri().path());
     let metrics = repository.metrics();
-    let _in_flight = InFlight::begin(&metrics.requests_in_flight);
     let outcome = match route {
         Some(route) => within_time(&repository, &peer, route, request).await,
         None => Err(ServerError::not_found()),
@@ -62,17 +62,34 @@ fn admit(repository: &Repository, peer: &Peer, route: &Route) -> Result<Authoriz
     Ok(authorized)
 }
 
-/// A request that is counted; dropping it ends that, also where the connection ends before it.
-struct InFlight<'a>(&'a IntGauge);
+/// Waits for a place among the requests in flight, while nothing of the body is read. Dropping the
+/// place gives it back, also where the connection ends before the request does.
+async fn begin(
+    repository: &Repository,
+    authorized: &Authorized,
+    route: &Route,
+    request: Request<Incoming>,
+) -> Result<(Held, RequestBody), ServerError> {
+    let who = authorized.principal().ok().map(|principal| principal.id);
+    let mut place = repository.guards().requests.holder(who);
+    let waiting = Waiting::begin(&repository.metrics().requests_waiting);
+    place.grow_to(1).await;
+    drop(waiting);
+    let body = RequestBody::new(repository, who, request.into_body(), route.body_max_bytes())?;
+    Ok((place, body))
+}
 
-impl<'a> InFlight<'a> {
+/// A request that is counted; dropping it ends that.
+struct Waiting<'a>(&'a IntGauge);
+
+impl<'a> Waiting<'a> {
     fn begin(gauge: &'a IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -103,8 +120,7 @@ async fn dispatch(
         return lend::lend(repository, (peer, authorized.principal()?), request).await;
     }
     let query = request.uri().query().map(str::to_owned);
-    let who = authorized.principal().ok().map(|principal| principal.id);
-    let body = RequestBody::new(repository, who, request.into_body(), route.body_max_bytes())?;
+    let (_place, body) = begin(repository, &authorized, &route, request).await?;
     match route {
         // Has its answer already: it takes the connection, not a body.
         Route::Lend => Err(ServerError::not_found()),

@@ -374,6 +374,8 @@ async fn an_exchange_that_ends_early_at_any_byte_leaves_nothing_visible() {
     assert_eq!(visible().await, 0);
     assert_eq!(raw.ask(&commit).await.unwrap().status, 200);
     assert_eq!(visible().await, 1);
+    // Whoever ends its connection inside a body is counted.
+    assert!(refused(&server, Reason::BodyCut) > 0);
     println!("cut at each of {} and {} bytes", upload.len(), commit.len());
     drop((raw, session));
     is_well(&server, &honest).await;

@@ -126,6 +126,66 @@ async fn bodies_take_no_more_memory_than_they_may_and_nobody_takes_all_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_are_bounded_in_all_and_for_each_principal() {
+    let server = TestServer::start_with(|config| {
+        config.limits.requests = 16;
+        config.limits.rate_min = Size(0);
+    })
+    .await;
+    let (greedy, honest) = (server.writer("greedy").await, server.writer("erp").await);
+    let session = greedy.session("db").await;
+    let id = session.opened().session;
+    let (requests, metrics) = (&server.repository.guards().requests, server.repository.metrics());
+    let upload = request_of(&Route::Upload(greedy.namespace(), id), &[1, 0, 0, 0, 7]);
+    let (most, last) = upload.split_at(upload.len() - 1);
+    let is = async |in_flight: u64, waiting: i64| {
+        while (requests.held(), metrics.requests_waiting.get()) != (in_flight, waiting) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // An eighth of 16 is its own. One after the other, so that the first two are in flight.
+    let begin = async |in_flight, waiting| {
+        let mut raw = Raw::of(&server, &greedy).await;
+        raw.send(most).await.unwrap();
+        is(in_flight, waiting).await;
+        raw
+    };
+    let end = async |mut raw: Raw| {
+        raw.send(last).await.unwrap();
+        assert_eq!(raw.answer().await.unwrap().status, ErrorCode::BadEnvelope.status());
+    };
+    let (first, second) = (begin(1, 0).await, begin(2, 0).await);
+    let mut waiting = [begin(2, 1).await, begin(2, 2).await, begin(2, 3).await];
+    // Others do not wait.
+    honest.snapshot("db", &[b"beside them"]).await;
+    is(2, 3).await;
+    // Each that is answered lets one in.
+    end(first).await;
+    is(2, 2).await;
+    end(second).await;
+    is(2, 1).await;
+    // Whichever of them is in flight, all are ended before one is answered.
+    for raw in &mut waiting {
+        raw.send(last).await.unwrap();
+    }
+    for raw in &mut waiting {
+        assert_eq!(raw.answer().await.unwrap().status, ErrorCode::BadEnvelope.status());
+    }
+    is(0, 0).await;
+    drop(waiting);
+    // Each that goes does, and one that goes while it waits keeps no place when its turn comes.
+    let (first, second, third) = (begin(1, 0).await, begin(2, 0).await, begin(2, 1).await);
+    first.cut();
+    is(2, 0).await;
+    begin(2, 1).await.cut();
+    end(second).await;
+    end(third).await;
+    is(0, 0).await;
+    drop(session);
+    is_well(&server, &honest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn have_answers_that_are_never_committed_are_counted_and_end_in_lack() {
     let server = TestServer::start_with(|config| config.limits.hits_uncommitted = 20).await;
     let honest = server.writer("erp").await;

@@ -23,16 +23,25 @@ struct Office {
 }
 
 fn start() -> Served {
+    start_with("")
+}
+
+/// A server with `more` in its configuration.
+fn start_with(more: &str) -> Served {
     let mut served = Served::start();
     assert!(served.signal(Signal::TERM).success());
-    served.config = CONFIG.into();
+    served.config = [CONFIG, more].concat();
     served.serve();
     served
 }
 
 impl Office {
     fn start() -> Self {
-        let served = start();
+        Self::start_with("")
+    }
+
+    fn start_with(more: &str) -> Self {
+        let served = start_with(more);
         let kit = served.set_up().to_str().unwrap().to_owned();
         let dump = served.folder.path().join("dump");
         Self { served, kit, dump }
@@ -84,6 +93,18 @@ impl Office {
         let output = self.served.client("fresh", &words);
         assert!(output.status.success(), "{}", text(&output.stderr));
         output.stdout
+    }
+
+    /// What a snapshot has, or nothing if it is not there.
+    fn restored_or_gone(&self, snapshot: &str) -> Option<Vec<u8>> {
+        let words = ["restore", snapshot, "--kit", &self.kit, "--to", "-"];
+        let output = self.served.client("fresh", &words);
+        if output.status.success() {
+            return Some(output.stdout);
+        }
+        let said = text(&output.stderr);
+        assert!(said.contains("see `strongroom list`"), "{said}");
+        None
     }
 
     fn assert_restores_the_dump(&self, snapshot: &str) {
@@ -212,6 +233,52 @@ fn a_server_that_is_told_to_end_ends_in_order_under_its_own_work() {
     let done = remote.command(&import);
     assert!(done.status.success(), "{}", text(&done.stderr));
     assert!(remote.signal(Signal::TERM).success());
+}
+
+/// Server or client is told to end at some moment of a forget: the snapshot is gone or whole, and
+/// gone where the client said so.
+#[test]
+fn a_forget_that_is_told_to_end_has_happened_or_not() {
+    let mut office = Office::start_with("[retention]\nminimum = \"1s\"\ndefault = \"1s\"\n");
+    let made = |seed: u64| {
+        office.write(seed, 10);
+        let made = json(&ended(office.begin_backup()));
+        made["snapshot"].as_str().unwrap().to_owned()
+    };
+    let snapshots: Vec<String> = (0..12).map(made).collect();
+    let token = office.served.token(None, "operator");
+    let enrolled = office.served.client("operator", &["enroll", "--token", &token]);
+    assert!(enrolled.status.success(), "{}", text(&enrolled.stderr));
+    // The last lock ends a second after its commit.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut forgotten = 0;
+    for (round, snapshot) in (0u64..).zip(&snapshots) {
+        let words = ["forget", snapshot, "--namespace", "erp"];
+        let forget = office.begin("operator", &words);
+        std::thread::sleep(Duration::from_millis(4 * round));
+        let output = if round.is_multiple_of(3) {
+            terminate(forget)
+        } else {
+            office.end_and_serve();
+            ended(forget)
+        };
+        let (code, said) = (output.status.code(), text(&output.stderr));
+        // None: it ended before it could have done anything, as a program does that was just begun.
+        assert!(matches!(code, None | Some(0 | 7)), "round {round}: {code:?} {said}");
+        let left = office.restored_or_gone(snapshot);
+        assert!(code != Some(0) || left.is_none(), "round {round}: said to be gone, and is not");
+        if let Some(left) = left {
+            assert!(left == noise(round, 10).concat(), "round {round}");
+        }
+        // The same command again does what is left of it.
+        let again = office.served.client("operator", &words);
+        let is_done =
+            again.status.success() || text(&again.stderr).contains("see `strongroom list`");
+        assert!(is_done, "round {round}: {}", text(&again.stderr));
+        assert!(office.restored_or_gone(snapshot).is_none(), "round {round}");
+        forgotten += u32::from(code == Some(0));
+    }
+    println!("terminate: {forgotten} of {} forgets were through", snapshots.len());
 }
 
 #[test]

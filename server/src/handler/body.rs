@@ -1,6 +1,6 @@
 //! Bodies of requests: read with bounds on size, on memory, on silence and on slowness.
 //!
-//! Room in memory is taken before anything is read (`body_budget.rs`). What was handed out counts
+//! Room in memory is taken before anything is read (`budget.rs`). What was handed out counts
 //! as in memory until [`RequestBody::hand_over`] gives the room for it to somebody else.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use strongroom_protocol::error::ErrorCode;
 use strongroom_protocol::id::{PrincipalId, SealedDigest};
 use tokio::time::timeout;
 
-use crate::body_budget::{Held, PIECE_BYTES};
+use crate::budget::{Held, PIECE_BYTES};
 use crate::clock::Stopwatch;
 use crate::error::ServerError;
 use crate::handler::{bad_request, digests_of};

@@ -11,7 +11,7 @@ use strongroom_protocol::id::{NamespaceId, SessionId};
 use strongroom_protocol::limits::UPLOAD_MAX_COUNT;
 use strongroom_protocol::message::Uploaded;
 
-use crate::body_budget::Held;
+use crate::budget::Held;
 use crate::error::ServerError;
 use crate::handler::{Answer, RequestBody, bad_request, binary, blocking, digests_of, json};
 use crate::registry::Principal;

@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | policies | `backdated`, ledger key(32), record(32) | leaf u64 |
 //!
-//! One entry a minute for each primary, and as many in all as [`BACKDATED_NOTED_MAX`], so that a
-//! captured primary fills no ledger. What is not entered now is met again.
+//! So many a minute of each primary as of a principal (`guards.rs`), and [`BACKDATED_NOTED_MAX`] in
+//! all, so that a captured primary fills no ledger. What is not entered now is met again.
 
 use std::ops::ControlFlow;
 
@@ -15,6 +15,7 @@ use strongroom_protocol::id::{NamespaceId, PublicKey, RecordDigest};
 use strongroom_protocol::limits::BACKDATED_NOTED_MAX;
 
 use crate::error::ServerError;
+use crate::guards::Refused;
 use crate::replica_rows::PrimaryRow;
 use crate::repository::Repository;
 use crate::store::schema::Family;
@@ -43,8 +44,12 @@ impl Repository {
         let key = [prefix(&primary.ledger_key).as_slice(), &record.0].concat();
         if self.store.get(Family::Policies, &key)?.is_some()
             || self.is_backdated_full(&primary.ledger_key)?
-            || !self.guards.entries.is_due(primary.actor(), "backdated", self.clock.monotonic())
         {
+            return Ok(());
+        }
+        let principal = primary.actor();
+        let refusal = Refused { principal, wish: "backdated", record: Some(record) };
+        if !self.guards.entries.is_due(refusal, self.clock.monotonic()) {
             return Ok(());
         }
         self.change_primary(&primary.enrolment(), move |decision, row| {

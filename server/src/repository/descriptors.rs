@@ -20,7 +20,7 @@ use strongroom_protocol::message::DescriptorOffered;
 use strongroom_protocol::promotion::PromotionRequest;
 
 use crate::error::ServerError;
-use crate::refusals::Reason;
+use crate::guards::Refused;
 use crate::registry::{Namespace, Principal};
 use crate::replica_rows::Enrolment;
 use crate::repository::Repository;
@@ -190,10 +190,9 @@ impl Repository {
                 Ok(is_new) => Ok(Ok(DescriptorOffered { version, is_new })),
                 // The authority signed it all the same, so the refusal is entered: an outcome.
                 Err(refusal @ ServerError::Peer(_)) => {
-                    let kind = if is_newer { "does not follow" } else { "another is here" };
-                    let now = repository.clock.monotonic();
-                    if !repository.guards.entries.is_due(principal.id, kind, now) {
-                        repository.metrics.refusals.count(Reason::NotEntered);
+                    let wish = if is_newer { "does not follow" } else { "another is here" };
+                    let refused = Refused { principal: principal.id, wish, record: None };
+                    if !repository.guards.entries.is_due(refused, repository.clock.monotonic()) {
                         return Ok(Err(refusal));
                     }
                     if !is_newer {

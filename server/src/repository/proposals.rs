@@ -30,6 +30,7 @@ use strongroom_protocol::message::{ClockWish, Decide, HexBytes, Outcome, Proposa
 use strongroom_protocol::proposal::{Approval, Operation, Verdict};
 
 use crate::error::ServerError;
+use crate::guards::Refused;
 use crate::registry::Principal;
 use crate::repository::Repository;
 use crate::repository::retention::{Found, refused_by};
@@ -56,8 +57,11 @@ impl Repository {
             let found = Found::look_up(decision.store, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept_from_lift(decision.moment()) {
-                let wish = Wish::ForgetGovernance;
-                decision.enter(actor, id, Event::Refused { record, wish, lock });
+                let refused = Refused { principal: actor, wish: "lift", record: Some(record) };
+                if repository.guards.entries.is_due(refused, repository.clock.monotonic()) {
+                    let wish = Wish::ForgetGovernance;
+                    decision.enter(actor, id, Event::Refused { record, wish, lock });
+                }
                 return Ok(Err(refused_by(kept, &lock)));
             }
             let is_free = lock.kept(decision.moment()).is_none();

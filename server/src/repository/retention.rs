@@ -23,6 +23,7 @@ use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::{FOREVER, Kept, Lock, Moment, RetentionError};
 
 use crate::error::{Refusal, ServerError};
+use crate::guards::Refused;
 use crate::lock::{Tree, ahead_of, lock_tree, node_lock_end};
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
@@ -43,6 +44,7 @@ impl Repository {
     ) -> Result<LockState, ServerError> {
         let (registry, principal) = (self.registry.clone(), principal.clone());
         let (actor, id, record) = (principal.id, *namespace, *record);
+        let (entries, at) = (self.guards.entries.clone(), self.clock.monotonic());
         self.lock_ahead_of(&id, &record, |policy, source, lock, now| {
             lock.extended(&policy.rule_for(source), now, wish.lock_wanted, wish.mode).ok()
         })?;
@@ -59,8 +61,12 @@ impl Repository {
                     Ok(Ok(LockState { record, lock }))
                 }
                 Err(error @ (RetentionError::Shortens | RetentionError::LowersMode)) => {
-                    let event = Event::Refused { record, wish: Wish::Shorten, lock: old };
-                    decision.enter(actor, namespace.row.namespace, event);
+                    let refused =
+                        Refused { principal: actor, wish: "shorten", record: Some(record) };
+                    if entries.is_due(refused, at) {
+                        let event = Event::Refused { record, wish: Wish::Shorten, lock: old };
+                        decision.enter(actor, namespace.row.namespace, event);
+                    }
                     Ok(Err(refused_wish(error)))
                 }
                 Err(error) => Err(refused_wish(error)),

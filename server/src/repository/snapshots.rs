@@ -15,6 +15,7 @@ use strongroom_protocol::record::Record;
 use strongroom_protocol::retention::Moment;
 
 use crate::error::ServerError;
+use crate::guards::Refused;
 use crate::registry::{Namespace, Principal};
 use crate::repository::Repository;
 use crate::repository::commit::{SNAPSHOT_COUNTER, read_counter};
@@ -149,14 +150,18 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let (registry, principal) = (self.registry.clone(), principal.clone());
         let (actor, id, record) = (principal.id, *namespace, *digest);
+        let (entries, now) = (self.guards.entries.clone(), self.clock.monotonic());
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
             let found = Found::look_up(decision.store, &namespace, &record)?;
             let lock = found.row.lock;
             if let Some(kept) = lock.kept(decision.moment()) {
                 // The refusal is entered, so it is an outcome, not an error.
-                let event = Event::Refused { record, wish: Wish::Forget, lock };
-                decision.enter(actor, namespace.row.namespace, event);
+                let refused = Refused { principal: actor, wish: "forget", record: Some(record) };
+                if entries.is_due(refused, now) {
+                    let event = Event::Refused { record, wish: Wish::Forget, lock };
+                    decision.enter(actor, namespace.row.namespace, event);
+                }
                 return Ok(Err(refused_by(kept, &lock)));
             }
             forget_found(decision, actor, &namespace, &found, 0)?;

@@ -1,9 +1,9 @@
-//! Memory for bodies of requests: one budget for the whole server, and a share for each principal.
+//! Room that requests share: one budget for the whole server, and a share of it for each principal,
+//! so that none keeps the others out. Strangers are one principal here.
 //!
-//! Room is taken **before** bytes are read, for as much as one read may bring, and given back as
-//! they leave memory. Whoever finds no room waits, and reads nothing meanwhile, so that TCP holds
-//! the sender. A principal gets a quarter of the budget at most, so none keeps the others out;
-//! strangers are one principal here.
+//! There are two: memory for bodies, in bytes, and requests in flight. Room is taken **before**
+//! anything is read: for a body, as much as one read may bring, given back as it leaves memory.
+//! Whoever finds no room waits, and reads nothing meanwhile, so that TCP holds the sender.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,14 +11,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use strongroom_protocol::id::PrincipalId;
-use strongroom_protocol::limits::{BODY_BYTES_MIN, BODY_SHARE};
 use tokio::sync::Notify;
 
 /// A read of a connection brings at most so much.
 pub const PIECE_BYTES: usize = 128 * 1024;
 
 /// The budget.
-pub struct BodyBudget {
+pub struct Budget {
     most: u64,
     share: u64,
     state: Mutex<State>,
@@ -34,34 +33,32 @@ struct State {
 
 /// Room that one request has; dropping it gives it back.
 pub struct Held {
-    budget: Arc<BodyBudget>,
+    budget: Arc<Budget>,
     /// Nobody, for strangers.
     holder: Option<PrincipalId>,
-    bytes: u64,
+    room: u64,
 }
 
-impl BodyBudget {
-    /// So many bytes; `gauge` shows what is taken.
-    pub fn new(most: u64, gauge: IntGauge) -> Self {
-        // A share holds one envelope at least, or an upload could never go on.
-        let share = (most / BODY_SHARE).max(BODY_BYTES_MIN / 2);
+impl Budget {
+    /// Room for `most`, of which a holder has `share`; `gauge` shows what is taken.
+    pub fn new(most: u64, share: u64, gauge: IntGauge) -> Self {
         Self { most, share, state: Mutex::default(), freed: Notify::new(), gauge }
     }
 
     /// No room yet, for a request of `holder`.
     pub fn holder(self: &Arc<Self>, holder: Option<PrincipalId>) -> Held {
-        Held { budget: self.clone(), holder, bytes: 0 }
+        Held { budget: self.clone(), holder, room: 0 }
     }
 
-    /// Bytes that are taken.
+    /// How much is taken.
     pub fn held(&self) -> u64 {
         self.state.lock().held
     }
 
-    fn take(&self, holder: Option<PrincipalId>, bytes: u64) -> bool {
+    fn take(&self, holder: Option<PrincipalId>, more: u64) -> bool {
         let mut state = self.state.lock();
-        let own = state.by_holder.get(&holder).copied().unwrap_or(0).saturating_add(bytes);
-        let all = state.held.saturating_add(bytes);
+        let own = state.by_holder.get(&holder).copied().unwrap_or(0).saturating_add(more);
+        let all = state.held.saturating_add(more);
         if all > self.most || own > self.share {
             return false;
         }
@@ -71,14 +68,14 @@ impl BodyBudget {
         true
     }
 
-    fn give_back(&self, holder: Option<PrincipalId>, bytes: u64) {
-        if bytes == 0 {
+    fn give_back(&self, holder: Option<PrincipalId>, less: u64) {
+        if less == 0 {
             return;
         }
         let mut state = self.state.lock();
-        state.held = state.held.saturating_sub(bytes);
+        state.held = state.held.saturating_sub(less);
         if let Some(own) = state.by_holder.get_mut(&holder) {
-            *own = own.saturating_sub(bytes);
+            *own = own.saturating_sub(less);
             if *own == 0 {
                 state.by_holder.remove(&holder);
             }
@@ -95,40 +92,40 @@ impl BodyBudget {
 
 impl Held {
     /// Makes the room so large at least, if there is as much.
-    pub fn try_grow_to(&mut self, bytes: u64) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
+    pub fn try_grow_to(&mut self, room: u64) -> bool {
+        let more = room.saturating_sub(self.room);
         if more > 0 && !self.budget.take(self.holder, more) {
             return false;
         }
-        self.bytes = self.bytes.max(bytes);
+        self.room = self.room.max(room);
         true
     }
 
     /// The same, and waits as long as there is not.
-    pub async fn grow_to(&mut self, bytes: u64) {
+    pub async fn grow_to(&mut self, room: u64) {
         loop {
             let budget = self.budget.clone();
             let mut freed = std::pin::pin!(budget.freed.notified());
             // From here on nothing that is given back is missed.
             freed.as_mut().enable();
-            if self.try_grow_to(bytes) {
+            if self.try_grow_to(room) {
                 return;
             }
             freed.await;
         }
     }
 
-    /// A part of the room, for whoever has the bytes from now on.
-    pub fn split_off(&mut self, bytes: u64) -> Self {
-        let bytes = bytes.min(self.bytes);
-        self.bytes = self.bytes.saturating_sub(bytes);
-        Self { budget: self.budget.clone(), holder: self.holder, bytes }
+    /// A part of the room, for whoever has what is in it from now on.
+    pub fn split_off(&mut self, room: u64) -> Self {
+        let room = room.min(self.room);
+        self.room = self.room.saturating_sub(room);
+        Self { budget: self.budget.clone(), holder: self.holder, room }
     }
 
     /// Makes the room so large at most.
-    pub fn shrink_to(&mut self, bytes: u64) {
-        self.budget.give_back(self.holder, self.bytes.saturating_sub(bytes));
-        self.bytes = self.bytes.min(bytes);
+    pub fn shrink_to(&mut self, room: u64) {
+        self.budget.give_back(self.holder, self.room.saturating_sub(room));
+        self.room = self.room.min(room);
     }
 }
 
@@ -144,13 +141,13 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn budget(most: u64) -> Arc<BodyBudget> {
-        Arc::new(BodyBudget::new(most, IntGauge::new("held", "held").unwrap()))
+    fn budget(most: u64, share: u64) -> Arc<Budget> {
+        Arc::new(Budget::new(most, share, IntGauge::new("held", "held").unwrap()))
     }
 
     #[test]
     fn nobody_gets_more_than_a_share_and_all_together_no_more_than_there_is() {
-        let budget = budget(64 * MIB);
+        let budget = budget(64 * MIB, 16 * MIB);
         let mut held: Vec<Held> =
             (0..5).map(|number| budget.holder(Some(PrincipalId([number; 16])))).collect();
         assert!(!held[0].try_grow_to(16 * MIB + 1));
@@ -173,9 +170,9 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_no_room_gets_it_when_there_is() {
-        let budget = budget(BODY_BYTES_MIN);
+        let budget = budget(2 * MIB, MIB);
         let (mut one, mut other) = (budget.holder(None), budget.holder(None));
-        one.grow_to(BODY_BYTES_MIN / 2).await;
+        one.grow_to(MIB).await;
         let waiting = tokio::spawn(async move {
             other.grow_to(1).await;
             other
@@ -184,6 +181,6 @@ mod tests {
         assert!(!waiting.is_finished());
         one.shrink_to(3);
         let other = waiting.await.unwrap();
-        assert_eq!((one.bytes, other.bytes, budget.held()), (3, 1, 4));
+        assert_eq!((one.room, other.room, budget.held()), (3, 1, 4));
     }
 }
