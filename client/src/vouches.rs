@@ -3,9 +3,9 @@
 //!
 //! A ledger names a principal's signing key when the principal is enrolled (entries 4 and 29). Each
 //! roll-over (entry 39) must carry the word of the signing key of before for the keys that it
-//! names, given for this very server. So whoever wrote the ledger cannot put a key of its own in the place
-//! of a principal's without that being seen here. The server's own TLS keys (entry 40) are vouched
-//! for by the ledger key, as every entry is; their numbers rise by one, from the first.
+//! names, given for this very server. So whoever wrote the ledger cannot put a key of its own in
+//! the place of a principal's without that being seen here. The server's own TLS keys (entry 40)
+//! are vouched for by the ledger key, as every entry is; their numbers rise by one, from the first.
 
 use std::collections::HashMap;
 

@@ -473,7 +473,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 40] = [
+    const KINDS: [(u8, usize); 41] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -514,6 +514,7 @@ mod tests {
         (39, 144),
         (40, 40),
         (41, 72),
+        (42, 76),
     ];
 
     /// An entry whose fields hold nothing but ones, which all of them allow.

@@ -2,6 +2,7 @@
 //! each crash, in both directions; and what an auditor sees of keys that roll over.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use hyper::Request;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
 use strongroom_client::audit;
 use strongroom_client::error::ExitCode;
 use strongroom_client::history;
@@ -36,6 +38,7 @@ use crate::gc::noise;
 use crate::harness::{Actor, DAY, TestServer, label, two_sites};
 use crate::line::Line;
 use crate::lying_server::Trick;
+use crate::programs::{Served, json, text};
 use crate::replica::{
     add, events, follow, quick, replica, snapshots, status, synced, token_at, until,
 };
@@ -521,4 +524,70 @@ async fn a_repair_only_primarys_keys_roll_over_too() {
     until("goes on", || status(&replica, "office").state == FollowState::RepairOnly).await;
     assert_eq!((alarms(&primary), status(&replica, "office").trouble), (0, String::new()));
     assert_eq!(code(&primary, &old).await, Some(ErrorCode::KeysRolled));
+}
+
+/// Waits until the replica has all that the primary's ledger says; gives what it says of itself.
+fn in_sync(replica: &Served) -> String {
+    for _ in 0..600 {
+        let said = json(&replica.command(&["replica", "status", "--json"]));
+        if said["primaries"][0]["state"] == "in_sync" {
+            return text(&replica.command(&["replica", "status"]).stdout);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("never in sync: {}", text(&replica.command(&["replica", "status"]).stdout));
+}
+
+/// How often a key that was rolled over was shown to a server since it was started.
+fn alarms_of(server: &Served) -> usize {
+    let metrics = server.probe("/metrics").unwrap();
+    metrics.lines().filter(|line| line.contains("code=\"keys_rolled\"")).count()
+}
+
+#[test]
+fn servers_that_are_killed_while_their_keys_roll_over_go_on_without_an_alarm() {
+    let (mut primary, mut replica) = (Served::start(), Served::start());
+    let token = primary.token(None, "replica");
+    let added = replica.command(&["replica", "add", "--token", &token, "--name", "office"]);
+    assert!(added.status.success(), "{}", text(&added.stderr));
+    in_sync(&replica);
+    let keys = replica.data().join("keys/primaries/office/keys.pem");
+    let first = std::fs::read(&keys).unwrap();
+    for kill in 0..9u64 {
+        let mut rolling = replica.prepared(&["replica", "roll", "office"]);
+        let mut rolling = rolling.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(5 + kill * 4));
+        match kill % 3 {
+            2 => {
+                assert_eq!(alarms_of(&primary), 0, "before kill {kill}");
+                primary.signal(Signal::KILL);
+                rolling.wait().unwrap();
+                primary.serve();
+            }
+            _ => {
+                replica.signal(Signal::KILL);
+                // A command that found no server opens the folder itself.
+                rolling.wait().unwrap();
+                replica.serve();
+            }
+        }
+        in_sync(&replica);
+        assert_eq!(alarms_of(&primary), 0, "after kill {kill}");
+    }
+    // By command, while it runs and while it does not.
+    let roll = |replica: &Served| {
+        let done = replica.command(&["replica", "roll", "office"]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        text(&done.stdout)
+    };
+    assert_eq!(roll(&replica), "office knows this server by new keys from now on\n");
+    let second = std::fs::read(&keys).unwrap();
+    replica.signal(Signal::TERM);
+    roll(&replica);
+    let third = std::fs::read(&keys).unwrap();
+    assert!(first != second && second != third);
+    replica.serve();
+    let said = in_sync(&replica);
+    assert!(said.contains("keys made ") && !said.contains("KEYS"), "{said}");
+    assert_eq!(alarms_of(&primary), 0);
 }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! They are written before they are enrolled. *Crash before the enrolment: the next `replica add`
-//! or `feed add` of that name uses them. Crash after it: the same token is answered again, because the
-//! keys are the same.*
+//! or `feed add` of that name uses them. Crash after it: the same token is answered again, because
+//! the keys are the same.*
 
 use std::path::{Path, PathBuf};
 
