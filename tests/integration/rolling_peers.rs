@@ -370,7 +370,16 @@ async fn keys_roll_over_while_a_pull_runs_and_nothing_of_it_is_lost() {
     line.rate(0);
     synced(&replica, &primary, "office").await;
     assert_eq!(snapshots(&replica, &writer.namespace()).len(), 1);
-    assert_eq!((rolled(&primary).len(), alarms(&primary)), (3, 0));
+    // Looks that are on their way for long: none of them arrives with a key of before.
+    line.round_trip(Duration::from_millis(80));
+    for _ in 0..4 {
+        keys_before.push(keys(&replica, false));
+        roll(&replica, false).await.unwrap();
+    }
+    line.round_trip(Duration::ZERO);
+    writer.snapshot("db", &[b"later"]).await;
+    synced(&replica, &primary, "office").await;
+    assert_eq!((rolled(&primary).len(), alarms(&primary)), (7, 0));
     let text = String::from_utf8(replica.repository.metrics().render().unwrap()).unwrap();
     assert!(!text.contains("strongroom_replica_failures_total{"), "no look failed");
     let newest = keys_before.pop().unwrap();
@@ -553,10 +562,14 @@ fn servers_that_are_killed_while_their_keys_roll_over_go_on_without_an_alarm() {
     in_sync(&replica);
     let keys = replica.data().join("keys/primaries/office/keys.pem");
     let first = std::fs::read(&keys).unwrap();
+    let (next, mut in_the_middle) = (keys.with_file_name("next.pem"), 0);
     for kill in 0..9u64 {
         let mut rolling = replica.prepared(&["replica", "roll", "office"]);
         let mut rolling = rolling.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(5 + kill * 4));
+        while !next.exists() && rolling.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        std::thread::sleep(Duration::from_micros(kill * 500));
         match kill % 3 {
             2 => {
                 assert_eq!(alarms_of(&primary), 0, "before kill {kill}");
@@ -568,12 +581,14 @@ fn servers_that_are_killed_while_their_keys_roll_over_go_on_without_an_alarm() {
                 replica.signal(Signal::KILL);
                 // A command that found no server opens the folder itself.
                 rolling.wait().unwrap();
+                in_the_middle += u64::from(next.exists());
                 replica.serve();
             }
         }
         in_sync(&replica);
         assert_eq!(alarms_of(&primary), 0, "after kill {kill}");
     }
+    assert!(in_the_middle > 0, "no kill met a roll-over");
     // By command, while it runs and while it does not.
     let roll = |replica: &Served| {
         let done = replica.command(&["replica", "roll", "office"]);
