@@ -63,6 +63,7 @@ mod seed;
 mod seed_kill;
 mod sets;
 mod ship;
+mod short_lists;
 mod standing;
 mod strange_clients;
 mod terminate;

@@ -44,7 +44,7 @@ impl Repository {
     ) -> Result<LockState, ServerError> {
         let (registry, principal) = (self.registry.clone(), principal.clone());
         let (actor, id, record) = (principal.id, *namespace, *record);
-        let (entries, at) = (self.guards.entries.clone(), self.clock.monotonic());
+        let (entries, clock) = (self.guards.entries.clone(), self.clock.clone());
         self.lock_ahead_of(&id, &record, |policy, source, lock, now| {
             lock.extended(&policy.rule_for(source), now, wish.lock_wanted, wish.mode).ok()
         })?;
@@ -63,7 +63,7 @@ impl Repository {
                 Err(error @ (RetentionError::Shortens | RetentionError::LowersMode)) => {
                     let refused =
                         Refused { principal: actor, wish: "shorten", record: Some(record) };
-                    if entries.is_due(refused, at) {
+                    if entries.is_due(refused, clock.monotonic()) {
                         let event = Event::Refused { record, wish: Wish::Shorten, lock: old };
                         decision.enter(actor, namespace.row.namespace, event);
                     }

@@ -150,7 +150,7 @@ impl Repository {
     ) -> Result<(), ServerError> {
         let (registry, principal) = (self.registry.clone(), principal.clone());
         let (actor, id, record) = (principal.id, *namespace, *digest);
-        let (entries, now) = (self.guards.entries.clone(), self.clock.monotonic());
+        let (entries, clock) = (self.guards.entries.clone(), self.clock.clone());
         self.writer.decide(move |decision| {
             let namespace = registry.standing(&principal, &id)?;
             let found = Found::look_up(decision.store, &namespace, &record)?;
@@ -158,7 +158,7 @@ impl Repository {
             if let Some(kept) = lock.kept(decision.moment()) {
                 // The refusal is entered, so it is an outcome, not an error.
                 let refused = Refused { principal: actor, wish: "forget", record: Some(record) };
-                if entries.is_due(refused, now) {
+                if entries.is_due(refused, clock.monotonic()) {
                     let event = Event::Refused { record, wish: Wish::Forget, lock };
                     decision.enter(actor, namespace.row.namespace, event);
                 }

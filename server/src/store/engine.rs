@@ -89,6 +89,9 @@ pub(super) fn meta_options(poison: &Arc<Poison>) -> Options {
     options.set_max_total_wal_size(LOG_MAX_BYTES);
     options.set_wal_bytes_per_sync(BYTES_PER_SYNC);
     options.set_max_background_jobs(2);
+    // All families are written out together, so that the list of files describes one moment: where
+    // its last records are lost, an end of history is, and the ledger is shorter than `HEAD` says.
+    options.set_atomic_flush(true);
     options.add_event_listener(BackgroundErrors(poison.clone()));
     options
 }
