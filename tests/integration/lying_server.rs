@@ -56,6 +56,10 @@ pub struct Lies {
     pub withheld: Mutex<HashSet<SealedDigest>>,
     /// Records that it shows under digests.
     pub records: Mutex<HashMap<RecordDigest, Vec<u8>>>,
+    /// Questions that [`Trick::SlowProof`] has not answered yet.
+    held: AtomicU32,
+    /// Requests for new keys that came while there were such questions.
+    pub rolls_beside: AtomicU32,
     trick: Mutex<Option<Trick>>,
 }
 
@@ -74,6 +78,8 @@ pub enum Trick {
     Silence,
     /// The last envelope is missing.
     FewerEnvelopes,
+    /// Proofs come after a while.
+    SlowProof,
     /// A request for new keys is carried out, and never answered.
     RollUnanswered,
     /// It is not even carried out.
@@ -224,6 +230,17 @@ async fn trick(
         (Route::Consistency(_), Some(Trick::EndlessProof))
         | (Route::Record(..), Some(Trick::EndlessRecord)) => {
             Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
+        }
+        (Route::Consistency(_), Some(Trick::SlowProof)) => {
+            lies.held.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            lies.held.fetch_sub(1, Ordering::SeqCst);
+            Err(request)
+        }
+        (Route::RollKeys, Some(Trick::SlowProof)) => {
+            let held = lies.held.load(Ordering::SeqCst);
+            lies.rolls_beside.fetch_add(held, Ordering::SeqCst);
+            Err(request)
         }
         (Route::RollKeys, Some(Trick::RollUnanswered)) => {
             drop(serve(repository.clone(), peer.clone(), request).await.unwrap());
