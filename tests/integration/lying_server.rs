@@ -57,7 +57,7 @@ pub struct Lies {
     /// Records that it shows under digests.
     pub records: Mutex<HashMap<RecordDigest, Vec<u8>>>,
     /// Questions that [`Trick::SlowProof`] has not answered yet.
-    held: AtomicU32,
+    pub held: AtomicU32,
     /// Requests for new keys that came while there were such questions.
     pub rolls_beside: AtomicU32,
     trick: Mutex<Option<Trick>>,

@@ -383,9 +383,9 @@ async fn no_question_of_a_pull_waits_for_its_answer_while_keys_roll_over() {
     let (primary, replica, writer) = two_sites(quick).await;
     let lies = follow_captured(&replica, &primary).await;
     synced(&replica, &primary, "office").await;
-    // Now a look is under way nearly always.
     lies.play(Some(Trick::SlowProof));
     for _ in 0..4 {
+        until("asked", || lies.held.load(Ordering::SeqCst) > 0).await;
         roll(&replica, false).await.unwrap();
     }
     assert_eq!(lies.rolls_beside.load(Ordering::SeqCst), 0);
