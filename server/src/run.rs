@@ -62,7 +62,7 @@ impl BoundServer {
         let scrubbing = tokio::spawn(scrub_when_due(repository.clone(), stopped.clone()));
         let replication = tokio::spawn(replica::run(repository.clone(), stopped.clone()));
         let feeding = tokio::spawn(feed::run(repository.clone(), stopped.clone()));
-        let rolling = tokio::spawn(replica::rolling::run(repository.clone(), stopped.clone()));
+        let rolling = tokio::spawn(replica::key_age::run(repository.clone(), stopped.clone()));
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);

@@ -231,26 +231,40 @@ async fn trick(
         | (Route::Record(..), Some(Trick::EndlessRecord)) => {
             Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
         }
-        (Route::Consistency(_), Some(Trick::SlowProof)) => {
-            lies.held.fetch_add(1, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            lies.held.fetch_sub(1, Ordering::SeqCst);
-            Err(request)
-        }
-        (Route::RollKeys, Some(Trick::SlowProof)) => {
-            let held = lies.held.load(Ordering::SeqCst);
-            lies.rolls_beside.fetch_add(held, Ordering::SeqCst);
-            Err(request)
-        }
-        (Route::RollKeys, Some(Trick::RollUnanswered)) => {
-            drop(serve(repository.clone(), peer.clone(), request).await.unwrap());
-            std::future::pending().await
-        }
-        (_, Some(Trick::Silence)) | (Route::RollKeys, Some(Trick::RollUnheard)) => {
-            std::future::pending().await
+        (_, Some(Trick::Silence)) => std::future::pending().await,
+        (route, Some(trick)) => {
+            trick_with_keys(repository, lies, peer, (route, trick), request).await
         }
         _ => Err(request),
     }
+}
+
+/// The same, of tricks while keys roll over.
+async fn trick_with_keys(
+    repository: &Arc<Repository>,
+    lies: &Lies,
+    peer: &Peer,
+    about: (Route, Trick),
+    request: Request<Incoming>,
+) -> Result<Played, Request<Incoming>> {
+    match about {
+        (Route::Consistency(_), Trick::SlowProof) => {
+            lies.held.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            lies.held.fetch_sub(1, Ordering::SeqCst);
+        }
+        (Route::RollKeys, Trick::SlowProof) => {
+            let held = lies.held.load(Ordering::SeqCst);
+            lies.rolls_beside.fetch_add(held, Ordering::SeqCst);
+        }
+        (Route::RollKeys, Trick::RollUnanswered) => {
+            drop(serve(repository.clone(), peer.clone(), request).await.unwrap());
+            return std::future::pending().await;
+        }
+        (Route::RollKeys, Trick::RollUnheard) => std::future::pending().await,
+        _ => {}
+    }
+    Err(request)
 }
 
 fn read_all(

@@ -5,8 +5,8 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `dialling`, `peer`, `rolling`, `enrol`, `source`, `follow`,
-//! `descriptors`, `pending`, `tree`, `import`, `repair`.
+//! Reading order: `keys`, `throttle`, `dialling`, `peer`, `rolling`, `key_age`, `enrol`, `source`,
+//! `follow`, `descriptors`, `pending`, `tree`, `import`, `repair`.
 
 mod descriptors;
 mod dialling;
@@ -14,6 +14,7 @@ pub mod enrol;
 pub mod error;
 mod follow;
 pub mod import;
+pub mod key_age;
 pub mod keys;
 pub mod peer;
 mod pending;
@@ -242,7 +243,9 @@ async fn settle(
     if let Err(error) = &outcome {
         repository.metrics().replica.failures.with_label_values(&[name.as_str()]).inc();
         let before = repository.followers().progress(name).trouble;
-        if before != trouble {
+        if before != trouble && error.is_rolled_over() {
+            rolling::alarm(name);
+        } else if before != trouble {
             tracing::warn!(primary = %name, %error, "a primary could not be followed");
         }
     }
