@@ -5,17 +5,42 @@
 //! retention is the same number of seconds whenever it is asked for; months, which are not, have no
 //! unit.
 
+use std::fmt;
 use std::ops::Range;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use strongroom_protocol::id::Label;
 use strongroom_protocol::retention::{FOREVER, Lock};
+use zeroize::Zeroizing;
 
 use crate::error::ClientError;
 
 const UNITS: [(char, u64); 6] =
     [('y', 365 * 86_400), ('w', 7 * 86_400), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+
+/// A token as it was typed, or `@FILE`. It is never printed, and wiped when it is dropped.
+#[derive(Clone)]
+pub struct TokenWord(Zeroizing<String>);
+
+impl TokenWord {
+    /// What was typed.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for TokenWord {
+    fn from(typed: String) -> Self {
+        Self(Zeroizing::new(typed))
+    }
+}
+
+impl fmt::Debug for TokenWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenWord(..)")
+    }
+}
 
 /// Reads a duration; the result is in seconds.
 pub fn parse_duration(text: &str) -> Result<u64, String> {
@@ -117,11 +142,11 @@ pub fn end_text(end_seconds: Option<u64>) -> String {
 }
 
 /// Reads an age identity file: comment lines and `AGE-SECRET-KEY-1...` lines.
-pub fn identities_in(text: &str) -> Result<Vec<zeroize::Zeroizing<String>>, ClientError> {
+pub fn identities_in(text: &str) -> Result<Vec<Zeroizing<String>>, ClientError> {
     let lines = text.lines().map(str::trim);
     let identities: Vec<_> = lines
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| zeroize::Zeroizing::new(line.to_owned()))
+        .map(|line| Zeroizing::new(line.to_owned()))
         .collect();
     if identities.is_empty() {
         return Err(ClientError::Usage(

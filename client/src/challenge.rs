@@ -17,7 +17,7 @@ use crate::session::Session;
 
 /// Challenges that are spread over the expected number of answers; the rest of
 /// [`CHALLENGES_MAX`] is for sources that have grown.
-const WANTED: u64 = 48;
+pub const WANTED: u64 = 48;
 
 /// Picks the answers to challenge.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use strongroom_protocol::id::Label;
 
-use crate::arguments::{parse_percent, parse_range};
+use crate::arguments::{TokenWord, parse_percent, parse_range};
 use crate::audit_cli::Audit;
 use crate::key_cli::{Key, NewKeys};
 use crate::options::{Global, Reading, TreeChoice, Until};
@@ -143,7 +143,7 @@ the exit code is not 0.";
 pub struct Enroll {
     /// From `strongroomd token`; @FILE reads it from a file
     #[arg(long, value_name = "TOKEN")]
-    pub token: String,
+    pub token: TokenWord,
     /// Name of this machine for people [default: its host name]
     #[arg(long)]
     pub name: Option<String>,

@@ -12,7 +12,9 @@ use strongroom_protocol::proposal::Verdict;
 use strongroom_protocol::role::Role;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::token::{Scope, Token};
+use zeroize::Zeroizing;
 
+use crate::arguments::TokenWord;
 use crate::audit_commands;
 use crate::backup::{self, BackupOptions, CacheUse};
 use crate::cli::{Backup, Cli, Command, Enroll, Forget, List, Restore, Setup, Ship, Show, Verify};
@@ -288,13 +290,14 @@ async fn status(output: &Output) -> Result<(), ClientError> {
     output.emit(&status, || format!("{}{}\n", status_text(&status.server), key_age_text(made, due)))
 }
 
-fn read_token(text: &str) -> Result<Token, ClientError> {
+fn read_token(word: &TokenWord) -> Result<Token, ClientError> {
+    let text = word.as_str();
     let text = match text.strip_prefix('@') {
         Some(path) => {
-            let bytes = durable::read(Path::new(path), TOKEN_FILE_MAX_BYTES)?;
-            String::from_utf8_lossy(&bytes).into_owned()
+            let bytes = Zeroizing::new(durable::read(Path::new(path), TOKEN_FILE_MAX_BYTES)?);
+            Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
         }
-        None => text.to_owned(),
+        None => Zeroizing::new(text.to_owned()),
     };
     Token::from_text(&text)
         .map_err(|error| ClientError::Usage(format!("{error}: copy the whole token")))

@@ -157,8 +157,8 @@ pub fn sign_record(
 ) -> Result<Record, ClientError> {
     let block = KeyBlock {
         body_digest: *blake3::hash(&body.encode()).as_bytes(),
-        plaintext_key: *keys.plaintext().plaintext_key(),
-        root_h: root.h.0,
+        plaintext_key: (*keys.plaintext().plaintext_key()).into(),
+        root_h: root.h.0.into(),
         private,
     };
     let contents = descriptor.contents();

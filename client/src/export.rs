@@ -163,6 +163,38 @@ fn damaged(what: &str) -> ClientError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secrecy::{is_wiped, wipes};
+
+    const _: () = wipes::<Fields>();
+
+    /// Neither a key of the machine nor of anybody else is in it: the convergence secret is all.
+    #[test]
+    fn an_export_has_one_secret_which_is_wiped() {
+        let Export {
+            secret,
+            namespace_name: _,
+            namespace: _,
+            epoch: _,
+            descriptor_version: _,
+            servers: _,
+            ledger_key: _,
+        } = export();
+        is_wiped(&secret);
+        let text = export().to_text().unwrap();
+        let keys: Vec<&str> =
+            text.lines().filter_map(|line| line.split_once(" = ").map(|(key, _)| key)).collect();
+        let known = [
+            "version",
+            "namespace_name",
+            "namespace",
+            "epoch",
+            "convergence_secret",
+            "descriptor_version",
+            "servers",
+            "ledger_key",
+        ];
+        assert_eq!(keys, known);
+    }
 
     fn export() -> Export {
         Export {

@@ -258,6 +258,15 @@ mod tests {
     use std::collections::HashSet;
 
     const NAMESPACE: NamespaceId = NamespaceId([2; 32]);
+    const _: () = crate::secrecy::wipes::<Derived>();
+
+    #[test]
+    fn the_keys_of_an_epoch_are_wiped() {
+        let EpochKeys { plaintext, record_key } = keys(1, NAMESPACE, 1);
+        let PlaintextKeys(derived) = plaintext;
+        crate::secrecy::is_wiped(&*derived);
+        crate::secrecy::is_wiped(&record_key);
+    }
 
     fn keys(secret: u8, namespace: NamespaceId, epoch: u32) -> EpochKeys {
         EpochKeys::derive(&ConvergenceSecret::from_bytes([secret; 32]), &namespace, epoch)

@@ -362,6 +362,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const _: () = crate::secrecy::wipes::<Fields>();
+
     fn kit() -> Kit {
         let authority_key = SigningKey::from_bytes(&[1; 32]);
         Kit {

@@ -113,4 +113,7 @@ pub mod terminal;
 pub mod fuzzing;
 
 #[cfg(test)]
+mod secrecy;
+
+#[cfg(test)]
 mod vectors;

@@ -265,9 +265,28 @@ fn signing_key(text: &str) -> Result<SigningKey, NamespaceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secrecy::{is_wiped, wipes};
     use strongroom_protocol::descriptor::VerifiedDescriptor;
 
     const LEDGER_KEY: PublicKey = PublicKey([4; 32]);
+    const _: () = wipes::<Pending>();
+
+    #[test]
+    fn the_secrets_of_a_new_namespace_are_wiped() {
+        let NewNamespace {
+            authority,
+            access_key,
+            identity,
+            secret,
+            wrapped_secret: _,
+            options: _,
+            recipients: _,
+        } = NewNamespace::generate(options()).unwrap();
+        is_wiped(&authority);
+        is_wiped(&access_key);
+        is_wiped(&identity);
+        is_wiped(&secret);
+    }
 
     fn options() -> NamespaceOptions {
         let (_, recipient) = age_file::generate_identity();

@@ -25,7 +25,7 @@ use strongroom_protocol::limits::CONTROL_MAX_BYTES;
 use strongroom_protocol::message::KeysRolled;
 use strongroom_protocol::roll::{NewKeys, RollRequest};
 use strongroom_protocol::route::Route;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::clock;
 use crate::connection::Connection;
@@ -96,20 +96,13 @@ pub struct NextKeys {
 }
 
 /// The file `next-keys`.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 struct NextKeysText {
     made_seconds: u64,
     signing_key: String,
     tls_certificate: String,
     tls_key: String,
-}
-
-impl Drop for NextKeysText {
-    fn drop(&mut self) {
-        self.signing_key.zeroize();
-        self.tls_key.zeroize();
-    }
 }
 
 impl NextKeys {
@@ -190,6 +183,8 @@ pub fn request(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const _: () = crate::secrecy::wipes::<NextKeysText>();
 
     #[test]
     fn next_keys_come_back_from_their_text() {

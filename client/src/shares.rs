@@ -377,10 +377,19 @@ fn line_check(split: &[u8; 8], number: u8, at: usize, bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::kit::CheckpointFloor;
+    use crate::secrecy::{is_wiped, wipes};
     use ed25519_dalek::SigningKey;
     use strongroom_protocol::id::{NamespaceId, PublicKey};
 
     const TODAY: Date = jiff::civil::date(2026, 2, 3);
+    const _: () = wipes::<Fields>();
+
+    #[test]
+    fn the_secret_in_a_share_is_wiped() {
+        let share = split(&kit(1), 3, 2, TODAY).unwrap().remove(0);
+        let Share { value, public: _, split: _, number: _, shares: _, threshold: _ } = share;
+        is_wiped(&value);
+    }
 
     fn kit(seed: u8) -> Kit {
         let authority_key = SigningKey::from_bytes(&[seed; 32]);

@@ -15,13 +15,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
 };
 use strongroom_protocol::id::TlsKeyDigest;
 use strongroom_protocol::roll::POINT_BYTES;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::clock;
 use crate::error::ClientError;
@@ -35,13 +36,22 @@ pub enum Pin {
     Unknown,
 }
 
-/// The client's own TLS key with its self-signed certificate.
+/// The client's own TLS key with its self-signed certificate. The key is wiped when this is
+/// dropped; the TLS library has it in a form of its own, as long as a connection may be made.
 pub struct TlsIdentity {
     certificate_pem: String,
     key_pem: Zeroizing<String>,
     certificate: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
 }
+
+impl Drop for TlsIdentity {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for TlsIdentity {}
 
 impl TlsIdentity {
     /// A new ECDSA P-256 key.
@@ -122,7 +132,7 @@ impl TlsIdentity {
     fn self_signed(key: &rcgen::KeyPair) -> Result<Self, ClientError> {
         let parameters = rcgen::CertificateParams::new(vec!["strongroom".into()]).map_err(bug)?;
         let certificate = parameters.self_signed(key).map_err(bug)?;
-        Self::from_pem(&certificate.pem(), &key.serialize_pem())
+        Self::from_pem(&certificate.pem(), &Zeroizing::new(key.serialize_pem()))
     }
 }
 
@@ -144,13 +154,16 @@ pub fn client_config_of(
 ) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(provider());
     let verifier = Arc::new(PinVerifier { pin, provider: provider.clone() });
+    // Not by a copy of the key, which nobody would wipe.
+    let key = aws_lc_rs::sign::any_supported_type(&identity.key).map_err(bug)?;
+    let shown = CertifiedKey::new(vec![identity.certificate.clone()], key);
+    shown.keys_match().map_err(bug)?;
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(WallTime))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(bug)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())
-        .map_err(bug)?;
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)

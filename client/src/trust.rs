@@ -268,7 +268,7 @@ impl ReadAccess {
         };
         let is_bound = tolerate(check, unverified)?.is_some();
         let is_verified = is_chained && is_bound;
-        let keys = PlaintextKeys::from_plaintext_key(key_block.plaintext_key);
+        let keys = PlaintextKeys::from_plaintext_key(*key_block.plaintext_key);
         Ok(OpenRecord { digest, record, key_block, keys, is_verified })
     }
 
@@ -345,7 +345,7 @@ impl OpenRecord {
         let private = &self.key_block.private;
         NodeChild {
             digest: self.record.body.root,
-            h: PlaintextHash(self.key_block.root_h),
+            h: PlaintextHash(*self.key_block.root_h),
             plaintext_bytes: private.plaintext_bytes.saturating_add(private.catalogue_bytes),
         }
     }

@@ -330,8 +330,8 @@ fn signed_objects() {
     let body = record_body();
     let key_block = KeyBlock {
         body_digest: *blake3::hash(&body.encode()).as_bytes(),
-        plaintext_key: *keys().plaintext_key(),
-        root_h: [0xbb; 32],
+        plaintext_key: (*keys().plaintext_key()).into(),
+        root_h: [0xbb; 32].into(),
         private: private_fields(),
     };
     let encoded_body = body.encode();
@@ -526,7 +526,7 @@ fn ledger_objects() {
 fn enrolment_objects() {
     let token = Token {
         id: TokenId([1; 16]),
-        secret: [2; 32],
+        secret: [2; 32].into(),
         tls_key: TlsKeyDigest([3; 32]),
         ledger_key_digest: [4; 32],
         scope: Scope::New("erp".parse().unwrap()),

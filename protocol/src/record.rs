@@ -16,6 +16,7 @@
 use ed25519_dalek::SigningKey;
 use std::fmt;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::certificate::{CERTIFICATE_BYTES, WriterCertificate};
 use crate::codec::{DecodeError, Reader, Writer};
@@ -127,9 +128,9 @@ pub struct KeyBlock {
     /// BLAKE3 of the encoded body: ties the keys to the record.
     pub body_digest: [u8; 32],
     /// The epoch's plaintext key, from which chunk and node keys follow.
-    pub plaintext_key: [u8; 32],
+    pub plaintext_key: Zeroizing<[u8; 32]>,
     /// Keyed hash of the root node.
-    pub root_h: [u8; 32],
+    pub root_h: Zeroizing<[u8; 32]>,
     /// What the snapshot is, in the user's words.
     pub private: PrivateFields,
 }
@@ -281,7 +282,7 @@ impl KeyBlock {
     pub fn encode(&self) -> Vec<u8> {
         let private = &self.private;
         let mut out = Writer::with_magic(KEY_BLOCK_MAGIC);
-        out.raw(&self.body_digest).raw(&self.plaintext_key).raw(&self.root_h);
+        out.raw(&self.body_digest).raw(&*self.plaintext_key).raw(&*self.root_h);
         out.bytes(private.host.as_bytes());
         write_texts(&mut out, &private.command);
         write_texts(&mut out, &private.paths);
@@ -297,8 +298,8 @@ impl KeyBlock {
         reader.magic(KEY_BLOCK_MAGIC)?;
         let block = Self {
             body_digest: reader.array()?,
-            plaintext_key: reader.array()?,
-            root_h: reader.array()?,
+            plaintext_key: Zeroizing::new(reader.array()?),
+            root_h: Zeroizing::new(reader.array()?),
             private: PrivateFields {
                 host: reader.text(NAME_MAX_BYTES)?.to_owned(),
                 command: read_texts(&mut reader)?,

@@ -139,4 +139,27 @@ mod tests {
         drop(long);
         assert!(readers.idle_pieces.lock().is_empty());
     }
+
+    #[test]
+    fn readers_have_a_bound_in_all_and_one_for_each_principal() {
+        let readers = Arc::new(Readers::default());
+        let enter = |number: u8| readers.enter(PrincipalId([number; 16]));
+        let is_refused = |outcome: Result<ReadingPlace, ServerError>| {
+            let error = outcome.err().expect("one more than there may be");
+            assert_eq!(error.refusal().code, ErrorCode::TooMany);
+        };
+        let first: Vec<_> = (0..READERS_PER_PRINCIPAL_MAX).map(|_| enter(1).unwrap()).collect();
+        is_refused(enter(1));
+        let mut others = Vec::new();
+        for number in 2.. {
+            let Ok(place) = enter(number) else { break };
+            others.push(place);
+        }
+        assert_eq!(readers.count(), READERS_MAX);
+        is_refused(enter(2));
+        drop(first);
+        drop(enter(1).unwrap());
+        drop(others);
+        assert_eq!(readers.count(), 0);
+    }
 }

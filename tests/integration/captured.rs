@@ -157,7 +157,7 @@ async fn what_is_heard_on_the_line_names_nothing_and_replayed_does_nothing() {
     let envelope = &tree.chunks[1][500..524];
     let digest = digests(&tree.chunks)[1];
     let secrets: [&[u8]; 6] =
-        [b"payroll", b"salaries", &token.secret, &record.0, &digest.0, envelope];
+        [b"payroll", b"salaries", &*token.secret, &record.0, &digest.0, envelope];
     for secret in secrets {
         for stream in [&asked, &answered] {
             assert!(!stream.windows(secret.len()).any(|window| window == secret));

@@ -41,6 +41,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::harness::{Actor, TestServer, label, refused_with, unpack_dumps};
 use crate::line::Line;
+use crate::programs::{Served, text};
 use crate::replica::{events, follow, quick, replica, restored, snapshots, status, synced, until};
 
 fn feeder_token(replica: &TestServer, name: &str) -> Token {
@@ -301,6 +302,30 @@ async fn the_key_that_dials_alone_is_lent_nothing() {
     assert_eq!(code, Some(ErrorCode::NotAllowed));
     lent(&primary, 4).await;
     assert_eq!(status(&replica, "office").addresses, "it dials; 4 connections");
+}
+
+/// By the real program, whose log can be read.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_that_dials_alone_is_an_alarm_in_the_log() {
+    let (primary, other, served) =
+        (TestServer::start().await, TestServer::start().await, Served::start());
+    let made = served.command(&["token", "--role", "feeder", "--name", "office"]);
+    let token = Token::from_text(&text(&made.stdout)).unwrap();
+    try_feed(&primary, &token, "vault").await.unwrap();
+    let log = || std::fs::read_to_string(served.folder.path().join("log")).unwrap();
+    lent(&primary, 4).await;
+    assert!(!log().contains("ALARM"), "{}", log());
+    let (folder, vault) = (primary.repository.folder(), label("vault"));
+    let stranger = Stranger {
+        keys: PeerKeys::load(folder, Whom::Feed(&vault)).unwrap(),
+        pin: token.tls_key,
+        address: served.address().parse().unwrap(),
+        ledger: other.repository.clone(),
+    };
+    let code = stranger.code(&Route::Lend, Some(LEND_PROTOCOL)).await;
+    assert_eq!(code, Some(ErrorCode::NotAllowed));
+    let alarm = "ALARM: somebody lends a connection with a primary's key and without its ledger";
+    until("an alarm", || log().contains(alarm)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -166,3 +166,43 @@ fn a_kit_is_printed_anew_split_and_joined() {
     assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(&fresh).unwrap());
     assert!(restored(&served, &to, &made) == std::fs::read(&day0).unwrap());
 }
+
+#[test]
+fn a_kit_is_checked_against_the_newest_backup() {
+    let served = Served::start();
+    let kit = served.set_up();
+    let [day0, day1, _] = unpack_dumps(served.folder.path());
+    let check = |kit: &Path| served.client("fresh", &["key", "kit", "check", "--kit", path(kit)]);
+    // Nothing to open yet.
+    assert_ne!(check(&kit).status.code(), Some(0));
+    json(&served.client("home", &["--json", "backup", "erp", path(&day0)]));
+    let newest = json(&served.client("home", &["--json", "backup", "erp", path(&day1)]));
+    let words = ["--json", "key", "kit", "check", "--kit", path(&kit)];
+    let found = json(&served.client("fresh", &words));
+    assert_eq!((&found["snapshot"], &found["source"]), (&newest["snapshot"], &"erp".into()));
+    // One whose identity is no recipient any more opens the newest no longer, and says so.
+    let (_, friend) = generate_identity();
+    let own = std::fs::read_to_string(&kit).unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("identity = \"")).unwrap();
+    let own = strongroom_client::age_file::recipient_of(own.trim_end_matches('"')).unwrap();
+    done(served.client("home", &recipients(&kit, &["add", &friend])));
+    done(served.client("home", &[&recipients(&kit, &["remove", &own])[..], &["--force"]].concat()));
+    json(&served.client("home", &["--json", "backup", "erp", path(&day0)]));
+    refused(&check(&kit), 5, "identity");
+}
+
+#[test]
+fn showing_keys_that_were_rolled_over_is_an_alarm_in_the_log() {
+    let served = Served::start();
+    served.set_up();
+    let folder = served.folder.path();
+    crate::harness::copy_folder(&folder.join("home"), &folder.join("stolen"));
+    let log = || std::fs::read_to_string(folder.join("log")).unwrap();
+    done(served.client("home", &["key", "roll", "--now"]));
+    assert!(!log().contains("ALARM"), "{}", log());
+    let back_up = ["backup", "erp", "/etc/hostname"];
+    let thief = served.client("stolen", &back_up);
+    refused(&thief, 6, "rolled over");
+    assert!(log().contains("ALARM: somebody uses a key that was rolled over"), "{}", log());
+    done(served.client("home", &back_up));
+}

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ed25519_dalek::SigningKey;
 use strongroom_client::age_file::generate_identity;
 use strongroom_client::enroll::{self, EnrollOptions};
 use strongroom_client::error::{ClientError, ExitCode};
@@ -256,8 +257,11 @@ async fn losing_kit_and_server_leaves_what_another_recipient_reads_from_the_repl
     let bytes = restored(&access.unwrap(), first.snapshot).await;
     assert!(bytes == std::fs::read(&day0).unwrap());
     // Without the authority key the replica takes no backups: a new namespace is made there.
-    let refused = writer.profile.client(&replica.connect()).unwrap();
-    drop(refused);
+    let mut own = offer::next_after(&writer.kept_descriptor()).unwrap();
+    own.ledger_keys = vec![replica.repository.keys().ledger_public()];
+    let thief = SigningKey::from_bytes(&[66; 32]);
+    let error = promote(&replica, &own.sign(&thief)).unwrap_err();
+    assert!(error.contains("signature"), "{error}");
     let mut anew = replica.writer("erp-after").await;
     anew.backup("db", &day0).await.unwrap();
 }

@@ -233,6 +233,55 @@ mod tests {
         }
     }
 
+    /// Somebody who may write there makes a link of a folder and a folder of a link, at any moment.
+    #[test]
+    fn nothing_leaves_the_root_however_often_folder_and_link_are_swapped() {
+        use rustix::fs::{RenameFlags, renameat_with};
+        use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+        for has_openat2 in [true, false] {
+            let (outside, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            std::fs::write(outside.path().join("secret"), b"x").unwrap();
+            std::fs::create_dir(folder.path().join("place")).unwrap();
+            symlink(outside.path(), folder.path().join("link")).unwrap();
+            let (is_done, swaps) = (AtomicBool::new(false), AtomicU32::new(0));
+            let (mut made, mut refused) = (0, 0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let root = openat(CWD, folder.path(), FOLDER, Mode::empty()).unwrap();
+                    while !is_done.load(Ordering::SeqCst) {
+                        let flags = RenameFlags::EXCHANGE;
+                        renameat_with(&root, "place", &root, "link", flags).unwrap();
+                        swaps.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+                for number in 0.. {
+                    let path = format!("place/{number}");
+                    // No folder is remembered from the time before.
+                    let mut root = confined(folder.path(), has_openat2);
+                    let outcomes = [
+                        root.make_file(path.as_bytes()).is_ok(),
+                        root.again().make_folder(format!("{path}-folder").as_bytes()).is_ok(),
+                        root.again()
+                            .make_symbolic_link(format!("{path}-link").as_bytes(), b"x")
+                            .is_ok(),
+                        root.again().remove(b"place/secret").is_ok(),
+                        root.again().present_file(b"place/secret").is_ok_and(|file| file.is_some()),
+                    ];
+                    assert!(!outcomes[4], "a file outside was opened");
+                    made += outcomes.iter().filter(|is_made| **is_made).count();
+                    refused += outcomes.iter().filter(|is_made| !**is_made).count();
+                    let is_enough = number >= 500 && made > 100 && refused > 600;
+                    if is_enough && swaps.load(Ordering::SeqCst) > 500 {
+                        break;
+                    }
+                }
+                is_done.store(true, Ordering::SeqCst);
+            });
+            assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+            assert!(outside.path().join("secret").exists());
+        }
+    }
+
     #[test]
     fn files_with_other_names_are_not_written_to() {
         let folder = tempfile::tempdir().unwrap();

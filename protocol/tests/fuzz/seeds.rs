@@ -327,8 +327,8 @@ fn frames() -> Seeds {
 fn key_block() -> KeyBlock {
     KeyBlock {
         body_digest: [1; 32],
-        plaintext_key: [2; 32],
-        root_h: [3; 32],
+        plaintext_key: [2; 32].into(),
+        root_h: [3; 32].into(),
         private: PrivateFields {
             host: "erp-1".into(),
             command: vec!["pg_dump".into(), "erp".into()],
@@ -486,7 +486,7 @@ fn tokens() -> Seeds {
     ];
     let token = |role: Role, scope: Scope| Token {
         id: TokenId([1; 16]),
-        secret: [2; 32],
+        secret: [2; 32].into(),
         tls_key: TlsKeyDigest([3; 32]),
         ledger_key_digest: [4; 32],
         scope,

@@ -29,6 +29,8 @@ pub struct RequestBody {
     held: Held,
     /// Bytes that were handed out and are in memory.
     kept: u64,
+    /// It stopped, was too slow or was cut off: that is counted once.
+    has_failed: bool,
     refusals: Refusals,
 }
 
@@ -57,6 +59,7 @@ impl RequestBody {
             waiting: Waiting::new(limits.floor()),
             held: repository.guards().bodies.holder(principal),
             kept: 0,
+            has_failed: false,
             refusals: repository.metrics().refusals.clone(),
         })
     }
@@ -95,8 +98,11 @@ impl RequestBody {
         }
     }
 
-    /// Reads and forgets what is left, for at most `time`.
+    /// Reads and forgets what is left, for at most `time`. Of a body that failed nothing is left.
     pub async fn drain(&mut self, time: Duration) {
+        if self.has_failed {
+            return;
+        }
         // Nothing of it is kept, so it needs no room.
         drop(self.hand_over(0));
         let rest = async { while let Ok(Some(_)) = self.frame().await {} };
@@ -146,22 +152,25 @@ impl RequestBody {
             match frame {
                 Ok(frame) => return frame.transpose().map_err(|_| self.cut_off()),
                 Err(_) if silent >= self.idle => {
-                    self.refusals.count(Reason::BodySilent);
-                    return Err(bad_request("the body stopped arriving"));
+                    return Err(self.failed(Reason::BodySilent, "the body stopped arriving"));
                 }
                 Err(_) => {}
             }
         }
     }
 
-    fn too_slow(&self) -> ServerError {
-        self.refusals.count(Reason::BodySlow);
-        bad_request("the body arrives too slowly")
+    fn too_slow(&mut self) -> ServerError {
+        self.failed(Reason::BodySlow, "the body arrives too slowly")
     }
 
-    fn cut_off(&self) -> ServerError {
-        self.refusals.count(Reason::BodyCut);
-        bad_request("the body was cut off")
+    fn cut_off(&mut self) -> ServerError {
+        self.failed(Reason::BodyCut, "the body was cut off")
+    }
+
+    fn failed(&mut self, reason: Reason, message: &str) -> ServerError {
+        self.has_failed = true;
+        self.refusals.count(reason);
+        bad_request(message)
     }
 }
 

@@ -74,11 +74,11 @@ impl Repository {
             );
         }
         let scope = self.scope_of(&request)?;
-        let secret = random_bytes()?;
+        let secret: [u8; 32] = random_bytes()?;
         let now_seconds = self.clock.wall_ms() / 1000;
         let token = Token {
             id: TokenId(random_bytes()?),
-            secret,
+            secret: secret.into(),
             tls_key: self.keys.tls_key_digest(),
             ledger_key_digest: *blake3::hash(&self.keys.ledger_public().0).as_bytes(),
             scope: scope.clone(),
