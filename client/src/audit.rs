@@ -24,6 +24,7 @@ use crate::proof_file::{
 use crate::snapshot;
 use crate::transport::Body;
 use crate::trust::{ReadAccess, find_namespace};
+use crate::vouches::VouchCheck;
 
 /// One entry; the objects that `--json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,6 +64,10 @@ pub struct LedgerSummary {
     pub tile_count: u64,
     /// Commits among the entries.
     pub commit_count: u64,
+    /// Roll-overs of principals' keys, each of which the key before vouched for.
+    pub vouched_count: u64,
+    /// Number of the server's newest TLS key; they rise by one.
+    pub tls_serial: u64,
     /// Entries of a newer server, whose words this program does not know.
     pub unknown_count: u64,
     /// How long it took, in milliseconds.
@@ -170,10 +175,17 @@ pub async fn verify(
     let client = history::connect(profile, connect).await?;
     let reader = LedgerReader::new(client, newest(profile)?);
     let (mut commit_count, mut unknown_count) = (0u64, 0u64);
-    let mut count = |_: u64, bytes: &[u8]| {
+    let mut keys = VouchCheck::new(profile.settings().ledger_key);
+    // It is told after the check that the entries are what was signed.
+    let mut unvouched = None;
+    let mut count = |index: u64, bytes: &[u8]| {
         match Entry::decode(bytes) {
-            Ok(entry) if matches!(entry.event, Event::Committed { .. }) => commit_count += 1,
-            Ok(_) => {}
+            Ok(entry) => {
+                commit_count += u64::from(matches!(entry.event, Event::Committed { .. }));
+                if unvouched.is_none() {
+                    unvouched = keys.take(index, &entry).err();
+                }
+            }
             Err(_) => unknown_count += 1,
         }
         Ok(())
@@ -188,6 +200,9 @@ pub async fn verify(
             seen.size
         )));
     }
+    if let Some(error) = unvouched {
+        return Err(error);
+    }
     let head = reader.head();
     Ok(LedgerSummary {
         size: head.size,
@@ -196,6 +211,8 @@ pub async fn verify(
         remembered_size,
         tile_count: check.tile_count,
         commit_count,
+        vouched_count: keys.vouched_count(),
+        tls_serial: keys.tls_serial(),
         unknown_count,
         elapsed_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
     })

@@ -30,12 +30,15 @@ pub fn ledger_text(summary: &LedgerSummary) -> String {
     };
     format!(
         "the ledger holds: {} entries, {} of them commits\nevery entry and tile leads to the \
-         signed root {}\nit continues the {} entries that were seen here before\norigin {}\n\
-         {unknown}{} tiles in {}.{:02} s\n",
+         signed root {}\nit continues the {} entries that were seen here before\n{} times keys \
+         were rolled over, vouched for by those before; the server's TLS key is number {}\norigin \
+         {}\n{unknown}{} tiles in {}.{:02} s\n",
         HumanCount(summary.size),
         HumanCount(summary.commit_count),
         summary.root,
         HumanCount(summary.remembered_size),
+        HumanCount(summary.vouched_count),
+        summary.tls_serial,
         summary.origin,
         HumanCount(summary.tile_count),
         summary.elapsed_ms / 1000,

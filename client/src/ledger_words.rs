@@ -47,6 +47,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::KeysRolled { .. } => "keys_rolled",
         Event::TlsKeyRolled { .. } => "tls_key_rolled",
         Event::PeerKeyFollowed { .. } => "peer_key_followed",
+        Event::RecordRefused { .. } => "record_refused",
         Event::Damaged { .. } => "damaged",
         Event::Repaired { .. } => "repaired",
         Event::Scrubbed { .. } => "scrubbed",
@@ -62,7 +63,8 @@ pub fn record_of(event: &Event) -> Option<RecordDigest> {
         | Event::RecordRead { record }
         | Event::Retained { record, .. }
         | Event::HoldPlaced { record, .. }
-        | Event::HoldReleased { record, .. } => Some(*record),
+        | Event::HoldReleased { record, .. }
+        | Event::RecordRefused { record, .. } => Some(*record),
         _ => None,
     }
 }
@@ -257,6 +259,11 @@ fn key_words(event: &Event) -> String {
             "met TLS key number {serial} of server {} ({}), which its ledger key vouched for",
             short(&ledger_key.0),
             short(&tls_key.0)
+        ),
+        Event::RecordRefused { ledger_key, record, leaf, epoch } => format!(
+            "REFUSED snapshot {record} of primary {}: it stands at entry {leaf} there, where epoch \
+             {epoch} had begun",
+            short(&ledger_key.0)
         ),
         other => damage_words(other),
     }

@@ -92,6 +92,7 @@ pub mod ledger_words;
 pub mod proof_file;
 pub mod prune;
 pub mod retention;
+pub mod vouches;
 
 pub mod arguments;
 pub mod audit_cli;

@@ -472,8 +472,8 @@ fn later_events(record: RecordDigest, rule: RetentionRule, lock: Lock) -> Vec<Ev
     ]
 }
 
-/// Events of keys that roll over.
-fn key_events() -> [Event; 3] {
+/// Events of keys that roll over, and of epochs.
+fn key_events() -> [Event; 4] {
     [
         Event::KeysRolled {
             principal: PRINCIPAL,
@@ -486,6 +486,12 @@ fn key_events() -> [Event; 3] {
             ledger_key: PublicKey([33; 32]),
             tls_key: TlsKeyDigest([5; 32]),
             serial: 62,
+        },
+        Event::RecordRefused {
+            ledger_key: PublicKey([33; 32]),
+            record: RecordDigest([63; 32]),
+            leaf: 64,
+            epoch: 65,
         },
     ]
 }

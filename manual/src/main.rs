@@ -73,7 +73,7 @@ const CLIENT_EXAMPLES: [&str; 39] = [
     "strongroom audit statement 4711 --profile audit",
 ];
 
-const SERVER_EXAMPLES: [&str; 34] = [
+const SERVER_EXAMPLES: [&str; 36] = [
     "strongroomd init --data /var/lib/strongroom --host backup.example.com",
     "strongroomd serve --data /var/lib/strongroom --config /etc/strongroom/server.toml",
     "strongroomd token --data /var/lib/strongroom --namespace erp --role backup",
@@ -92,11 +92,13 @@ const SERVER_EXAMPLES: [&str; 34] = [
     "strongroomd replica resume --data /var/lib/strongroom first",
     "strongroomd replica only --data /var/lib/strongroom first --namespaces erp,files",
     "strongroomd replica take-again --data /var/lib/strongroom first --namespace erp",
+    "strongroomd replica roll --data /var/lib/strongroom first",
     "strongroomd replica remove --data /var/lib/strongroom first",
     "strongroomd feed add --data /var/lib/strongroom --token @token.txt --name offsite",
     "strongroomd feed list --data /var/lib/strongroom",
     "strongroomd feed pause --data /var/lib/strongroom offsite",
     "strongroomd feed resume --data /var/lib/strongroom offsite",
+    "strongroomd feed roll --data /var/lib/strongroom offsite",
     "strongroomd feed remove --data /var/lib/strongroom offsite",
     "strongroomd scrub run --data /var/lib/strongroom",
     "strongroomd scrub status --data /var/lib/strongroom",

@@ -206,7 +206,7 @@ fn write_newer_event(out: &mut Writer, event: &Event) {
     }
 }
 
-/// Events of keys that roll over.
+/// Events of keys that roll over, and of epochs.
 fn write_key_event(out: &mut Writer, event: &Event) {
     match event {
         Event::KeysRolled { principal, tls_key, signing_key, vouch } => {
@@ -217,6 +217,9 @@ fn write_key_event(out: &mut Writer, event: &Event) {
         }
         Event::PeerKeyFollowed { ledger_key, tls_key, serial } => {
             out.u8(41).raw(&ledger_key.0).raw(&tls_key.0).u64(*serial);
+        }
+        Event::RecordRefused { ledger_key, record, leaf, epoch } => {
+            out.u8(42).raw(&ledger_key.0).raw(&record.0).u64(*leaf).u32(*epoch);
         }
         later => write_damage_event(out, later),
     }
@@ -398,6 +401,12 @@ fn read_key_event(reader: &mut Reader<'_>, code: u8) -> Result<Event, DecodeErro
             tls_key: TlsKeyDigest(reader.array()?),
             serial: reader.u64()?,
         },
+        42 => Event::RecordRefused {
+            ledger_key: PublicKey(reader.array()?),
+            record: RecordDigest(reader.array()?),
+            leaf: reader.u64()?,
+            epoch: reader.u32()?,
+        },
         code => return read_damage_event(reader, code),
     })
 }
@@ -464,7 +473,7 @@ mod tests {
     use super::*;
 
     /// Each kind of event with the number of bytes behind its code, as docs/format.md has them.
-    const KINDS: [(u8, usize); 40] = [
+    const KINDS: [(u8, usize); 41] = [
         (1, 80),
         (2, 25),
         (3, 65),
@@ -505,6 +514,7 @@ mod tests {
         (39, 144),
         (40, 40),
         (41, 72),
+        (42, 76),
     ];
 
     /// An entry whose fields hold nothing but ones, which all of them allow.

@@ -322,6 +322,18 @@ pub enum Event {
         /// The key's number there.
         serial: u64,
     },
+    /// 42: a primary's ledger has a record behind the descriptor that had ended the record's epoch;
+    /// it was not taken over.
+    RecordRefused {
+        /// The primary.
+        ledger_key: PublicKey,
+        /// The record.
+        record: RecordDigest,
+        /// Its place in the primary's ledger.
+        leaf: u64,
+        /// The epoch that had begun there.
+        epoch: u32,
+    },
     /// 30: envelopes of the namespace cannot be read back as they were written.
     Damaged {
         /// How many.

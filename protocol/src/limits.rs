@@ -144,6 +144,8 @@ pub const BODY_BYTES_MIN: u64 = 16 * 1024 * 1024;
 pub const REQUEST_SHARE: u64 = 8;
 /// A principal's bodies take this part of the memory for bodies at most.
 pub const BODY_SHARE: u64 = 4;
+/// Most records of one primary that are entered as taken after their epoch had ended.
+pub const BACKDATED_NOTED_MAX: u32 = 1024;
 /// A refusal is entered in the ledger once in so many seconds for each principal and snapshot,
 pub const REFUSED_ENTRY_SECONDS: u64 = 60;
 /// and at most so many of one principal in that time.

@@ -23,7 +23,7 @@ pub enum Role {
     SecurityOfficer,
     /// Copies namespaces to another server.
     Replica,
-    /// Lends its connections to a server that follows it, and nothing else.
+    /// Lends its connections to a server that follows it; rolls its own key over; nothing else.
     Feeder,
 }
 
@@ -190,7 +190,7 @@ impl Role {
                 C::ReadLedger,
                 C::RollKeys,
             ],
-            Self::Feeder => &[C::LendConnection],
+            Self::Feeder => &[C::LendConnection, C::RollKeys],
         }
     }
 

@@ -25,6 +25,9 @@ use crate::replica;
 use crate::replica::enrol::NewPrimary;
 use crate::replica::error::ReplicaError;
 use crate::replica::import::NewImport;
+use crate::replica::key_age::{with_feed_keys, with_keys};
+use crate::replica::keys::Whom;
+use crate::replica::rolling::roll_named;
 use crate::repository::Repository;
 use crate::repository::enrolment::TokenRequest;
 use crate::scrub;
@@ -108,8 +111,11 @@ fn execute_replica(
             AdminAnswer::Primaries { primaries: repository.primary_statuses()? }
         }
         AdminRequest::ReplicaStatus => {
-            AdminAnswer::Following { primaries: repository.primary_statuses()? }
+            let primaries = with_keys(repository, repository.primary_statuses()?);
+            AdminAnswer::Following { primaries }
         }
+        AdminRequest::ReplicaRoll { name } => roll(repository, Whom::Primary(&name))?,
+        AdminRequest::FeedRoll { name } => roll(repository, Whom::Feed(&name))?,
         AdminRequest::ReplicaPause { name, is_paused } => {
             repository.pause_primary(&name, is_paused)?;
             AdminAnswer::Done
@@ -130,7 +136,9 @@ fn execute_replica(
             let add = |stop| feed::enrol::add(repository, &token, name, stop);
             AdminAnswer::FeedAdded { name: run_unstopped(add)? }
         }
-        AdminRequest::FeedList => AdminAnswer::Feeds { feeds: repository.feed_statuses()? },
+        AdminRequest::FeedList => {
+            AdminAnswer::Feeds { feeds: with_feed_keys(repository, repository.feed_statuses()?) }
+        }
         AdminRequest::FeedPause { name, is_paused } => {
             repository.pause_feed(&name, is_paused)?;
             AdminAnswer::Done
@@ -142,6 +150,12 @@ fn execute_replica(
         // The others are carried out by the caller.
         other => return Err(ServerError::Bug(format!("no such command: {other:?}"))),
     })
+}
+
+/// Rolls over the keys with which this server is enrolled at another.
+fn roll(repository: &Arc<Repository>, whom: Whom<'_>) -> Result<AdminAnswer, ServerError> {
+    let name = run_unstopped(|stop| roll_named(repository, whom, stop))?;
+    Ok(AdminAnswer::PeerKeysRolled { name })
 }
 
 fn collection_status(repository: &Repository) -> Result<AdminAnswer, ServerError> {
@@ -205,6 +219,8 @@ pub fn ask(folder: &Path, request: &AdminRequest) -> Result<Option<AdminAnswer>,
             | AdminRequest::Scrub
             | AdminRequest::Export { .. }
             | AdminRequest::Import { .. }
+            | AdminRequest::ReplicaRoll { .. }
+            | AdminRequest::FeedRoll { .. }
     );
     let timeout = (!is_long).then_some(ANSWER_TIMEOUT);
     stream.set_read_timeout(timeout).map_err(fail)?;

@@ -116,6 +116,11 @@ pub enum AdminRequest {
         /// Its name here.
         name: Label,
     },
+    /// Roll over the keys with which this server is enrolled at one that it follows.
+    ReplicaRoll {
+        /// Its name here.
+        name: Label,
+    },
     /// Lend connections to a server that follows this one.
     FeedAdd {
         /// Made by that server, for role `feeder`.
@@ -134,6 +139,11 @@ pub enum AdminRequest {
     },
     /// Lend nothing to a server any more.
     FeedRemove {
+        /// Its name here.
+        name: Label,
+    },
+    /// Roll over the keys with which this server dials one that it lends to.
+    FeedRoll {
         /// Its name here.
         name: Label,
     },
@@ -266,6 +276,11 @@ pub enum AdminAnswer {
     Imported {
         /// What that did.
         report: ImportReport,
+    },
+    /// Another server knows this one by other keys.
+    PeerKeysRolled {
+        /// That server's name here.
+        name: Label,
     },
     /// Another TLS key is shown.
     TlsKeyRolled {

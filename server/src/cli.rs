@@ -440,6 +440,9 @@ fn print_replica(answer: &AdminAnswer) {
         AdminAnswer::ReplicaAdded { name } => {
             say(&format!("primary {name} is followed while the server runs\n"));
         }
+        AdminAnswer::PeerKeysRolled { name } => {
+            say(&format!("{name} knows this server by new keys from now on\n"));
+        }
         AdminAnswer::FeedAdded { name } => {
             say(&format!("connections are lent to {name} while the server runs\n"));
         }

@@ -107,6 +107,8 @@ pub struct KeysConfig {
     pub tls_age: Period,
     /// A client's keys of this age do nothing any more but be rolled over; 0 is no bound.
     pub principal_age: Period,
+    /// Its keys at other servers are rolled over before they are so old; 0 is never.
+    pub peer_age: Period,
 }
 
 /// Lending connections to servers that follow this one.
@@ -283,7 +285,8 @@ impl Default for KeysConfig {
     /// Clients roll their keys over after a year, less a month: two years are for those that were
     /// off for long.
     fn default() -> Self {
-        Self { tls_age: Period::seconds(365 * DAY), principal_age: Period::seconds(2 * 365 * DAY) }
+        let year = Period::seconds(365 * DAY);
+        Self { tls_age: year, principal_age: Period::seconds(2 * 365 * DAY), peer_age: year }
     }
 }
 
@@ -345,11 +348,9 @@ impl Config {
         if !(0.01..=1.0).contains(&config.scrub.pace) {
             return Err("scrub.pace: must be between 0.01 and 1".into());
         }
-        let ages = [config.keys.tls_age, config.keys.principal_age];
+        let ages = [config.keys.tls_age, config.keys.principal_age, config.keys.peer_age];
         if ages.iter().any(|age| (1..DAY).contains(&age.0.as_secs())) {
-            return Err(
-                "keys: tls_age and principal_age must be 0, for none, or at least 1d".into()
-            );
+            return Err("keys: each age must be 0, for none, or at least 1d".into());
         }
         config.replica.check()?;
         if config.feed.connections == 0 || config.feed.connections > LENT_CONNECTIONS_MAX {
@@ -508,6 +509,7 @@ mod tests {
         assert!(Config::parse("[gc]\nquarantine = \"23h\"").is_err());
         assert!(Config::parse("[gc]\npace = 0").is_err());
         assert!(Config::parse("[keys]\ntls_age = \"23h\"").is_err());
+        assert!(Config::parse("[keys]\npeer_age = \"23h\"").is_err());
         assert!(Config::parse("[keys]\ntls_age = \"0s\"").is_ok());
         assert!(Config::parse("[scrub]\ninterval = \"1s\"").is_err());
         assert!(Config::parse("[scrub]\npace = 2").is_err());

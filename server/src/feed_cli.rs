@@ -7,7 +7,7 @@ use crate::admin_messages::AdminRequest;
 use crate::error::ServerError;
 use crate::feeds::FeedStatus;
 use crate::folder::Folder;
-use crate::replica_cli::text_of;
+use crate::replica_cli::{keys_text, text_of};
 
 /// What can be done about servers that this one dials, and that follow it.
 #[derive(Debug, Subcommand)]
@@ -46,6 +46,14 @@ pub enum FeedCommand {
         /// Its name, as `feed list` prints it
         name: Label,
     },
+    /// Roll over the key with which this server dials there now
+    Roll {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name, as `feed list` prints it
+        name: Label,
+    },
     /// Lend a server nothing any more, and revoke it here; what it has stays there
     Remove {
         /// On which folder
@@ -70,6 +78,7 @@ impl FeedCommand {
             Self::Resume { folder, name } => {
                 (folder, AdminRequest::FeedPause { name, is_paused: false })
             }
+            Self::Roll { folder, name } => (folder, AdminRequest::FeedRoll { name }),
             Self::Remove { folder, name } => (folder, AdminRequest::FeedRemove { name }),
         })
     }
@@ -95,5 +104,5 @@ pub fn feed_text(feed: &FeedStatus, instant: fn(u64) -> String) -> String {
     if !feed.trouble.is_empty() {
         text.push_str(&format!("  trouble          {}\n", feed.trouble));
     }
-    text
+    text + &keys_text(feed.keys_ms, &feed.keys_trouble, instant)
 }

@@ -29,6 +29,8 @@ pub struct FeedRow {
     pub principal: PrincipalId,
     /// Nothing is lent while it is set.
     pub is_paused: bool,
+    /// What this server is there, of role `feeder`; not known where an older version enrolled it.
+    pub enrolled_as: Option<PrincipalId>,
 }
 
 /// How lending to one server goes, in memory.
@@ -63,6 +65,12 @@ pub struct FeedStatus {
     pub lent_ms: u64,
     /// What went wrong last, in plain words.
     pub trouble: String,
+    /// When the keys were made with which this server dials there, milliseconds since 1970.
+    #[serde(default)]
+    pub keys_ms: Option<u64>,
+    /// What is wrong with the age of these keys, in plain words.
+    #[serde(default)]
+    pub keys_trouble: String,
 }
 
 /// How lending to all servers goes.
@@ -109,19 +117,20 @@ impl FeedRow {
 
     /// The value.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::with_magic(b"RFD2");
+        let mut out = Writer::with_magic(b"RFD3");
         out.bytes(self.name.as_str().as_bytes()).bytes(self.addresses.as_bytes());
         out.raw(&self.tls_key.0).raw(&self.ledger_key.0).raw(&self.principal.0);
         out.bool(self.is_paused).u64(self.tls_serial);
+        out.raw(&self.enrolled_as.unwrap_or(PrincipalId::LOCAL).0);
         out.finish()
     }
 
     /// Reads the value.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("feed row", bytes);
-        // Rows of before end with the pause.
-        let is_first = bytes.first_chunk() == Some(b"RFD1");
-        reader.magic(if is_first { b"RFD1" } else { b"RFD2" })?;
+        // Rows of before: the first end with the pause, the second with the number of the key.
+        let version = bytes.first_chunk().filter(|magic| [b"RFD1", b"RFD2"].contains(magic));
+        reader.magic(version.unwrap_or(b"RFD3"))?;
         let name = reader.text(LABEL_MAX_BYTES)?.parse();
         let mut row = Self {
             name: name.map_err(|_| DecodeError::Value("label"))?,
@@ -131,9 +140,14 @@ impl FeedRow {
             principal: PrincipalId(reader.array()?),
             is_paused: reader.bool()?,
             tls_serial: 0,
+            enrolled_as: None,
         };
-        if !is_first {
+        if version != Some(b"RFD1") {
             row.tls_serial = reader.u64()?;
+        }
+        if version.is_none() {
+            let id = PrincipalId(reader.array()?);
+            row.enrolled_as = Some(id).filter(|id| *id != PrincipalId::LOCAL);
         }
         reader.finish()?;
         Ok(row)
@@ -154,9 +168,16 @@ mod tests {
             principal: PrincipalId([3; 16]),
             is_paused: true,
             tls_serial: 4,
+            enrolled_as: Some(PrincipalId([5; 16])),
         };
         assert_eq!(FeedRow::decode(&row.encode()).unwrap(), row);
-        let mut first = row.encode();
+        let row = FeedRow { enrolled_as: None, ..row };
+        assert_eq!(FeedRow::decode(&row.encode()).unwrap(), row);
+        let mut second = row.encode();
+        second.truncate(second.len() - 16);
+        second[3] = b'2';
+        assert_eq!(FeedRow::decode(&second).unwrap(), row);
+        let mut first = second;
         first.truncate(first.len() - 8);
         first[3] = b'1';
         assert_eq!(FeedRow::decode(&first).unwrap(), FeedRow { tls_serial: 0, ..row });

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use strongroom_protocol::id::{Label, PrincipalId, PublicKey};
 
 use crate::feeds::Feeds;
+use crate::key_gates::KeyGates;
 use crate::lent::LentConnections;
 use crate::stop::{self, Stop, Stopper};
 
@@ -95,6 +96,12 @@ pub struct PrimaryStatus {
     pub repaired_count: u64,
     /// What went wrong last, in plain words.
     pub trouble: String,
+    /// When the keys were made with which this server is enrolled there, milliseconds since 1970.
+    #[serde(default)]
+    pub keys_ms: Option<u64>,
+    /// What is wrong with the age of these keys, in plain words.
+    #[serde(default)]
+    pub keys_trouble: String,
 }
 
 /// Progress of all primaries, what is lent here and from here, and what imports and exports under
@@ -104,6 +111,7 @@ pub struct Followers {
     importing: Mutex<BTreeSet<PublicKey>>,
     lent: LentConnections,
     feeds: Feeds,
+    key_gates: KeyGates,
     stopper: Stopper,
     stop: Stop,
 }
@@ -122,6 +130,7 @@ impl Default for Followers {
             importing: Mutex::default(),
             lent: LentConnections::default(),
             feeds: Feeds::default(),
+            key_gates: KeyGates::default(),
             stopper,
             stop,
         }
@@ -154,6 +163,11 @@ impl Followers {
     /// How lending to other servers goes.
     pub fn feeds(&self) -> &Feeds {
         &self.feeds
+    }
+
+    /// Which keys are shown where this server is enrolled.
+    pub fn key_gates(&self) -> &KeyGates {
+        &self.key_gates
     }
 
     /// What is known of a primary.

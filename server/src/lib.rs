@@ -70,6 +70,7 @@ pub mod error;
 pub mod feeds;
 pub mod folder;
 pub mod followers;
+pub mod key_gates;
 pub mod keyed_tasks;
 pub mod lent;
 pub mod metrics;

@@ -85,6 +85,10 @@ pub struct ReplicaMetrics {
     pub failures: IntCounterVec,
     /// Descriptors that did not come after those that are here.
     pub refused_descriptors: IntCounterVec,
+    /// Records that stand behind an epoch that had ended them.
+    pub backdated_records: IntCounterVec,
+    /// Age of the oldest keys with which this server is enrolled at another, in seconds.
+    pub key_age: IntGauge,
     /// Connections that are lent now, by the name of who they are lent to.
     pub lent_connections: IntGaugeVec,
     /// Connections that could not be lent.
@@ -116,6 +120,17 @@ impl ReplicaMetrics {
                 "replica_refused_descriptors_total",
                 "Descriptors of a primary that do not come after those here",
                 &["primary"],
+            )?,
+            backdated_records: counters(
+                r,
+                "replica_backdated_records_total",
+                "Refusals of records of an epoch that had ended in a primary's ledger",
+                &["primary"],
+            )?,
+            key_age: gauge(
+                r,
+                "peer_key_age_seconds",
+                "Age of the oldest keys with which this server is enrolled at another",
             )?,
             lent_connections: gauges_by(
                 r,

@@ -86,6 +86,14 @@ pub enum ReplicaCommand {
         #[arg(long)]
         namespace: String,
     },
+    /// Roll over the keys with which this server is enrolled there now
+    Roll {
+        /// On which folder
+        #[command(flatten)]
+        folder: Folder,
+        /// Its name, as `replica list` prints it
+        name: Label,
+    },
     /// Follow a server no more; snapshots that came from it stay, with their locks
     Remove {
         /// On which folder
@@ -119,6 +127,7 @@ impl ReplicaCommand {
             Self::TakeAgain { folder, name, namespace } => {
                 (folder, AdminRequest::ReplicaTakeAgain { name, namespace })
             }
+            Self::Roll { folder, name } => (folder, AdminRequest::ReplicaRoll { name }),
             Self::Remove { folder, name } => (folder, AdminRequest::ReplicaRemove { name }),
         })
     }
@@ -175,7 +184,17 @@ pub fn primary_text(primary: &PrimaryStatus, instant: fn(u64) -> String) -> Stri
     if !primary.trouble.is_empty() {
         text.push_str(&format!("  trouble          {}\n", primary.trouble));
     }
-    text
+    text + &keys_text(primary.keys_ms, &primary.keys_trouble, instant)
+}
+
+/// The keys with which this server is enrolled at another.
+pub fn keys_text(made_ms: Option<u64>, trouble: &str, instant: fn(u64) -> String) -> String {
+    let made = made_ms.map(|made_ms| format!("  keys made        {}\n", instant(made_ms)));
+    let trouble = match trouble {
+        "" => String::new(),
+        trouble => format!("  KEYS             {trouble}\n"),
+    };
+    made.unwrap_or_default() + &trouble
 }
 
 /// A token as it was typed, or the contents of the file that `@FILE` names.

@@ -62,6 +62,7 @@ impl BoundServer {
         let scrubbing = tokio::spawn(scrub_when_due(repository.clone(), stopped.clone()));
         let replication = tokio::spawn(replica::run(repository.clone(), stopped.clone()));
         let feeding = tokio::spawn(feed::run(repository.clone(), stopped.clone()));
+        let rolling = tokio::spawn(replica::key_age::run(repository.clone(), stopped.clone()));
         let cycles = repository.writer().noted().clone();
         let clients = listener::run(repository.clone(), self.clients, tls, stopped);
         let clients = tokio::spawn(clients);
@@ -73,7 +74,8 @@ impl BoundServer {
         stopper.stop();
         cycles.stop();
         repository.followers().stop();
-        for task in [clients, probes, admin, ticker, collection, scrubbing, replication, feeding] {
+        let services = [clients, probes, admin, ticker, collection, scrubbing];
+        for task in services.into_iter().chain([replication, feeding, rolling]) {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a task ended badly");
             }

@@ -210,6 +210,7 @@ pub fn test_config(change: impl FnOnce(&mut Config)) -> Config {
     config.store.reserve.0 = 1 << 20;
     // Clocks are turned by years here; tests of keys set these.
     (config.keys.tls_age.0, config.keys.principal_age.0) = (Duration::ZERO, Duration::ZERO);
+    config.keys.peer_age.0 = Duration::ZERO;
     change(&mut config);
     config
 }

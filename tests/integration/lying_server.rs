@@ -56,6 +56,10 @@ pub struct Lies {
     pub withheld: Mutex<HashSet<SealedDigest>>,
     /// Records that it shows under digests.
     pub records: Mutex<HashMap<RecordDigest, Vec<u8>>>,
+    /// Questions that [`Trick::SlowProof`] has not answered yet.
+    pub held: AtomicU32,
+    /// Requests for new keys that came while there were such questions.
+    pub rolls_beside: AtomicU32,
     trick: Mutex<Option<Trick>>,
 }
 
@@ -74,6 +78,12 @@ pub enum Trick {
     Silence,
     /// The last envelope is missing.
     FewerEnvelopes,
+    /// Proofs come after a while.
+    SlowProof,
+    /// A request for new keys is carried out, and never answered.
+    RollUnanswered,
+    /// It is not even carried out.
+    RollUnheard,
 }
 
 impl Lies {
@@ -222,8 +232,39 @@ async fn trick(
             Ok(Ok(streamed(Bytes::from_static(&[b'1'; 8192]), None)))
         }
         (_, Some(Trick::Silence)) => std::future::pending().await,
+        (route, Some(trick)) => {
+            trick_with_keys(repository, lies, peer, (route, trick), request).await
+        }
         _ => Err(request),
     }
+}
+
+/// The same, of tricks while keys roll over.
+async fn trick_with_keys(
+    repository: &Arc<Repository>,
+    lies: &Lies,
+    peer: &Peer,
+    about: (Route, Trick),
+    request: Request<Incoming>,
+) -> Result<Played, Request<Incoming>> {
+    match about {
+        (Route::Consistency(_), Trick::SlowProof) => {
+            lies.held.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            lies.held.fetch_sub(1, Ordering::SeqCst);
+        }
+        (Route::RollKeys, Trick::SlowProof) => {
+            let held = lies.held.load(Ordering::SeqCst);
+            lies.rolls_beside.fetch_add(held, Ordering::SeqCst);
+        }
+        (Route::RollKeys, Trick::RollUnanswered) => {
+            drop(serve(repository.clone(), peer.clone(), request).await.unwrap());
+            return std::future::pending().await;
+        }
+        (Route::RollKeys, Trick::RollUnheard) => std::future::pending().await,
+        _ => {}
+    }
+    Err(request)
 }
 
 fn read_all(

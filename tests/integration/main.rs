@@ -60,6 +60,7 @@ mod replica_line;
 mod replica_only;
 mod retention;
 mod rolling;
+mod rolling_peers;
 mod rolling_servers;
 mod scrub;
 mod seed;

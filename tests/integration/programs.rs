@@ -52,7 +52,7 @@ impl Served {
         let (verb, rest) = arguments.split_first().unwrap();
         let mut command = Command::new(program("strongroomd"));
         command.arg(verb);
-        if ["principals", "clock", "replica", "scrub", "gc", "tls"].contains(verb) {
+        if ["principals", "clock", "replica", "feed", "scrub", "gc", "tls"].contains(verb) {
             let (verb, rest) = rest.split_first().unwrap();
             command.arg(verb).args(rest);
         } else {

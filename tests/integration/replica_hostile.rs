@@ -17,7 +17,7 @@ use crate::lying_server::{Lies, Trick, captured};
 use crate::replica::{add, events, quick, snapshots, status, synced, token_at, until};
 use crate::replica_line::impatient;
 
-async fn follow_captured(replica: &TestServer, primary: &TestServer) -> Arc<Lies> {
+pub async fn follow_captured(replica: &TestServer, primary: &TestServer) -> Arc<Lies> {
     let lies = Arc::new(Lies::default());
     let address = captured(primary.repository.clone(), lies.clone()).await;
     add(replica, &token_at(primary, address), "office", &[]).await;

@@ -266,7 +266,7 @@ async fn a_record_behind_the_next_epoch_in_a_primarys_ledger_is_not_taken_over()
     let begun = Event::DescriptorTaken { descriptor: descriptor.digest(), version: 2 };
     replica.repository.pause_primary(&"office".parse().unwrap(), true).unwrap();
     forge(&primary, namespace, begun);
-    let (backdated, _) = writer.snapshot("db", &[b"backdated"]).await;
+    let (backdated, receipt) = writer.snapshot("db", &[b"backdated"]).await;
     assert!(offered(&writer, signed).await.unwrap().is_new);
     renew(&writer, &descriptor);
     reopen(&mut writer);
@@ -277,6 +277,22 @@ async fn a_record_behind_the_next_epoch_in_a_primarys_ledger_is_not_taken_over()
     let listed = snapshots(&replica, &namespace);
     assert_eq!(listed.len(), 1);
     assert!(listed.iter().all(|row| row.record != backdated.digest()));
+    // On record once, and counted.
+    let refused = |server: &TestServer| {
+        let own = events(&server.repository).into_iter();
+        own.filter(|event| matches!(event, Event::RecordRefused { .. })).collect::<Vec<_>>()
+    };
+    let entered = Event::RecordRefused {
+        ledger_key: primary.repository.keys().ledger_public(),
+        record: backdated.digest(),
+        leaf: receipt.leaf_index,
+        epoch: 2,
+    };
+    assert_eq!(refused(&replica), std::slice::from_ref(&entered));
+    let text = String::from_utf8(replica.repository.metrics().render().unwrap()).unwrap();
+    let counted = "strongroom_replica_backdated_records_total{primary=\"office\"} ";
+    assert!(text.lines().any(|line| line.starts_with(counted) && !line.ends_with(" 0")));
+    replica.clock.advance(std::time::Duration::from_secs(3600));
     // It keeps nothing else waiting, and stays out after a start.
     let replica = replica.restart_with(quick).await;
     until("said again", || {
@@ -285,6 +301,7 @@ async fn a_record_behind_the_next_epoch_in_a_primarys_ledger_is_not_taken_over()
     })
     .await;
     assert_eq!(snapshots(&replica, &namespace).len(), 1);
+    assert_eq!(refused(&replica), [entered], "and on record no second time");
 }
 
 #[tokio::test(flavor = "multi_thread")]

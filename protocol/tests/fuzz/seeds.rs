@@ -266,11 +266,12 @@ fn replica_events(
     ]
 }
 
-fn key_events(key: PublicKey, tls_key: TlsKeyDigest, principal: PrincipalId) -> [Event; 3] {
+fn key_events(key: PublicKey, tls_key: TlsKeyDigest, principal: PrincipalId) -> [Event; 4] {
     [
         Event::KeysRolled { principal, tls_key, signing_key: key, vouch: [6; 64] },
         Event::TlsKeyRolled { tls_key, serial: 2 },
         Event::PeerKeyFollowed { ledger_key: key, tls_key, serial: 2 },
+        Event::RecordRefused { ledger_key: key, record: RecordDigest([9; 32]), leaf: 3, epoch: 2 },
     ]
 }
 

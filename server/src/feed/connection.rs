@@ -22,6 +22,7 @@ use crate::dial::{DialError, Dialled, dial};
 use crate::feeds::{FeedProgress, FeedRow};
 use crate::handler::Peer;
 use crate::replica::keys::{PeerKeys, Whom};
+use crate::replica::rolling::{self, Party};
 use crate::repository::Repository;
 use crate::server_keys::random_bytes;
 use crate::stop::Stop;
@@ -51,7 +52,7 @@ pub async fn keep_lent(
     let mut ending = stop.clone();
     let lending = async {
         let (stream, exporter) = tokio::select! {
-            turned = turned_round(repository, row) => turned?,
+            turned = turned_round(repository, row, stop.clone()) => turned?,
             () = ending.wait() => return Ok(()),
         };
         let peer = Peer { tls_key: row.tls_key, exporter };
@@ -75,7 +76,17 @@ pub async fn keep_lent(
 async fn turned_round(
     repository: &Arc<Repository>,
     row: &FeedRow,
+    stop: Stop,
 ) -> Result<(Upgraded, [u8; 32]), String> {
+    let party = Party::of_feed(repository, row);
+    let settled = rolling::settle(repository, &party, &stop).await;
+    settled.map_err(|error| error.to_string())?;
+    // They stay until the connection is turned round.
+    let gate = rolling::gate(repository, Whom::Feed(&row.name));
+    let shown = gate.pass().await;
+    if !shown.is_settled {
+        return Err("it is not known yet which keys of this server it knows".into());
+    }
     // They were made when the replica was enrolled at; a feed that is removed has none.
     let keys = PeerKeys::load(repository.folder(), Whom::Feed(&row.name));
     let keys = keys.map_err(|error| error.to_string())?;

@@ -51,13 +51,14 @@ pub async fn add(
             "that server's key is a principal here already; revoke it first".into(),
         ));
     }
-    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Feed(&name))?;
+    let now_ms = repository.clock().wall_ms();
+    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Feed(&name), now_ms)?;
     let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
     let patience = repository.config().replica.patience.0;
     let peer = Peer::dialling(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;
     let signing_key = repository.keys().ledger_public();
     let me = Newcomer { keys: &keys, signing_key, display_name: "primary" };
-    let (ledger_key, tls_serial, _) = prove(&peer, &token, me).await?;
+    let (ledger_key, tls_serial, answer) = prove(&peer, &token, me).await?;
     let row = FeedRow {
         name: name.clone(),
         addresses: token.addresses,
@@ -66,6 +67,7 @@ pub async fn add(
         principal: PrincipalId(random_bytes()?),
         is_paused: false,
         tls_serial,
+        enrolled_as: Some(answer.principal),
     };
     let adding = repository.clone();
     let added = tokio::task::spawn_blocking(move || adding.add_feed(row)).await;

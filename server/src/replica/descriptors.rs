@@ -5,13 +5,14 @@
 //! namespace has moved, also from one that it takes nothing else of.
 
 use strongroom_protocol::descriptor::VerifiedDescriptor;
-use strongroom_protocol::id::{DescriptorDigest, NamespaceId};
+use strongroom_protocol::id::{DescriptorDigest, NamespaceId, RecordDigest};
 use strongroom_protocol::record::RecordBody;
 
 use super::blocking;
 use super::error::ReplicaError;
 use super::follow::Follower;
 use crate::replica_rows::PrimaryRow;
+use crate::repository::backdated::Backdated;
 use crate::repository::descriptors::Outcome;
 use crate::repository::replication::Step;
 
@@ -81,7 +82,7 @@ impl Follower {
         &self,
         row: &PrimaryRow,
         leaf: u64,
-        body: &RecordBody,
+        (digest, body): (RecordDigest, &RecordBody),
     ) -> Result<(), ReplicaError> {
         let (key, asked) = (row.ledger_key, body.clone());
         let later = self.here(move |r| r.later_epoch_before(&key, leaf, &asked)).await?;
@@ -93,6 +94,11 @@ impl Follower {
              another server late",
             body.epoch
         );
+        let name = self.primary.name.as_str();
+        self.repository.metrics().replica.backdated_records.with_label_values(&[name]).inc();
+        let refused = Backdated { namespace: body.namespace, record: digest, leaf, epoch };
+        let row = row.clone();
+        self.here(move |r| r.enter_backdated(&row, refused)).await?;
         Err(ReplicaError::Wrong(format!(
             "a record of epoch {} stands behind the beginning of epoch {epoch} in its ledger",
             body.epoch

@@ -64,7 +64,8 @@ pub async fn add(
     if u32::try_from(wanted.only.len()).map_or(true, |count| count > PRIMARY_FILTER_MAX) {
         return Err(operator(format!("--only takes at most {PRIMARY_FILTER_MAX} names")));
     }
-    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&name))?;
+    let now_ms = repository.clock().wall_ms();
+    let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&name), now_ms)?;
     let throttle = Arc::new(Throttle::unbounded(repository.clock().clone()));
     let patience = repository.config().replica.patience.0;
     let peer = Peer::dialling(&token.addresses, &keys, token.tls_key, throttle, patience, stop)?;

@@ -49,7 +49,12 @@ impl ReplicaError {
 
     /// Whether the primary does not know this server.
     pub fn is_revoked(&self) -> bool {
-        self.has_code(ErrorCode::UnknownPrincipal) || self.has_code(ErrorCode::KeysRolled)
+        self.has_code(ErrorCode::UnknownPrincipal) || self.is_rolled_over()
+    }
+
+    /// Whether somebody else has rolled over the keys of this server there.
+    pub fn is_rolled_over(&self) -> bool {
+        self.has_code(ErrorCode::KeysRolled)
     }
 
     /// Whether the fault is in one snapshot, so that the next can be tried.

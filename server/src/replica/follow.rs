@@ -384,7 +384,7 @@ impl Follower {
         // The one that the record names: the newest may be of a later epoch.
         let descriptor = self.demand_descriptor(namespace, record.body.descriptor).await?;
         record.verify(&descriptor).map_err(|error| ReplicaError::Wrong(error.to_string()))?;
-        self.check_place(row, leaf, &record.body).await?;
+        self.check_place(row, leaf, (digest, &record.body)).await?;
         let version = descriptor.contents().version;
         self.note_descriptor(row, leaf, namespace, version).await?;
         Ok(bytes)

@@ -5,18 +5,21 @@
 //! nothing that must survive. `docs/replication.md` has what moves, in which order, and what a
 //! captured primary can do.
 //!
-//! Reading order: `keys`, `throttle`, `peer`, `enrol`, `source`, `follow`, `descriptors`,
-//! `pending`, `tree`, `import`, `repair`.
+//! Reading order: `keys`, `throttle`, `dialling`, `peer`, `rolling`, `key_age`, `enrol`, `source`,
+//! `follow`, `descriptors`, `pending`, `tree`, `import`, `repair`.
 
 mod descriptors;
+mod dialling;
 pub mod enrol;
 pub mod error;
 mod follow;
 pub mod import;
+pub mod key_age;
 pub mod keys;
 pub mod peer;
 mod pending;
 mod repair;
+pub mod rolling;
 mod source;
 pub mod throttle;
 mod tree;
@@ -30,11 +33,13 @@ use strongroom_protocol::limits::CHECKPOINT_MAX_BYTES;
 use strongroom_protocol::route::Route;
 use strongroom_protocol::vouch::ServerTls;
 
+use self::dialling::{Follow, Renewal};
 use self::error::ReplicaError;
 use self::follow::Follower;
 use self::keys::{PeerKeys, Whom};
-use self::peer::{Follow, Peer};
+use self::peer::Peer;
 use self::repair::Repairer;
+use self::rolling::Party;
 use self::source::Source;
 use self::throttle::Throttle;
 use crate::error::{ServerError, plain_words};
@@ -111,13 +116,7 @@ async fn follow(repository: Arc<Repository>, name: Label, throttle: Arc<Throttle
         let Ok(row) = blocking(move || Ok(reading.primary(&wanted)?)).await else { return };
         let is_asked = !row.is_paused && !row.is_refused;
         if is_asked {
-            let (throttle, stopping) = (throttle.clone(), stop.clone());
-            // Another primary may stand under the name by now, with other keys.
-            let is_same = |follower: &Follower| follower.primary == row.enrolment();
-            let outcome = match follower.take().filter(is_same) {
-                Some(follower) => Ok(follower),
-                None => open(&repository, &row, throttle, stopping),
-            };
+            let outcome = ready(&repository, &row, follower.take(), (&throttle, &stop)).await;
             let before = repository.followers().progress(&name).received_bytes;
             let outcome = match outcome {
                 Ok(mut opened) => {
@@ -170,6 +169,23 @@ async fn replaced(repository: &Arc<Repository>, row: &PrimaryRow) {
     }
 }
 
+/// The follower of before, or a new one; it is known which keys the primary knows.
+async fn ready(
+    repository: &Arc<Repository>,
+    row: &PrimaryRow,
+    before: Option<Follower>,
+    (throttle, stop): (&Arc<Throttle>, &Stop),
+) -> Result<Follower, ReplicaError> {
+    if let Some(party) = Party::of_primary(repository, row) {
+        rolling::settle(repository, &party, stop).await?;
+    }
+    // Another primary may stand under the name by now, with other keys.
+    match before.filter(|follower| follower.primary == row.enrolment()) {
+        Some(follower) => Ok(follower),
+        None => open(repository, row, throttle.clone(), stop.clone()),
+    }
+}
+
 fn open(
     repository: &Arc<Repository>,
     row: &PrimaryRow,
@@ -179,13 +195,18 @@ fn open(
     let patience = repository.config().replica.patience.0;
     let peer = match &row.reach {
         Reach::Dialled(addresses) => {
-            let keys = PeerKeys::load_or_create(repository.folder(), Whom::Primary(&row.name))?;
+            let (whom, now_ms) = (Whom::Primary(&row.name), repository.clock().wall_ms());
+            let keys = PeerKeys::load_or_create(repository.folder(), whom, now_ms)?;
+            let (loading, name) = (repository.clone(), row.name.clone());
+            let load = move || PeerKeys::load(loading.folder(), Whom::Primary(&name));
+            let renewal = Renewal { gate: rolling::gate(repository, whom), load: Arc::new(load) };
             let (following, primary) = (repository.clone(), row.enrolment());
             let keep = move |next| following.follow_primary_key(&primary, next);
             let pinned = ServerTls { tls_key: row.tls_key, serial: row.tls_serial };
             let follow = Follow { ledger_key: row.ledger_key, pinned, keep: Arc::new(keep) };
             Peer::dialling(addresses, &keys, row.tls_key, throttle, patience, stop)?
                 .following(follow)
+                .renewing(renewal)
         }
         Reach::Lent => {
             let pool = repository.followers().lent().pool(row.principal);
@@ -222,7 +243,9 @@ async fn settle(
     if let Err(error) = &outcome {
         repository.metrics().replica.failures.with_label_values(&[name.as_str()]).inc();
         let before = repository.followers().progress(name).trouble;
-        if before != trouble {
+        if before != trouble && error.is_rolled_over() {
+            rolling::alarm(name);
+        } else if before != trouble {
             tracing::warn!(primary = %name, %error, "a primary could not be followed");
         }
     }

@@ -25,21 +25,22 @@ use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use strongroom_protocol::error::ErrorBody;
 use strongroom_protocol::frame::FrameDecoder;
-use strongroom_protocol::id::{NamespaceId, PublicKey, SealedDigest, TlsKeyDigest};
+use strongroom_protocol::id::{NamespaceId, SealedDigest, TlsKeyDigest};
 use strongroom_protocol::limits::{ANSWER_MAX_BYTES, CONTROL_MAX_BYTES};
 use strongroom_protocol::route::Route;
-use strongroom_protocol::vouch::ServerTls;
+use tokio::sync::RwLockReadGuard;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::dialling::{Dialling, Follow, Renewal};
 use super::error::ReplicaError;
 use super::keys::PeerKeys;
 use super::throttle::Throttle;
 use crate::dial::{DialError, Dialled, dial};
 use crate::error::ServerError;
+use crate::key_gates::Shown;
 use crate::lent::{Place, Pool, Sender};
 use crate::stop::Stop;
 use crate::successor;
-use crate::tls::{client_config, open_config};
 
 /// An answer that brings less than this a second is given up.
 const RATE_MIN_BYTES: u64 = 1024;
@@ -47,6 +48,8 @@ const RATE_MIN_BYTES: u64 = 1024;
 /// A primary, as it is reached.
 pub struct Peer {
     way: Way,
+    /// Connections that were dialled and that nobody uses.
+    idle: Mutex<Vec<Connection>>,
     throttle: Arc<Throttle>,
     patience: Duration,
     stop: Stop,
@@ -60,33 +63,13 @@ enum Way {
     Lent(Arc<Pool>),
 }
 
-/// A primary that this server dials.
-struct Dialling {
-    addresses: String,
-    keys: PeerKeys,
-    tls: Mutex<Arc<ClientConfig>>,
-    idle: Mutex<Vec<Connection>>,
-    follow: Option<Mutex<Follow>>,
-}
-
-/// How the primary's next TLS key is followed.
-pub struct Follow {
-    /// The primary's ledger key, which vouches for it.
-    pub ledger_key: PublicKey,
-    /// The TLS key that is pinned.
-    pub pinned: ServerTls,
-    /// Writes the next one down.
-    pub keep: Keep,
-}
-
-/// Writes down that another key is pinned from now on.
-pub type Keep = Arc<dyn Fn(ServerTls) -> Result<(), ServerError> + Send + Sync>;
-
 /// An open connection.
 pub struct Connection {
     sender: Sender,
     host: String,
     exporter: [u8; 32],
+    /// Which keys were shown when it was dialled.
+    turn: Option<u64>,
     /// Where it is one that the primary lends.
     place: Option<Place>,
 }
@@ -117,15 +100,9 @@ impl Peer {
         patience: Duration,
         stop: Stop,
     ) -> Result<Self, ReplicaError> {
-        let tls = client_config(keys.certificate.clone(), keys.tls_key.clone_key(), pin)?;
-        let dialling = Dialling {
-            addresses: addresses.to_owned(),
-            keys: keys.copy(),
-            tls: Mutex::new(tls),
-            idle: Mutex::default(),
-            follow: None,
-        };
-        Ok(Self { way: Way::Dial(Box::new(dialling)), throttle, patience, stop })
+        let dialling = Dialling::new(addresses, keys, pin)?;
+        let way = Way::Dial(Box::new(dialling));
+        Ok(Self { way, idle: Mutex::default(), throttle, patience, stop })
     }
 
     /// The same, which follows the primary when it shows another TLS key.
@@ -136,23 +113,31 @@ impl Peer {
         self
     }
 
+    /// The same, where this server's keys may become others meanwhile.
+    pub fn renewing(mut self, renewal: Renewal) -> Self {
+        if let Way::Dial(dialling) = &mut self.way {
+            dialling.renewal = Some(renewal);
+        }
+        self
+    }
+
     /// A primary that lends its connections.
     pub fn lent(pool: Arc<Pool>, throttle: Arc<Throttle>, patience: Duration, stop: Stop) -> Self {
-        Self { way: Way::Lent(pool), throttle, patience, stop }
+        Self { way: Way::Lent(pool), idle: Mutex::default(), throttle, patience, stop }
     }
 
     /// A new connection: dialled, or the next that is lent.
     pub async fn connect(&self) -> Result<Connection, ReplicaError> {
         match &self.way {
             Way::Dial(dialling) => {
-                let tls = dialling.tls.lock().clone();
+                let (tls, turn) = dialling.shown();
                 let mut dialled = self.unless_stopping(dial(&dialling.addresses, &tls)).await?;
                 if let (Err(DialError::WrongKey(_)), Some(follow)) = (&dialled, &dialling.follow) {
                     let tls = self.followed(dialling, follow).await?;
                     dialled = self.unless_stopping(dial(&dialling.addresses, &tls)).await?;
                 }
                 let dialled = dialled.map_err(|error| ReplicaError::Unreachable(error.to_string()));
-                speak(dialled?).await
+                Ok(Connection { turn, ..speak(dialled?).await? })
             }
             Way::Lent(pool) => {
                 let lent = self.unless_stopping(pool.borrow()).await?;
@@ -160,7 +145,7 @@ impl Peer {
                     ReplicaError::Unreachable("the primary lends no connection".into())
                 })?;
                 let (host, exporter) = ("primary".into(), [0; 32]);
-                Ok(Connection { sender, host, exporter, place: Some(place) })
+                Ok(Connection { sender, host, exporter, turn: None, place: Some(place) })
             }
         }
     }
@@ -175,24 +160,43 @@ impl Peer {
             let follow = follow.lock();
             (follow.ledger_key, follow.pinned, follow.keep.clone())
         };
-        let (certificate, key) = (&dialling.keys.certificate, &dialling.keys.tls_key);
-        let open = open_config(certificate.clone(), key.clone_key())?;
+        let open = dialling.open()?;
         let found = successor::find(&dialling.addresses, &open, pinned, &ledger_key, self.patience);
         let next = self.unless_stopping(found).await?.map_err(ReplicaError::Unreachable)?;
         let kept = tokio::task::spawn_blocking(move || keep(next)).await;
         kept.map_err(|error| ServerError::Bug(error.to_string()))??;
-        let tls = client_config(certificate.clone(), key.clone_key(), next.tls_key)?;
         follow.lock().pinned = next;
-        *dialling.tls.lock() = tls.clone();
+        let tls = dialling.pin(next.tls_key)?;
         tracing::info!(serial = next.serial, "a primary has another TLS key, and is followed");
         Ok(tls)
+    }
+
+    /// Passes the gate of the keys, with those of now; they stay as long as what comes is held.
+    async fn pass(&self) -> Result<Option<RwLockReadGuard<'_, Shown>>, ReplicaError> {
+        let Way::Dial(dialling) = &self.way else { return Ok(None) };
+        let Some(renewal) = &dialling.renewal else { return Ok(None) };
+        let shown = self.unless_stopping(renewal.gate.pass()).await?;
+        if !shown.is_settled {
+            let message = "it is not known yet which keys of this server it knows";
+            return Err(ReplicaError::Unreachable(message.into()));
+        }
+        if dialling.shown().1 != Some(shown.turn) {
+            let load = renewal.load.clone();
+            let keys = tokio::task::spawn_blocking(move || load()).await;
+            let keys = keys.map_err(|error| ServerError::Bug(error.to_string()))??;
+            dialling.show(keys, shown.turn)?;
+            self.idle.lock().clear();
+        }
+        Ok(Some(shown))
     }
 
     /// A connection that was used before, or a new one; says whether it was.
     async fn any_connection(&self) -> Result<(Connection, bool), ReplicaError> {
         if let Way::Dial(dialling) = &self.way {
-            let idle = dialling.idle.lock().pop();
-            if let Some(connection) = idle.filter(|idle| !idle.sender.is_closed()) {
+            let (idle, (_, turn)) = (self.idle.lock().pop(), dialling.shown());
+            // One that was dialled with older keys may not be used again.
+            let is_good = |idle: &Connection| idle.turn == turn && !idle.sender.is_closed();
+            if let Some(connection) = idle.filter(is_good) {
                 return Ok((connection, true));
             }
         }
@@ -204,7 +208,7 @@ impl Peer {
     fn keep(&self, mut connection: Connection) {
         match (&self.way, connection.place.take()) {
             (_, Some(place)) => place.give_back(connection.sender),
-            (Way::Dial(dialling), None) => dialling.idle.lock().push(connection),
+            (Way::Dial(_), None) => self.idle.lock().push(connection),
             (Way::Lent(_), None) => {}
         }
     }
@@ -269,6 +273,7 @@ impl Peer {
         query: &str,
         body: Bytes,
     ) -> Result<(Connection, Response<Incoming>), ReplicaError> {
+        let _passing = self.pass().await?;
         let (mut connection, was_used) = self.any_connection().await?;
         match self.send(&mut connection, route, query, body.clone()).await {
             Ok(answer) => return Ok((connection, answer)),
@@ -441,5 +446,5 @@ async fn speak(dialled: Dialled) -> Result<Connection, ReplicaError> {
             tracing::debug!(%error, "connection to a primary ended");
         }
     });
-    Ok(Connection { sender, host: address, exporter, place: None })
+    Ok(Connection { sender, host: address, exporter, turn: None, place: None })
 }

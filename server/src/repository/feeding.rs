@@ -50,6 +50,8 @@ impl Repository {
                     lent: progress.lent,
                     lent_ms: progress.lent_ms,
                     trouble: progress.trouble,
+                    keys_ms: None,
+                    keys_trouble: String::new(),
                 }
             })
             .collect())

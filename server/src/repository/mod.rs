@@ -19,12 +19,13 @@
 //! | `descriptors.rs` | newer descriptors: promote, demote, receive; who takes backups |
 //! | `primaries.rs` | primaries: add, remove |
 //! | `feeding.rs` | servers that connections are lent to: add, pause, remove |
-//! | `replication.rs`, `epochs.rs` | what the ledgers of primaries lead to here |
+//! | `replication.rs`, `epochs.rs`, `backdated.rs` | what the ledgers of primaries lead to here |
 //! | `rolling.rs`, `tls_roll.rs` | next keys: a principal's, this server's, other servers' |
 //! | `replicated.rs` | commit of a snapshot that a primary has |
 //! | `importing.rs` | servers whose exports are taken in |
 //! | `upkeep.rs` | what must happen now and then |
 
+pub mod backdated;
 pub mod clock;
 pub mod commit;
 pub mod damage;

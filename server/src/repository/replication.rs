@@ -120,6 +120,8 @@ impl Repository {
             is_repair_only: row.is_repair_only,
             repaired_count: progress.repaired_count,
             trouble: progress.trouble,
+            keys_ms: None,
+            keys_trouble: String::new(),
             name: row.name,
             addresses,
             ledger_key: row.ledger_key,

@@ -8,20 +8,27 @@
 //! request on, and is remembered: whoever still uses it is told, and it is an alarm, because then
 //! two have had the same key.
 //!
+//! A server that lends its connections (role `feeder`) rolls its TLS key over alone: its signing
+//! key is its ledger key, by which it is followed.
+//!
 //! An answer that gets lost is no matter: the client asks with the new key whether it is known.
 
 use strongroom_protocol::entry::Event;
 use strongroom_protocol::error::ErrorCode;
-use strongroom_protocol::id::{NamespaceId, TlsKeyDigest};
+use strongroom_protocol::id::{NamespaceId, PrincipalId, TlsKeyDigest};
 use strongroom_protocol::message::KeysRolled;
+use strongroom_protocol::role::Role;
 use strongroom_protocol::roll::{NewKeys, RollRequest};
 
 use crate::error::ServerError;
 use crate::principal_row::PrincipalRow;
 use crate::registry::Principal;
+use crate::replica_rows::{PrimaryRow, Reach};
 use crate::repository::Repository;
+use crate::repository::replication::{all_primaries, put_primary};
 use crate::store::schema::Family;
 use crate::tls::verify_p256;
+use crate::writer::Decision;
 
 impl Repository {
     /// Gives a principal the keys that its request names. `connection` is the TLS key and the
@@ -69,9 +76,28 @@ impl Repository {
             let event =
                 Event::KeysRolled { principal: id, tls_key, signing_key, vouch: request.vouch };
             decision.enter(id, row.namespace.unwrap_or(NamespaceId([0; 32])), event);
+            repository.follow_feeder(decision, &row, id)?;
             repository.registry.replace_keys(id, &row);
             Ok(KeysRolled { principal: id, rolled_ms: row.keys_ms })
         })
+    }
+}
+
+impl Repository {
+    /// A primary that lends its connections dials with the key of its principal.
+    fn follow_feeder(
+        &self,
+        decision: &mut Decision<'_>,
+        principal: &PrincipalRow,
+        id: PrincipalId,
+    ) -> Result<(), ServerError> {
+        if principal.role == Role::Feeder {
+            let is_it = |row: &PrimaryRow| row.reach == Reach::Lent && row.principal == id;
+            for row in all_primaries(decision.store)?.into_iter().filter(is_it) {
+                put_primary(decision, &PrimaryRow { tls_key: principal.tls_key, ..row });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -84,7 +110,10 @@ fn check(
 ) -> Result<(), ServerError> {
     let is_held =
         verify_p256(&request.tls_point, &request.tls_message(exporter), &request.tls_possession);
+    // A server that lends is known by its ledger key, which lends.
+    let is_kept = principal.role != Role::Feeder || request.signing_key == principal.signing_key;
     let is_good = request.principal == principal.id
+        && is_kept
         && keys.check(&principal.signing_key, &request.vouch).is_ok()
         && request.check_held(exporter).is_ok()
         && is_held;
