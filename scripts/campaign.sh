@@ -72,8 +72,10 @@ integration() {
   mkdir "$folder/deps"
   cp "$(binaries integration | tail -1)" "$folder/deps/integration"
   cp "$CARGO_TARGET_DIR"/release/{strongroom,strongroomd} "$folder/"
-  # A name that fits nothing would pass.
-  "$folder/deps/integration" --list "$1" | grep -q ': test$' || {
+  # A name that fits nothing would pass. (Not through a pipe: who is not read to its end fails.)
+  local found
+  found=$("$folder/deps/integration" --list "$1")
+  grep -q ': test$' <<<"$found" || {
     echo "$0: no test is called *$1*" >&2
     exit 1
   }
