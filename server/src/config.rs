@@ -378,9 +378,13 @@ impl LimitConfig {
         if self.have_per_second < HAVE_MAX_COUNT {
             return Err(format!("limits.have_per_second: needs at least {HAVE_MAX_COUNT}"));
         }
-        let connections = [self.connections, self.connections_per_principal];
-        let others = [self.sessions_per_principal, self.requests];
-        if connections.iter().chain(&others).any(|most| *most == 0) || self.hits_uncommitted == 0 {
+        let counts = [
+            self.connections,
+            self.connections_per_principal,
+            self.requests,
+            self.sessions_per_principal,
+        ];
+        if counts.contains(&0) || self.hits_uncommitted == 0 {
             return Err("limits: connections, connections_per_principal, requests, \
                         sessions_per_principal and hits_uncommitted must not be 0"
                 .into());

@@ -47,6 +47,15 @@ impl KeyGate {
         self.shown.read().await
     }
 
+    /// The same, where it is known which keys to show; says that it is not.
+    pub async fn pass_settled(&self) -> Result<RwLockReadGuard<'_, Shown>, &'static str> {
+        let shown = self.pass().await;
+        match shown.is_settled {
+            true => Ok(shown),
+            false => Err("it is not known yet which keys of this server it knows"),
+        }
+    }
+
     /// Waits until nobody passes, and lets nobody pass meanwhile.
     pub async fn alone(&self) -> RwLockWriteGuard<'_, Shown> {
         self.shown.write().await

@@ -14,7 +14,7 @@ use strongroom_server::refusals::Reason;
 use tokio::io::AsyncWriteExt;
 
 use crate::harness::{TestServer, Tree, digests, frames, refused_with};
-use crate::raw::{Raw, is_refused, is_well, refused};
+use crate::raw::{Raw, is_refused, is_well, refused, request_announcing};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_and_open_leases_have_a_bound_for_each_principal() {
@@ -75,12 +75,7 @@ async fn questions_have_a_rate_for_each_session() {
 }
 
 fn upload_of(route: &Route, announced: usize, body: &[u8]) -> Vec<u8> {
-    let head = format!(
-        "{} {} HTTP/1.1\r\nhost: x\r\ncontent-length: {announced}\r\n\r\n",
-        route.method(),
-        route.path()
-    );
-    [head.as_bytes(), body].concat()
+    request_announcing(route.method(), &route.path(), announced, body)
 }
 
 #[tokio::test(flavor = "multi_thread")]

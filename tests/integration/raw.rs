@@ -46,7 +46,11 @@ pub fn stranger() -> Arc<ClientConfig> {
 
 /// A whole request.
 pub fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
-    let length = body.len();
+    request_announcing(method, path, body.len(), body)
+}
+
+/// A request whose body is said to have so many bytes.
+pub fn request_announcing(method: &str, path: &str, length: usize, body: &[u8]) -> Vec<u8> {
     let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
     [head.as_bytes(), body].concat()
 }

@@ -82,11 +82,8 @@ async fn turned_round(
     let settled = rolling::settle(repository, &party, &stop).await;
     settled.map_err(|error| error.to_string())?;
     // They stay until the connection is turned round.
-    let gate = rolling::gate(repository, Whom::Feed(&row.name));
-    let shown = gate.pass().await;
-    if !shown.is_settled {
-        return Err("it is not known yet which keys of this server it knows".into());
-    }
+    let gate = rolling::gate(repository, party.whom());
+    let _shown = gate.pass_settled().await?;
     // They were made when the replica was enrolled at; a feed that is removed has none.
     let keys = PeerKeys::load(repository.folder(), Whom::Feed(&row.name));
     let keys = keys.map_err(|error| error.to_string())?;

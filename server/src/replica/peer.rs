@@ -175,11 +175,8 @@ impl Peer {
     async fn pass(&self) -> Result<Option<RwLockReadGuard<'_, Shown>>, ReplicaError> {
         let Way::Dial(dialling) = &self.way else { return Ok(None) };
         let Some(renewal) = &dialling.renewal else { return Ok(None) };
-        let shown = self.unless_stopping(renewal.gate.pass()).await?;
-        if !shown.is_settled {
-            let message = "it is not known yet which keys of this server it knows";
-            return Err(ReplicaError::Unreachable(message.into()));
-        }
+        let shown = self.unless_stopping(renewal.gate.pass_settled()).await?;
+        let shown = shown.map_err(|unsettled| ReplicaError::Unreachable(unsettled.into()))?;
         if dialling.shown().1 != Some(shown.turn) {
             let load = renewal.load.clone();
             let keys = tokio::task::spawn_blocking(move || load()).await;
